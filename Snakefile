@@ -52,7 +52,9 @@ rule all:
     default_target: True
     input:
         each_run(JobPaths.documents),
-        [f"{SWEEP}/{name}" for name in ("SWEEP.md", "sweep.html", "documents.json")] if RUNS.swept else [],
+        [f"{SWEEP}/{name}" for name in ("SWEEP.md", "sweep.html", "documents.json")]
+        if RUNS.swept
+        else [],
     localrule: True
 
 

@@ -44,16 +44,23 @@ def create(place: Path, beside: Path | None) -> Path:
 
     With ``beside`` it also imports the packages of that environment, which it does not change.
     """
-    if importlib.util.find_spec("venv") is None or (beside is None and importlib.util.find_spec("ensurepip") is None):
+    if importlib.util.find_spec("venv") is None or (
+        beside is None and importlib.util.find_spec("ensurepip") is None
+    ):
         raise NotInstalled(
             f"{sys.executable} has no venv module. On Debian and Ubuntu: apt-get install python3-venv."
             " Or name another Python: make PYTHON=python3.12"
         )
     python = place / "bin" / "python"
     if not python.exists():
-        subprocess.run([sys.executable, "-m", "venv", *(["--without-pip"] if beside else []), place], check=True)
+        subprocess.run(
+            [sys.executable, "-m", "venv", *(["--without-pip"] if beside else []), place],
+            check=True,
+        )
     if beside:
-        (_packages(python) / "project.pth").write_text(f"{_packages(beside / 'bin' / 'python')}\n", encoding="utf-8")
+        (_packages(python) / "project.pth").write_text(
+            f"{_packages(beside / 'bin' / 'python')}\n", encoding="utf-8"
+        )
     return python
 
 
@@ -75,7 +82,16 @@ def find_uv(python: Path) -> str | None:
 
 def locked_lines(uv: str, *chosen: str) -> list[str]:
     """Requirement lines of a group or an extra by uv.lock: ``name==version ; marker``."""
-    export = [uv, "export", "--locked", "--no-emit-project", "--no-hashes", "--no-header", "--no-annotate", "--quiet"]
+    export = [
+        uv,
+        "export",
+        "--locked",
+        "--no-emit-project",
+        "--no-hashes",
+        "--no-header",
+        "--no-annotate",
+        "--quiet",
+    ]
     done = subprocess.run([*export, *chosen], cwd=ROOT, capture_output=True, text=True)
     if done.returncode:
         raise NotInstalled(
@@ -88,7 +104,9 @@ def direct_lines(name: str, *, is_extra: bool) -> list[str]:
     """The lines that pyproject.toml itself has for a group or an extra, with those of the others that it includes."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     found = []
-    for line in (project["project"]["optional-dependencies"] if is_extra else project["dependency-groups"])[name]:
+    for line in (
+        project["project"]["optional-dependencies"] if is_extra else project["dependency-groups"]
+    )[name]:
         if isinstance(line, dict):
             found += direct_lines(line["include-group"], is_extra=False)
         elif line.startswith(f"{project['project']['name']}["):
@@ -104,17 +122,27 @@ def constraints() -> list[str]:
     for package in tomllib.loads((ROOT / "uv.lock").read_text(encoding="utf-8"))["package"]:
         if "registry" in package["source"] and not f"{package['name']}==".startswith(MACHINE):
             versions.setdefault(package["name"], set()).add(package["version"])
-    return [f"{name}=={next(iter(found))}" for name, found in sorted(versions.items()) if len(found) == 1]
+    return [
+        f"{name}=={next(iter(found))}"
+        for name, found in sorted(versions.items())
+        if len(found) == 1
+    ]
 
 
 def pip_options(python: Path) -> list[str]:
     """uv's options for what pip's configuration of this machine says."""
     done = subprocess.run([python, "-m", "pip", "config", "list"], capture_output=True, text=True)
     said = {}
-    for line in done.stdout.splitlines():  # global.find-links='/a /b'; the environment's lines win, and come first
+    for line in (
+        done.stdout.splitlines()
+    ):  # global.find-links='/a /b'; the environment's lines win, and come first
         key, _, value = line.partition("=")
         said.setdefault(key.rpartition(".")[2], value.strip("'"))
-    options = [(option, value) for key, option in PIP_OPTIONS.items() for value in said.get(key, "").split()]
+    options = [
+        (option, value)
+        for key, option in PIP_OPTIONS.items()
+        for value in said.get(key, "").split()
+    ]
     # pip takes the best version of all indexes, uv by default that of the first index which has the package.
     best = ["--index-strategy", "unsafe-best-match"] if said.get("extra-index-url") else []
     return [*best, *(part for pair in options for part in pair)]
@@ -142,11 +170,22 @@ def install(place: Path, name: str, *, is_extra: bool, beside: Path | None) -> N
         print("uv is not to be had here: pip installs, which takes some minutes", file=sys.stderr)
         limits = python.parent.parent / "constraints.txt"
         limits.write_text("\n".join(constraints()), encoding="utf-8")
-        command = [whose, "-m", "pip", "--python", python, "install", "--disable-pip-version-check", "--quiet"]
+        command = [
+            whose,
+            "-m",
+            "pip",
+            "--python",
+            python,
+            "install",
+            "--disable-pip-version-check",
+            "--quiet",
+        ]
         command += ["--constraint", limits, "--requirement", "/dev/stdin"]
         text = "\n".join(direct)
     if subprocess.run(command, input=text, text=True, cwd=ROOT).returncode:
-        raise NotInstalled(f"{place} is not complete. Mend what the lines above say, and run the same command again.")
+        raise NotInstalled(
+            f"{place} is not complete. Mend what the lines above say, and run the same command again."
+        )
 
 
 def lock(place: Path) -> int:
@@ -159,17 +198,28 @@ def lock(place: Path) -> int:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("place", type=Path, help="the environment's folder, made where it is missing")
+    parser.add_argument(
+        "place", type=Path, help="the environment's folder, made where it is missing"
+    )
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--group", help="a group of pyproject.toml's dependency-groups")
     what.add_argument("--extra", help="an extra of the package")
-    what.add_argument("--lock", action="store_true", help="install nothing: write uv.lock anew for pyproject.toml")
-    parser.add_argument("--beside", type=Path, help="an environment whose packages this one uses too")
+    what.add_argument(
+        "--lock", action="store_true", help="install nothing: write uv.lock anew for pyproject.toml"
+    )
+    parser.add_argument(
+        "--beside", type=Path, help="an environment whose packages this one uses too"
+    )
     options = parser.parse_args(arguments)
     try:
         if options.lock:
             return lock(options.place)
-        install(options.place, options.group or options.extra, is_extra=bool(options.extra), beside=options.beside)
+        install(
+            options.place,
+            options.group or options.extra,
+            is_extra=bool(options.extra),
+            beside=options.beside,
+        )
     except NotInstalled as error:
         print(error, file=sys.stderr)
         return 1

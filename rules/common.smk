@@ -31,7 +31,9 @@ from scripts.runs.job_paths import (
 )
 
 ASKED = exit_on_user_error(
-    JobFunctions, configuration.typed(config, workflow.config_settings.config), lambda: bool(workflow.local_exec)
+    JobFunctions,
+    configuration.typed(config, workflow.config_settings.config),
+    lambda: bool(workflow.local_exec),
 )
 RUNS, PUBLISH = ASKED.runs, ASKED.publish
 WITH_RANK, WITHOUT_RANK = exit_on_user_error(ASKED.names_in_profile)
@@ -45,12 +47,17 @@ wildcard_constraints:
     dataset=FOLDER_NAME,
     model=FOLDER_NAME,
     # Those of the profile are made by a job that makes all of them.
-    scenario="".join(f"(?!{re.escape(name)}/)" for name in (*WITH_RANK, *WITHOUT_RANK)) + FOLDER_NAME,
+    scenario="".join(f"(?!{re.escape(name)}/)" for name in (*WITH_RANK, *WITHOUT_RANK))
+    + FOLDER_NAME,
 
 
 # --- from wildcards to settings and paths -----------------------------------------------------------
 
-from_job, from_settings, settings_section = ASKED.from_job, ASKED.from_settings, ASKED.settings_section
+from_job, from_settings, settings_section = (
+    ASKED.from_job,
+    ASKED.from_settings,
+    ASKED.settings_section,
+)
 path_of, task_part = ASKED.path_of, ASKED.task_part
 each_run, publication = ASKED.each_run, ASKED.publication
 settings_of = from_settings(lambda settings: settings)
@@ -66,7 +73,10 @@ gpus_of_training, one_gpu = ASKED.gpus_of_training, ASKED.gpu
 
 def profile_outputs(folder, names):
     """The answers for each scenario of the memory profile below a folder."""
-    return {kind: [f"{folder}/{name}/{kind}.json" for name in names] for kind in ("estimate", "trace", "compare")}
+    return {
+        kind: [f"{folder}/{name}/{kind}.json" for name in names]
+        for kind in ("estimate", "trace", "compare")
+    }
 
 
 # For what computes with a model beside another such job. A cluster's job has the cores that it asked for.
@@ -91,7 +101,9 @@ ALL_BEFORE_GATE = 1000
 
 # Also where no profile says so, as in a workflow that imports this one: two jobs never share the one GPU.
 LIMITS = {"gpu": 1, "before_gate": ALL_BEFORE_GATE}
-LIMITED = [name for name in LIMITS if workflow.is_main_process and name not in workflow.global_resources]
+LIMITED = [
+    name for name in LIMITS if workflow.is_main_process and name not in workflow.global_resources
+]
 for name in LIMITED:
     workflow.register_resource(name, LIMITS[name])
 
@@ -120,7 +132,10 @@ def plain(jobs):
     """Snakemake's jobs as the project's own."""
     return [
         around_jobs.Job(
-            job.rule.name, dict(job.wildcards.items()), [*map(str, job.output)], "gpu" in job.rule.resources
+            job.rule.name,
+            dict(job.wildcards.items()),
+            [*map(str, job.output)],
+            "gpu" in job.rule.resources,
         )
         for job in jobs
     ]
@@ -149,7 +164,9 @@ def after_an_error():
 
 def after_the_last_job():
     if workflow.is_main_process and not workflow.touch:
-        around_jobs.name_outdated(around_jobs.results_of(plain(workflow.dag.needrun_jobs(exclude_finished=False))))
+        around_jobs.name_outdated(
+            around_jobs.results_of(plain(workflow.dag.needrun_jobs(exclude_finished=False)))
+        )
         # Inputs too: a score that is kept is no job's output.
         made = {str(path) for job in workflow.dag.jobs for path in (*job.output, *job.input)}
         lines = list(around_jobs.summary(RUNS, made))

@@ -89,7 +89,9 @@ rule acquire_dataset:
                 "external": chosen["dataset"]["external_test"],
                 "test": chosen["dataset"]["test"],
                 "most_dropped": chosen["dataset"]["most_dropped"],
-                "benchmark": configuration.benchmark_source(chosen, "license", "requirement", "path"),
+                "benchmark": configuration.benchmark_source(
+                    chosen, "license", "requirement", "path"
+                ),
             }
         ),
     message:

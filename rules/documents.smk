@@ -7,7 +7,9 @@
 #   results/<run>/documents.json         each number in them, with the files and keys that it came from
 
 # The trace's errors against published measurements (python -m validation.measurements --json), once they are there.
-VALIDATION = [path for path in [project_file("validation/data/validation.json")] if os.path.exists(path)]
+VALIDATION = [
+    path for path in [project_file("validation/data/validation.json")] if os.path.exists(path)
+]
 
 
 rule draw_memory:
@@ -76,7 +78,10 @@ use rule draw_memory as draw_figures with:
 
 rule render_memory_profile:
     input:
-        templates=[project_file(f"config/templates/{name}.j2") for name in ("memory-profile.md", "planner.html")],
+        templates=[
+            project_file(f"config/templates/{name}.j2")
+            for name in ("memory-profile.md", "planner.html")
+        ],
         macros=project_file("config/templates/macros.j2"),
         styles=project_file("dryfit/data/site/drawing.css"),
         collected="results/{run}/figures/memory.json",

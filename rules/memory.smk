@@ -235,7 +235,11 @@ rule plan_memory:
     params:
         **code("memory/plan.py"),
         scenario=from_settings(
-            lambda chosen: {**chosen["scenario_defaults"], "lora": chosen["lora"], "gpu": chosen["memory"]["gpu"]}
+            lambda chosen: {
+                **chosen["scenario_defaults"],
+                "lora": chosen["lora"],
+                "gpu": chosen["memory"]["gpu"],
+            }
         ),
         several_gpus=from_settings(run_scenarios.sharded_scenarios),
     message:

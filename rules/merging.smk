@@ -60,7 +60,9 @@ rule verify_merge:
         runtime=240,
     params:
         **code("merging/verify.py"),
-        verify=from_settings(lambda chosen: {**chosen["merging"]["verify"], "system": chosen["prompt"]["system"]}),
+        verify=from_settings(
+            lambda chosen: {**chosen["merging"]["verify"], "system": chosen["prompt"]["system"]}
+        ),
     message:
         "Comparing the merged model {wildcards.run} with base plus adapter"
     script:

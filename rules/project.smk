@@ -12,11 +12,15 @@ else:
     here = workflow.current_basedir
     repository = here.repo_path if hasattr(here, "repo_path") else here.hosted_repo.repo_clone
     git = ["git", "-C", str(repository)]
-    commit = subprocess.run([*git, "rev-parse", here.ref], check=True, capture_output=True, text=True).stdout.strip()
+    commit = subprocess.run(
+        [*git, "rev-parse", here.ref], check=True, capture_output=True, text=True
+    ).stdout.strip()
     PROJECT = Path(".snakemake", "securecli-tuner", commit).resolve()
     if not PROJECT.exists():
         PROJECT.parent.mkdir(parents=True, exist_ok=True)
-        unpacked = tempfile.mkdtemp(dir=PROJECT.parent)  # a name of Snakemake's own, such as partial, would replace it
+        unpacked = tempfile.mkdtemp(
+            dir=PROJECT.parent
+        )  # a name of Snakemake's own, such as partial, would replace it
         archive = subprocess.run([*git, "archive", commit], check=True, capture_output=True).stdout
         subprocess.run(["tar", "-x", "-C", unpacked], input=archive, check=True)
         os.rename(unpacked, PROJECT)

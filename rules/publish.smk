@@ -5,13 +5,17 @@
 
 rule prepare_publication:
     input:
-        templates=[project_file(f"config/templates/{name}_CARD.md.j2") for name in ("ADAPTER", "DATASET")],
+        templates=[
+            project_file(f"config/templates/{name}_CARD.md.j2") for name in ("ADAPTER", "DATASET")
+        ],
         card="results/{run}/MODEL_CARD.md",
         documents="results/{run}/documents.json",
         acquire=path_of(f"{DATASET}/acquire.json"),
         description=path_of(f"{BASE}/description.json"),
         split=path_of(f"{DATASET}/splits/split.json"),
-        splits=path_of(*(f"{DATASET}/splits/{name}.jsonl" for name in ("train", "validation", "test"))),
+        splits=path_of(
+            *(f"{DATASET}/splits/{name}.jsonl" for name in ("train", "validation", "test"))
+        ),
         adapter="results/{run}/adapter/adapter_model.safetensors",
         settings="results/{run}/adapter/adapter_config.json",
         training="results/{run}/training.json",

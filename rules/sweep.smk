@@ -51,7 +51,9 @@ rule draw_sweep:
 
 rule render_sweep:
     input:
-        templates=[project_file(f"config/templates/{name}.j2") for name in ("SWEEP.md", "sweep.html")],
+        templates=[
+            project_file(f"config/templates/{name}.j2") for name in ("SWEEP.md", "sweep.html")
+        ],
         summary=f"{SWEEP}/sweep.json",
         figures=rules.draw_sweep.output,
     output:

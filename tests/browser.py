@@ -8,9 +8,13 @@ from typing import Any
 import pytest
 
 PACKAGES = "chromium chromium-driver"
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+CHROMIUM = (
+    shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+)
 DRIVER = shutil.which("chromedriver")
-needs_browser = pytest.mark.skipif(not (CHROMIUM and DRIVER), reason=f"no browser: apt-get install {PACKAGES}")
+needs_browser = pytest.mark.skipif(
+    not (CHROMIUM and DRIVER), reason=f"no browser: apt-get install {PACKAGES}"
+)
 # It opens local files alone: nothing it does in the background may look for a network.
 OPTIONS = """
     --headless=new --no-sandbox --disable-gpu --no-first-run --disable-background-networking --disable-component-update

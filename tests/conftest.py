@@ -11,33 +11,54 @@ import pytest
 
 from tests import tiers
 
-os.environ.setdefault("GOMP_SPINCOUNT", "3000")  # before torch is imported; scripts/common/job.py says why
+os.environ.setdefault(
+    "GOMP_SPINCOUNT", "3000"
+)  # before torch is imported; scripts/common/job.py says why
 # Inductor would compile a program for each kind of vectors, to see that g++ can: seconds, anew in each followed step.
 os.environ.setdefault("TORCHINDUCTOR_VEC_ISA_OK", "1")
 os.environ["DRYFIT_CACHE"] = ""  # each test asks anew; tests of kept answers name a folder
 gc.set_threshold(100_000, 50, 50)  # as an answer sets it before its imports
 if "PYTEST_XDIST_WORKER" in os.environ:
-    os.environ.setdefault("OMP_NUM_THREADS", "1")  # one core for each worker; jobs of a chain set their own number
+    os.environ.setdefault(
+        "OMP_NUM_THREADS", "1"
+    )  # one core for each worker; jobs of a chain set their own number
 
 # A worker takes whole files. What takes minutes begins first, so that no worker is left with it at the end; the chain
 # first of all, and what reads it later, when it is finished. One worker after the other takes what is next.
-FIRST = ("tests/end_to_end/test_chain.py", "tests/workflow", "tests/docs/test_commands.py",
-         "tests/end_to_end/test_same_again.py", "tests/end_to_end", "tests/dryfit/tracing", "tests/dryfit/step",
-         "tests/unit/training", "tests/dryfit/engine", "tests/unit/merging", "tests/dryfit/planner", "tests/validation",
-         "tests/dryfit/ask")  # fmt: skip
+FIRST = (
+    "tests/end_to_end/test_chain.py",
+    "tests/workflow",
+    "tests/docs/test_commands.py",
+    "tests/end_to_end/test_same_again.py",
+    "tests/end_to_end",
+    "tests/dryfit/tracing",
+    "tests/dryfit/step",
+    "tests/unit/training",
+    "tests/dryfit/engine",
+    "tests/unit/merging",
+    "tests/dryfit/planner",
+    "tests/validation",
+    "tests/dryfit/ask",
+)
 
 
 BEGUN = time.monotonic()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--record-time", action="store_true", help="write how long this takes into tests/tiers.json")
+    parser.addoption(
+        "--record-time", action="store_true", help="write how long this takes into tests/tiers.json"
+    )
 
 
 def pytest_report_header(config: pytest.Config) -> str | None:
     """Where a whole tier runs: about how long that takes."""
     tier = tiers.TIERS.get(config.option.markexpr)
-    return f"{tier}: {tiers.expected(tier)}" if tier and config.args_source is not config.ArgsSource.ARGS else None
+    return (
+        f"{tier}: {tiers.expected(tier)}"
+        if tier and config.args_source is not config.ArgsSource.ARGS
+        else None
+    )
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
@@ -48,7 +69,9 @@ def pytest_unconfigure(config: pytest.Config) -> None:
         found = config.pluginmanager.get_plugin("terminalreporter").stats
         tests = sum(len(found.get(end, ())) for end in ("passed", "skipped", "failed", "xfailed"))
         core_seconds = sum(one.ru_utime + one.ru_stime for one in used)
-        tiers.record(tiers.TIERS[config.option.markexpr], tests, time.monotonic() - BEGUN, core_seconds)
+        tiers.record(
+            tiers.TIERS[config.option.markexpr], tests, time.monotonic() - BEGUN, core_seconds
+        )
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest leaves out what -m says
@@ -57,7 +80,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     tiers.mark(items)
 
     def turn(item: pytest.Item) -> int:
-        return next((number for number, start in enumerate(FIRST) if item.nodeid.startswith(start)), len(FIRST))
+        return next(
+            (number for number, start in enumerate(FIRST) if item.nodeid.startswith(start)),
+            len(FIRST),
+        )
 
     items.sort(key=turn)
 
@@ -68,7 +94,9 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 
     All workers of a session share it: read it, or edit a copy.
     """
-    from tests.end_to_end import chain  # here, so that the library's tests run where no Snakemake is
+    from tests.end_to_end import (
+        chain,
+    )  # here, so that the library's tests run where no Snakemake is
 
     folder = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:

@@ -52,21 +52,31 @@ def mark(items: Iterable[Any]) -> None:
 
 def selected(request: Any, argument: str) -> set[Any]:
     """The values of an argument in the cases of a fixture's module that run: what else it would prepare is not used."""
-    cases = [item for item in request.session.items if item.path == request.path and hasattr(item, "callspec")]
+    cases = [
+        item
+        for item in request.session.items
+        if item.path == request.path and hasattr(item, "callspec")
+    ]
     return {item.callspec.params[argument] for item in cases if argument in item.callspec.params}
 
 
 def expected(tier: str) -> str:
     """About how long a tier takes, as it was last recorded."""
     times = json.loads(TIMES.read_text(encoding="utf-8"))[tier]
-    tests, seconds, core = (times[name] for name in ("tests", "seconds_of_two_cores", "core_seconds"))
+    tests, seconds, core = (
+        times[name] for name in ("tests", "seconds_of_two_cores", "core_seconds")
+    )
     return f"{tests:,} tests, about {seconds / 60:.0f} minutes on two cores ({core / 60:.0f} core minutes)"
 
 
 def record(tier: str, tests: int, seconds: float, core_seconds: float) -> None:
     """Keep how long a tier took on two cores."""
     times = json.loads(TIMES.read_text(encoding="utf-8")) if TIMES.exists() else {}
-    times[tier] = {"core_seconds": round(core_seconds), "seconds_of_two_cores": round(seconds), "tests": tests}
+    times[tier] = {
+        "core_seconds": round(core_seconds),
+        "seconds_of_two_cores": round(seconds),
+        "tests": tests,
+    }
     TIMES.write_text(json.dumps(times, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 

@@ -25,7 +25,17 @@ if False:  # a launcher has no time for it
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 # What packages read from the environment while they are imported, and what job.py sets before that. The number of
 # threads is read then too, and set anew in each process.
-READ_AT_IMPORT = ("ACCELERATE_", "BITSANDBYTES_", "BNB_", "CUDA_", "GOMP_", "HF_", "KMP_", "LD_", "PYTHONHASHSEED")
+READ_AT_IMPORT = (
+    "ACCELERATE_",
+    "BITSANDBYTES_",
+    "BNB_",
+    "CUDA_",
+    "GOMP_",
+    "HF_",
+    "KMP_",
+    "LD_",
+    "PYTHONHASHSEED",
+)
 READ_AT_IMPORT += ("PYTORCH_", "TORCH", "TQDM_", "TRANSFORMERS_")
 SET_BY_JOBS = {"GOMP_SPINCOUNT": "3000", "TQDM_DISABLE": "1"}
 HEAVY = ("bitsandbytes", "matplotlib.figure", "pandas", "peft", "pyarrow.parquet", "sacrebleu")
@@ -41,7 +51,9 @@ HERE = hasattr(os, "pidfd_open")  # Linux; elsewhere each command is a process o
 
 def launch(name: str, address: str, python: str, environment: dict[str, str]) -> None:
     """Be the command of this process: in a child of the server, or in Python itself where that can't be."""
-    arguments = {"snakemake": ["-P", "-m", "snakemake"], "dryfit": ["-P", "-m", "scripts.ask"]}.get(name, [])
+    arguments = {"snakemake": ["-P", "-m", "snakemake"], "dryfit": ["-P", "-m", "scripts.ask"]}.get(
+        name, []
+    )
     arguments += sys.argv[1:]
     if name == "dryfit":  # as the Makefile writes it
         os.environ["PYTHONPATH"] = ROOT
@@ -57,17 +69,24 @@ def launch(name: str, address: str, python: str, environment: dict[str, str]) ->
         said = server.recv(16)
     if not said:
         with open(address + ".said", encoding="utf-8", errors="replace") as file:
-            sys.exit(f"The server of tests/warm.py ended while it ran: {' '.join(arguments)}\n{file.read()[-2000:]}")
+            sys.exit(
+                f"The server of tests/warm.py ended while it ran: {' '.join(arguments)}\n{file.read()[-2000:]}"
+            )
     status = int(said)
     if status < 0:
-        signal.signal(-status, signal.SIG_DFL) if -status not in (signal.SIGKILL, signal.SIGSTOP) else None
+        signal.signal(-status, signal.SIG_DFL) if -status not in (
+            signal.SIGKILL,
+            signal.SIGSTOP,
+        ) else None
         os.kill(os.getpid(), -status)
     os._exit(status)
 
 
 def read_at_import(environ: dict[str, str]) -> dict[str, str]:
     """The part of an environment that must be the server's, or a command needs a process of its own."""
-    return {name: value for name, value in sorted(environ.items()) if name.startswith(READ_AT_IMPORT)}
+    return {
+        name: value for name, value in sorted(environ.items()) if name.startswith(READ_AT_IMPORT)
+    }
 
 
 # --- the server -------------------------------------------------------------------------------------------------------
@@ -136,7 +155,9 @@ def receive(connection: socket.socket) -> tuple[dict | None, list[int]]:
     """A request, and standard input, output and error of whoever asks; None where it ended before it had asked."""
     said, files = b"", []
     while not said.endswith(b"\n"):
-        part, rights, _, _ = connection.recvmsg(LONGEST, socket.CMSG_SPACE(3 * array.array("i").itemsize))
+        part, rights, _, _ = connection.recvmsg(
+            LONGEST, socket.CMSG_SPACE(3 * array.array("i").itemsize)
+        )
         for _, _, data in rights:
             files += array.array("i", data)
         if not part:
@@ -171,7 +192,9 @@ def become(request: dict, launchers: str) -> None:
     tempfile.tempdir = None
     arguments = request["arguments"]
     safe_path = arguments[0] == "-P"
-    kind, *sys.argv = arguments[safe_path:] if arguments[safe_path] == "-m" else ["", *arguments[safe_path:]]
+    kind, *sys.argv = (
+        arguments[safe_path:] if arguments[safe_path] == "-m" else ["", *arguments[safe_path:]]
+    )
     sys.path[:0] = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
     threads = os.environ.get("OMP_NUM_THREADS", "")
     if "torch" in sys.modules and threads.isdecimal():
@@ -242,18 +265,30 @@ def launchers(environ: dict[str, str] | None = None, packages: tuple[str, ...] =
         address = os.path.join(folder, "socket")
         for name in ("python", "python3", "snakemake", "dryfit"):
             path = os.path.join(folder, name)
-            values = {"address": address, "environment": environment, "name": name, "python": sys.executable}
+            values = {
+                "address": address,
+                "environment": environment,
+                "name": name,
+                "python": sys.executable,
+            }
             with open(path, "w", encoding="utf-8") as file:
-                file.write(LAUNCHER.format(folder=os.path.dirname(os.path.abspath(__file__)), **values))
+                file.write(
+                    LAUNCHER.format(folder=os.path.dirname(os.path.abspath(__file__)), **values)
+                )
             os.chmod(path, 0o755)
         _started[key] = folder
         if not HERE:
             return folder
         with open(address + ".said", "w", encoding="utf-8") as said:
-            process = subprocess.Popen([sys.executable, "-P", os.path.abspath(__file__), address, *packages],
-                                       env={**os.environ, **environment, "OPENBLAS_NUM_THREADS": "1"}, cwd=folder,
-                                       stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=said,
-                                       text=True)  # fmt: skip
+            process = subprocess.Popen(
+                [sys.executable, "-P", os.path.abspath(__file__), address, *packages],
+                env={**os.environ, **environment, "OPENBLAS_NUM_THREADS": "1"},
+                cwd=folder,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=said,
+                text=True,
+            )
         assert process.stdout.readline() == "ready\n"
         atexit.register(_end, process, folder)
     return _started[key]

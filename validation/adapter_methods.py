@@ -64,7 +64,12 @@ def attempt(method: str) -> tuple[str, str]:
     from dryfit.tracing.measure import measure
     from dryfit.tracing.trace import trace
 
-    fields = {"method": "lora", "sequence_length": 64, "micro_batch": 2, "gradient_checkpointing": False}
+    fields = {
+        "method": "lora",
+        "sequence_length": 64,
+        "micro_batch": 2,
+        "gradient_checkpointing": False,
+    }
     adapter = {"peft_type": method, **OPTIONS.get(method, {})}
     scenario = Scenario.from_mapping({"model": MODEL, "adapter": adapter, **fields})
     try:
@@ -86,14 +91,20 @@ def table() -> str:
         warnings.simplefilter("ignore")
         for method in progress(methods(), "methods", unit="methods"):
             rows.setdefault(attempt(method), []).append(method)
-    lines = [f"| {', '.join(names)} | {traced} | {remark} |" for (traced, remark), names in rows.items()]
+    lines = [
+        f"| {', '.join(names)} | {traced} | {remark} |" for (traced, remark), names in rows.items()
+    ]
     title = f"PEFT {version('peft')}, on a decoder of two layers:"
     return "\n".join([title, "", "| methods | traced | |", "| --- | --- | --- |", *lines])
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m validation.adapter_methods", description=__doc__.splitlines()[0])
-    parser.add_argument("--write", action="store_true", help=f"renew the table in {PAGE.relative_to(ROOT)}")
+    parser = argparse.ArgumentParser(
+        prog="python -m validation.adapter_methods", description=__doc__.splitlines()[0]
+    )
+    parser.add_argument(
+        "--write", action="store_true", help=f"renew the table in {PAGE.relative_to(ROOT)}"
+    )
     options = parser.parse_args()
     text = table()
     if options.write:

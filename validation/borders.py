@@ -46,14 +46,19 @@ MODELS = (
 FAR = 0.03  # of a GPU: a border that is further below what fits is too careful
 
 
-def cells(seed: int, models: Sequence[Any] = MODELS, gpus: Sequence[Gpu] = ()) -> Iterator[dict[str, Any]]:
+def cells(
+    seed: int, models: Sequence[Any] = MODELS, gpus: Sequence[Gpu] = ()
+) -> Iterator[dict[str, Any]]:
     """Cells without end, drawn at random."""
     draw, gpus = random.Random(seed), gpus or list(catalogue().values())
     while True:
         model, method = draw.choice(models), draw.choice(METHODS)
         scenario = Scenario.from_mapping({"model": model})
         yield {
-            "base": apply(scenario, {**as_method(scenario, method), "micro_batch": 1, "gradient_accumulation": 1}),
+            "base": apply(
+                scenario,
+                {**as_method(scenario, method), "micro_batch": 1, "gradient_accumulation": 1},
+            ),
             "gpu": draw.choice(gpus),
             "field": draw.choice(FIELDS),
             "expandable": draw.random() < 0.5,
@@ -70,9 +75,9 @@ def judged(cell: Mapping[str, Any]) -> dict[str, Any] | None:
     base, gpu, field, expandable = (cell[key] for key in ("base", "gpu", "field", "expandable"))
     group = next(group for group in by_kernels(base, cell["gpus"]) if gpu in group)
     capacities = [one.usable_bytes for one in group]
-    borders = Borders(base, field, group[0].capability, capacities, Traces(group[0].capability)).for_capability(
-        gpu.capability
-    )
+    borders = Borders(
+        base, field, group[0].capability, capacities, Traces(group[0].capability)
+    ).for_capability(gpu.capability)
     shown = borders.largest(gpu.usable_bytes, expandable=expandable)
     if shown.limited or not borders.has_traced:
         return None
@@ -90,10 +95,16 @@ def judged(cell: Mapping[str, Any]) -> dict[str, Any] | None:
     if shown.value:
         step = exact(borders.scenario_at(shown.value))
         required = step.required_bytes(expandable_segments=expandable, sizes=[gpu.usable_bytes])
-    largest = borders.values[first_bad - 1] if first_bad > max(place, 0) else (shown.value if fits else None)
+    largest = (
+        borders.values[first_bad - 1]
+        if first_bad > max(place, 0)
+        else (shown.value if fits else None)
+    )
     below = 0
     if largest and largest != shown.value:
-        below = borders.scaled.least_bytes(largest) - (borders.scaled.least_bytes(shown.value) if shown.value else 0)
+        below = borders.scaled.least_bytes(largest) - (
+            borders.scaled.least_bytes(shown.value) if shown.value else 0
+        )
     return {
         "model": base.model_name or base.model["model_type"],
         "method": base.method,
@@ -134,17 +145,25 @@ def text(row: Mapping[str, Any]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m validation.borders", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m validation.borders", description=__doc__.splitlines()[0]
+    )
     parser.add_argument("--cells", type=int, default=40, metavar="N", help="how many (40)")
     parser.add_argument("--seed", type=int, default=1, help="of the draw")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="all rows, added to the file's other seeds")
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="all rows, added to the file's other seeds"
+    )
     options = parser.parse_args(arguments)
     rows = []
-    for row in progress(validate(options.cells, cells(options.seed)), "borders", total=options.cells, unit="cells"):
+    for row in progress(
+        validate(options.cells, cells(options.seed)), "borders", total=options.cells, unit="cells"
+    ):
         rows.append(row)
         print(text(row), flush=True)
     unsafe, careful = sum(not row["fits"] for row in rows), sum(row["too_careful"] for row in rows)
-    print(f"{len(rows)} cells, seed {options.seed}: {unsafe} do not fit, {careful} more than {FAR:.0%} too careful")
+    print(
+        f"{len(rows)} cells, seed {options.seed}: {unsafe} do not fit, {careful} more than {FAR:.0%} too careful"
+    )
     if options.json is not None:
         kept = json.loads(options.json.read_text(encoding="utf-8")) if options.json.exists() else {}
         text_of_all = json.dumps({**kept, str(options.seed): rows}, indent=1, sort_keys=True)

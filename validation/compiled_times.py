@@ -57,16 +57,26 @@ def seconds_of_program(path: Path, attended_keys: float) -> dict[str, Any]:
     with simulated_machine(asked, attended_keys) as running:
         runpy.run_path(str(path), run_name="__main__")
         running.loop.end()
-    update, speed = running.tracker.costs.between(*running.loop.launches[-2:]), speed_of("h100-80gb")
+    update, speed = (
+        running.tracker.costs.between(*running.loop.launches[-2:]),
+        speed_of("h100-80gb"),
+    )
     seconds, busy = simulate(update, speed)
     kernels: dict[str, list[float]] = {}
     for index in update.calls:
         operator = update.operators[index]
-        entry = kernels.setdefault(f"{operator.name} {operator.shape or operator.bytes} {operator.dtype}", [0, 0.0])
+        entry = kernels.setdefault(
+            f"{operator.name} {operator.shape or operator.bytes} {operator.dtype}", [0, 0.0]
+        )
         entry[0] += 1
         entry[1] += kernel_time(operator, speed)[0]
     longest = sorted(kernels.items(), key=lambda item: -item[1][1])[:25]
-    return {"seconds": seconds, "busy": busy, "launches": len(update.calls), "kernels": dict(longest)}
+    return {
+        "seconds": seconds,
+        "busy": busy,
+        "launches": len(update.calls),
+        "kernels": dict(longest),
+    }
 
 
 def trace_record(checkout: Checkout, record: str) -> dict[str, Any]:
@@ -101,18 +111,30 @@ def table() -> str:
 
 
 def _cells(row: Mapping[str, str]) -> list[str]:
-    seconds = [float(row[name]) if row[name] else None for name in ("predicted_seconds", "measured_seconds")]
+    seconds = [
+        float(row[name]) if row[name] else None
+        for name in ("predicted_seconds", "measured_seconds")
+    ]
     error = f"{100 * (seconds[0] / seconds[1] - 1):+.1f} %" if None not in seconds else ""
-    return [row["id"], row["known"], *("" if value is None else f"{value:.4g}" for value in seconds), error]
+    return [
+        row["id"],
+        row["known"],
+        *("" if value is None else f"{value:.4g}" for value in seconds),
+        error,
+    ]
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("checkout", nargs="?", type=Path)
     parser.add_argument("--only", nargs="*", help="rows by name")
-    parser.add_argument("--draw", action="store_true", help="name the rows that were drawn to stay unread")
+    parser.add_argument(
+        "--draw", action="store_true", help="name the rows that were drawn to stay unread"
+    )
     parser.add_argument("--table", action="store_true", help="print the rows that are kept")
-    parser.add_argument("--program", nargs=2, help="run one program here, with the keys that a query sees")
+    parser.add_argument(
+        "--program", nargs=2, help="run one program here, with the keys that a query sees"
+    )
     asked = parser.parse_args()
     if asked.program:
         print(json.dumps(seconds_of_program(Path(asked.program[0]), float(asked.program[1]))))
@@ -122,12 +144,18 @@ def main() -> int:
         print(table())
     else:
         if asked.checkout is None:
-            parser.error("name a checkout: git clone https://github.com/KellerJordan/modded-nanogpt")
+            parser.error(
+                "name a checkout: git clone https://github.com/KellerJordan/modded-nanogpt"
+            )
         for name in asked.only or [*OPENED, *TORCHTITAN]:
             if name in TORCHTITAN:
                 print(name, seconds_of_torchtitan(int(name.split("-")[1])), flush=True)
             else:
-                print(name, json.dumps(trace_record(Checkout(asked.checkout), name), indent=1), flush=True)
+                print(
+                    name,
+                    json.dumps(trace_record(Checkout(asked.checkout), name), indent=1),
+                    flush=True,
+                )
     return 0
 
 

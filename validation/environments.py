@@ -49,15 +49,25 @@ def _flash_attn() -> None:
     """Put a stand-in for the package flash-attn in place; transformers then runs its own FlashAttention code."""
     from dryfit.engine.attention import FlashAttention2
 
-    def flash_attn_func(query: Any, key: Any, value: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
+    def flash_attn_func(
+        query: Any, key: Any, value: Any, *args: Any, **kwargs: Any
+    ) -> torch.Tensor:
         return FlashAttention2.apply(query, key, value)
 
     def never(*args: Any, **kwargs: Any) -> None:
         raise NotImplementedError("Only batches without padding are traced through flash-attn.")
 
     contents = {
-        "flash_attn": {"flash_attn_func": flash_attn_func, "flash_attn_varlen_func": never, "__version__": FLASH_ATTN},
-        "flash_attn.bert_padding": {"index_first_axis": never, "pad_input": never, "unpad_input": never},
+        "flash_attn": {
+            "flash_attn_func": flash_attn_func,
+            "flash_attn_varlen_func": never,
+            "__version__": FLASH_ATTN,
+        },
+        "flash_attn.bert_padding": {
+            "index_first_axis": never,
+            "pad_input": never,
+            "unpad_input": never,
+        },
         "flash_attn.layers": {},
         "flash_attn.layers.rotary": {"apply_rotary_emb": never},
     }
@@ -68,7 +78,9 @@ def _flash_attn() -> None:
         vars(module).update(attributes)
         sys.modules[name] = module
     original = importlib.metadata.version
-    importlib.metadata.version = lambda name: FLASH_ATTN if name.replace("-", "_") == "flash_attn" else original(name)
+    importlib.metadata.version = lambda name: (
+        FLASH_ATTN if name.replace("-", "_") == "flash_attn" else original(name)
+    )
 
 
 def _transformers() -> None:
@@ -85,7 +97,9 @@ def _transformers() -> None:
     check = modeling_utils.PreTrainedModel._check_and_enable_flash_attn_2.__func__
 
     def checked(cls: Any, config: Any, *args: Any, **kwargs: Any) -> Any:
-        return check(cls, config, *args, **kwargs | {"check_device_map": False})  # no GPU to put the model on
+        return check(
+            cls, config, *args, **kwargs | {"check_device_map": False}
+        )  # no GPU to put the model on
 
     modeling_utils.PreTrainedModel._check_and_enable_flash_attn_2 = classmethod(checked)
     original = Bnb4BitHfQuantizer._process_model_before_weight_loading

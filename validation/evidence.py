@@ -22,7 +22,16 @@ from dryfit.cards.gpus import known
 from dryfit.common.errors import UserError
 from dryfit.common.files import read_json
 from dryfit.common.terminal import command
-from dryfit.evidence.measured import FITTED, PUBLISHED, READ, UNREAD, Kinds, MeasuredStep, kinds_of, write
+from dryfit.evidence.measured import (
+    FITTED,
+    PUBLISHED,
+    READ,
+    UNREAD,
+    Kinds,
+    MeasuredStep,
+    kinds_of,
+    write,
+)
 from dryfit.evidence.nearest import summary
 from dryfit.scenario.description import say_way
 from dryfit.scenario.scenario import Scenario
@@ -33,15 +42,30 @@ from validation.tables import FOLDER, markdown, rows_of
 from validation.timed_rows import TimedRow, scenario_of
 from validation.timed_rows import read as timed_rows
 
-_CARDS = {"Tesla T4": "t4", "A100-SXM4-80GB": "a100-80gb", "NVIDIA L40S": "l40s", "NVIDIA GeForce RTX 4080": "rtx-4080",
-          "H100 96 GB": "h100-96gb", "8 x H100": "h100-80gb", "h100-96gb-500w": "h100-96gb"}  # fmt: skip
-_OTHER_CAPABILITIES = {"a10g": (8, 6), "h100-96gb": (9, 0)}  # of cards that the catalogue does not have
+_CARDS = {
+    "Tesla T4": "t4",
+    "A100-SXM4-80GB": "a100-80gb",
+    "NVIDIA L40S": "l40s",
+    "NVIDIA GeForce RTX 4080": "rtx-4080",
+    "H100 96 GB": "h100-96gb",
+    "8 x H100": "h100-80gb",
+    "h100-96gb-500w": "h100-96gb",
+}
+_OTHER_CAPABILITIES = {
+    "a10g": (8, 6),
+    "h100-96gb": (9, 0),
+}  # of cards that the catalogue does not have
 _TITANS_CARDS = {"h200": "h200", "b200": "b200"}  # by the beginning of a row's name
 _TITANS_MILLIONS = {"8B": 8030.3, "70B": 70553.7, "405B": 405853.4}
 VERSIONS = ("torch", "transformers", "peft", "bitsandbytes")
 # Programs whose models are their own, not transformers'.
-OWN_PROGRAMS = {"torchtitan": "torchtitan", "fitcheck": "a loop of its own", "canifinetune": "a loop of its own",
-                "peft_comparison": "a loop of its own", "trainer": "a Trainer"}  # fmt: skip
+OWN_PROGRAMS = {
+    "torchtitan": "torchtitan",
+    "fitcheck": "a loop of its own",
+    "canifinetune": "a loop of its own",
+    "peft_comparison": "a loop of its own",
+    "trainer": "a Trainer",
+}
 
 
 def card_of(title: str) -> str:
@@ -58,11 +82,24 @@ def _kinds(card: str, **given: str) -> Kinds:
     """The kinds of a step that no scenario describes."""
     major, minor = _capability(card)
     usual = {
-        "method": "full", "layers": "attention", "objective": "sft", "program": "a program of its own",
-        "compiled": "no", "parallel": "one GPU", "capability": f"{major}.{minor}", "platform": "linux",
-        "kernels": "transformers", "preparation": "none", "precision": "bf16", "optimizer": "adamw",
-        "attention": "fused", "checkpointing": "no", "loss": "full", "rows": "apart", "offload": "none",
-    }  # fmt: skip
+        "method": "full",
+        "layers": "attention",
+        "objective": "sft",
+        "program": "a program of its own",
+        "compiled": "no",
+        "parallel": "one GPU",
+        "capability": f"{major}.{minor}",
+        "platform": "linux",
+        "kernels": "transformers",
+        "preparation": "none",
+        "precision": "bf16",
+        "optimizer": "adamw",
+        "attention": "fused",
+        "checkpointing": "no",
+        "loss": "full",
+        "rows": "apart",
+        "offload": "none",
+    }
     return Kinds(**{**usual, **given})
 
 
@@ -82,7 +119,9 @@ def _form_error(scenario: Scenario, card: str, measured_bytes: int | None) -> fl
     if measured_bytes is None:
         return None
     try:
-        peak = analytic_estimate(scenario, capability=_capability(card), blocks=False)["peak_allocated_bytes"]
+        peak = analytic_estimate(scenario, capability=_capability(card), blocks=False)[
+            "peak_allocated_bytes"
+        ]
     except (NotDescribed, UserError):
         return None
     return peak / measured_bytes - 1
@@ -97,7 +136,10 @@ def _versions() -> Mapping[str, Mapping[str, str]]:
             table = read_json(FOLDER / source.file)
             found |= {row["id"]: table["versions"] for row in table["rows"]}
             continue
-        found |= {row["id"]: {name: row.get(name) or "" for name in VERSIONS} for row in rows_of(source.file)}
+        found |= {
+            row["id"]: {name: row.get(name) or "" for name in VERSIONS}
+            for row in rows_of(source.file)
+        }
     return found
 
 
@@ -110,7 +152,9 @@ def memory_rows() -> Iterator[MeasuredStep]:
                 yield _memory_row(row, traced.get(row.id, {}), source)
 
 
-def _memory_row(row: MeasuredRow, traced: Mapping[str, Any], source: rows.PublishedSource) -> MeasuredStep:
+def _memory_row(
+    row: MeasuredRow, traced: Mapping[str, Any], source: rows.PublishedSource
+) -> MeasuredStep:
     errors, first = traced.get("error_percent") or {}, traced.get("first_error_percent")
     card, scenario = card_of(row.gpu), row.scenario
     known_before = FITTED if source.developed_with.startswith("yes") else READ
@@ -146,14 +190,21 @@ def timed(steps: Mapping[str, MeasuredStep]) -> Iterator[MeasuredStep]:
         predicted = report.get(row.id, {})
         error = _share(predicted.get("error_percent"))
         known_before = FITTED if predicted.get("fitted") else UNREAD if row.unread else READ
-        time = {"step_seconds": row.step_seconds, "time_error": error, "time_known": known_before if predicted else ""}
+        time = {
+            "step_seconds": row.step_seconds,
+            "time_error": error,
+            "time_known": known_before if predicted else "",
+        }
         same = merged.get(row.id.removeprefix("time-"))
         merged[same.id if same else row.id] = replace(same or _timed_row(row), **time)
     for tried in other_rows.read():
         if tried.what == "time" and tried.id in merged:
             error = _share(tried.error_percent)
             merged[tried.id] = replace(
-                merged[tried.id], step_seconds=float(tried.measured), time_error=error, time_known=UNREAD
+                merged[tried.id],
+                step_seconds=float(tried.measured),
+                time_error=error,
+                time_known=UNREAD,
             )
     yield from merged.values()
 
@@ -181,31 +232,50 @@ def compiled_rows() -> Iterator[MeasuredStep]:
     for row in rows_of("compiled.csv"):
         titan = row["id"].startswith("torchtitan")
         card, gpus = ("h100-96gb" if titan else "h100-80gb"), int(row["gpu"].split()[0])
-        published = {key: float(row[f"published_{key}_mib"] or 0) for key in ("allocated", "reserved")}
+        published = {
+            key: float(row[f"published_{key}_mib"] or 0) for key in ("allocated", "reserved")
+        }
         if not any(published.values()):
             continue
         errors = {
             key: round(float(row[f"traced_{key}_mib"]) / published[key] - 1, 6)
-            if row[f"traced_{key}_mib"] and published[key] else None
+            if row[f"traced_{key}_mib"] and published[key]
+            else None
             for key in published
-        }  # fmt: skip
+        }
         time = timed_steps.get(row["id"], {})
-        seconds, guess = (float(time.get(f"{key}_seconds") or 0) for key in ("measured", "predicted"))
+        seconds, guess = (
+            float(time.get(f"{key}_seconds") or 0) for key in ("measured", "predicted")
+        )
         yield MeasuredStep(
-            id=row["id"], source=row["source"], card=card,
-            kinds=_kinds(card, program="torchtitan" if titan else "modded-nanogpt",
-                         compiled="layers" if titan else "model", optimizer="adamw" if titan else "muon",
-                         parallel=f"{'fsdp2' if titan else 'ddp'} on {gpus} GPUs", rows="packed",
-                         precision="bf16-mixed", checkpointing="yes" if titan else "no"),
-            model="meta-llama/Llama-3.1-8B" if titan else "modded-nanogpt", parameters=8030.3 if titan else None,
-            micro_batch=2 if titan else 1, sequence_length=8192 if titan else 0,
+            id=row["id"],
+            source=row["source"],
+            card=card,
+            kinds=_kinds(
+                card,
+                program="torchtitan" if titan else "modded-nanogpt",
+                compiled="layers" if titan else "model",
+                optimizer="adamw" if titan else "muon",
+                parallel=f"{'fsdp2' if titan else 'ddp'} on {gpus} GPUs",
+                rows="packed",
+                precision="bf16-mixed",
+                checkpointing="yes" if titan else "no",
+            ),
+            model="meta-llama/Llama-3.1-8B" if titan else "modded-nanogpt",
+            parameters=8030.3 if titan else None,
+            micro_batch=2 if titan else 1,
+            sequence_length=8192 if titan else 0,
             allocated_bytes=round(published["allocated"] * MIB) or None,
             reserved_bytes=round(published["reserved"] * MIB) or None,
-            allocated_error=errors["allocated"], reserved_error=errors["reserved"], step_seconds=seconds or None,
+            allocated_error=errors["allocated"],
+            reserved_error=errors["reserved"],
+            step_seconds=seconds or None,
             time_error=round(guess / seconds - 1, 6) if guess and seconds else None,
-            memory_known=(UNREAD if row["known"] == "unread" else FITTED) if any(errors.values()) else "",
+            memory_known=(UNREAD if row["known"] == "unread" else FITTED)
+            if any(errors.values())
+            else "",
             time_known=time["known"] if guess and seconds else "",
-        )  # fmt: skip
+        )
 
 
 def torchtitan_rows() -> Iterator[MeasuredStep]:
@@ -217,7 +287,9 @@ def torchtitan_rows() -> Iterator[MeasuredStep]:
             continue
         given = {"tensor": 1, "context": 1, "pipeline": 1, "tokens": 8192, **row.settings}
         gpus = given["shard"] * given["tensor"] * given["context"] * given["pipeline"]
-        card = next((card for start, card in _TITANS_CARDS.items() if one.id.startswith(start)), "h100-96gb")
+        card = next(
+            (card for start, card in _TITANS_CARDS.items() if one.id.startswith(start)), "h100-96gb"
+        )
         mesh = {name: given[name] for name in ("tensor", "context", "pipeline")}
         mesh |= dict.fromkeys(("sequence_parallel", "loss_parallel"), given["tensor"] > 1)
         schedule = "interleaved" if given.get("interleaved") else "1f1b"
@@ -227,8 +299,15 @@ def torchtitan_rows() -> Iterator[MeasuredStep]:
             id=f"torchtitan-{one.id}",
             source=f"pytorch/torchtitan@b5bcd76:{row.page}, line {row.line}",
             card=card,
-            kinds=_kinds(card, program="torchtitan", compiled="layers" if given.get("compiled") else "no",
-                         parallel=f"{way} on {gpus} GPUs", precision=precision, rows="packed", checkpointing="yes"),
+            kinds=_kinds(
+                card,
+                program="torchtitan",
+                compiled="layers" if given.get("compiled") else "no",
+                parallel=f"{way} on {gpus} GPUs",
+                precision=precision,
+                rows="packed",
+                checkpointing="yes",
+            ),
             model=f"meta-llama/Llama-3.1-{given['llama']}",
             parameters=_TITANS_MILLIONS[given["llama"]],
             micro_batch=given["rows"],
@@ -236,7 +315,7 @@ def torchtitan_rows() -> Iterator[MeasuredStep]:
             reserved_bytes=round(float(one.published_gib) * 2**30),
             reserved_error=_share(round(one.error_percent, 4)),
             memory_known=UNREAD if one.half == "unread" else READ,
-        )  # fmt: skip
+        )
 
 
 def litgpt_rows() -> Iterator[MeasuredStep]:
@@ -266,11 +345,19 @@ def litgpt_rows() -> Iterator[MeasuredStep]:
 def single_rows() -> Iterator[MeasuredStep]:
     """Steps that were traced once: diffusion, an encoder, a vision transformer."""
     what = {
-        "flux": {"layers": "a diffusion model", "program": "a loop of its own", "checkpointing": "yes"},
+        "flux": {
+            "layers": "a diffusion model",
+            "program": "a loop of its own",
+            "checkpointing": "yes",
+        },
         "bert": {"layers": "an encoder", "program": "a Trainer", "precision": "fp32"},
         "torchao": {"layers": "an encoder"},
     }
-    models = {"flux": "black-forest-labs/FLUX.2-klein", "bert": "bert-large-uncased", "torchao": "vit_giant_dinov2"}
+    models = {
+        "flux": "black-forest-labs/FLUX.2-klein",
+        "bert": "bert-large-uncased",
+        "torchao": "vit_giant_dinov2",
+    }
     steps: dict[str, MeasuredStep] = {}
     for tried in other_rows.read():
         if tried.group not in what:
@@ -283,13 +370,24 @@ def single_rows() -> Iterator[MeasuredStep]:
             kinds["checkpointing"] = "yes" if "reentrant" in tried.settings else "no"
             kinds["precision"] = "fp16-mixed" if "autocast" in tried.settings else "fp32"
             kinds["optimizer"] = next(
-                name for sign, name in (("Adam8bit", "adamw_8bit"), ("adafactor", "adafactor"), ("adamw_hf", "adamw"))
+                name
+                for sign, name in (
+                    ("Adam8bit", "adamw_8bit"),
+                    ("adafactor", "adafactor"),
+                    ("adamw_hf", "adamw"),
+                )
                 if sign in tried.settings
-            )  # fmt: skip
+            )
         step = steps.get(tried.id) or MeasuredStep(
-            id=tried.id, source=tried.source, card=tried.gpu, kinds=_kinds(tried.gpu, **kinds),
-            model=models[tried.group], parameters=None, micro_batch=0, sequence_length=0,
-        )  # fmt: skip
+            id=tried.id,
+            source=tried.source,
+            card=tried.gpu,
+            kinds=_kinds(tried.gpu, **kinds),
+            model=models[tried.group],
+            parameters=None,
+            micro_batch=0,
+            sequence_length=0,
+        )
         steps[tried.id] = _with_try(step, tried)
     yield from steps.values()
 
@@ -299,15 +397,25 @@ def _with_try(step: MeasuredStep, tried: other_rows.TriedRow) -> MeasuredStep:
     before = UNREAD if tried.attempt == "first" else READ
     error = None if tried.error_percent is None else round(tried.error_percent / 100, 6)
     if tried.what == "time":
-        return replace(step, step_seconds=float(tried.measured), time_error=error, time_known=before)
+        return replace(
+            step, step_seconds=float(tried.measured), time_error=error, time_known=before
+        )
     size = round(float(tried.measured) * (MIB if tried.unit == "MiB" else 1e9))
-    return replace(step, **{f"{tried.what}_bytes": size, f"{tried.what}_error": error}, memory_known=before)
+    return replace(
+        step, **{f"{tried.what}_bytes": size, f"{tried.what}_error": error}, memory_known=before
+    )
 
 
 def table() -> list[MeasuredStep]:
     """Every row, in the order of the sources."""
     known_memory = {step.id: step for step in memory_rows()}
-    return [*timed(known_memory), *compiled_rows(), *torchtitan_rows(), *litgpt_rows(), *single_rows()]
+    return [
+        *timed(known_memory),
+        *compiled_rows(),
+        *torchtitan_rows(),
+        *litgpt_rows(),
+        *single_rows(),
+    ]
 
 
 def summary_table(steps: list[MeasuredStep]) -> str:
@@ -315,20 +423,37 @@ def summary_table(steps: list[MeasuredStep]) -> str:
     rows = []
     for group in summary(steps):
         card, method, parallel, program, platform, compiled = group["key"]
-        what = [program, *([parallel] if parallel != "one GPU" else []), *([platform] if platform != "linux" else [])]
+        what = [
+            program,
+            *([parallel] if parallel != "one GPU" else []),
+            *([platform] if platform != "linux" else []),
+        ]
         what += [f"compiled: {compiled}"] if compiled != "no" else []
         cells = [
             f"{100 * one.median_size:.2g} %, {100 * one.worst_size:.2g} %" if one else ""
             for one in (group[figure] for figure in ("allocated", "reserved", "time", "estimate"))
         ]
         rows.append((card, method, ", ".join(what), group["rows"], *cells))
-    columns = ("card", "method", "what ran", "rows:", "allocated", "reserved", "time", "analytic estimate")
+    columns = (
+        "card",
+        "method",
+        "what ran",
+        "rows:",
+        "allocated",
+        "reserved",
+        "time",
+        "analytic estimate",
+    )
     return markdown(columns, rows) + "\n"
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m validation.evidence", description=__doc__.splitlines()[0])
-    parser.add_argument("--write", action="store_true", help=f"write {PUBLISHED.name} of the library")
+    parser = argparse.ArgumentParser(
+        prog="python -m validation.evidence", description=__doc__.splitlines()[0]
+    )
+    parser.add_argument(
+        "--write", action="store_true", help=f"write {PUBLISHED.name} of the library"
+    )
     if parser.parse_args().write:
         write(PUBLISHED, table())
         return 0

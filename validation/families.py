@@ -69,12 +69,19 @@ def default_model(family: str) -> dict[str, Any]:
 
     given = {"num_hidden_layers": LAYERS, **FAMILIES[family]}
     sizes = transformers.AutoConfig.for_model(family, **given).to_dict()
-    return {key: value for key, value in sizes.items() if value is not None} | {"model_type": family}
+    return {key: value for key, value in sizes.items() if value is not None} | {
+        "model_type": family
+    }
 
 
 def scenario(family: str, packages: list[str]) -> Scenario:
     """A LoRA step of a family's model with few layers."""
-    step = {"method": "lora", "sequence_length": TOKENS, "gradient_checkpointing": False, "gpu": "h100-80gb"}
+    step = {
+        "method": "lora",
+        "sequence_length": TOKENS,
+        "gradient_checkpointing": False,
+        "gpu": "h100-80gb",
+    }
     return Scenario.from_mapping({"model": default_model(family), **step, "packages": packages})
 
 
@@ -84,7 +91,11 @@ def row(family: str) -> list[str]:
     packages = packages_of(asked)
     loop = trace(asked, capability=CAPABILITY, timeline=False)
     try:
-        exact = "" if parameter_count(asked.model) == loop["parameters"] else " (by the configuration: DIFFERENT)"
+        exact = (
+            ""
+            if parameter_count(asked.model) == loop["parameters"]
+            else " (by the configuration: DIFFERENT)"
+        )
     except NotDescribed as error:
         exact = f" ({error})"
     taken = ["-", "-"]
@@ -99,7 +110,9 @@ def row(family: str) -> list[str]:
 
 def main(families: list[str]) -> None:
     """Print the table, row by row."""
-    print("| family | parameters, millions | packages | by them, MiB | by transformers' own code, MiB |")
+    print(
+        "| family | parameters, millions | packages | by them, MiB | by transformers' own code, MiB |"
+    )
     print("| --- | ---: | --- | ---: | ---: |")
     for family in families or FAMILIES:
         try:

@@ -52,12 +52,25 @@ from validation.modules import (
 # The commit of Liger-Kernel that a module's figures came with; by GPU where there are two. The head with cross-entropy
 # is the exception: its commit changed that loss, and the figures are of the code before.
 COMMITS = {
-    **dict.fromkeys(("cross_entropy", "geglu", "swiglu", "rms_norm", "layer_norm a100"), "b5672a153b"),
-    "kl_div": "a307eac8b0", "jsd h100": "6817c2d34d", "heads_and_jsd": "ff6650bbce", "orpo_16bit": "6b2fd02d57",
-    "orpo": "6b2fd02d57", "cpo": "16d06edf4f", "simpo": "ebd5303530", "head_and_cross_entropy": "90fb5e4a3c~1",
-    "distill_jsd": "aa2d23dc7f", "kto": "ee5aaf26b9", "distill_cosine": "08906d3d9c", "layer_norm h100": "6a2c49130e",
-    **dict.fromkeys(("grpo_token", "grpo_sequence"), "78125679ab"), "tvd": "5c9cecc85c", "jsd b200": "8ef203a42d",
-}  # fmt: skip
+    **dict.fromkeys(
+        ("cross_entropy", "geglu", "swiglu", "rms_norm", "layer_norm a100"), "b5672a153b"
+    ),
+    "kl_div": "a307eac8b0",
+    "jsd h100": "6817c2d34d",
+    "heads_and_jsd": "ff6650bbce",
+    "orpo_16bit": "6b2fd02d57",
+    "orpo": "6b2fd02d57",
+    "cpo": "16d06edf4f",
+    "simpo": "ebd5303530",
+    "head_and_cross_entropy": "90fb5e4a3c~1",
+    "distill_jsd": "aa2d23dc7f",
+    "kto": "ee5aaf26b9",
+    "distill_cosine": "08906d3d9c",
+    "layer_norm h100": "6a2c49130e",
+    **dict.fromkeys(("grpo_token", "grpo_sequence"), "78125679ab"),
+    "tvd": "5c9cecc85c",
+    "jsd b200": "8ef203a42d",
+}
 MEMORY_FIRST = {"kl_div h100", "jsd h100", "tvd h100"}  # whose scripts measure it before speed
 BASELINE_FIRST = {"jsd b200"}
 
@@ -109,7 +122,9 @@ def step_of(row: Mapping[str, str], bench: nn.Module) -> Callable[[], None]:
         fused = _module("transformers.fused_linear_jsd").LigerFusedLinearJSD(0.5, 1.0)
         loss = lambda: fused(bench.input, bench.student.weight, bench.other, bench.teacher.weight)  # noqa: E731
     elif kind == "head_and_cross_entropy":
-        fused = _module("transformers.fused_linear_cross_entropy").LigerFusedLinearCrossEntropyLoss()
+        fused = _module(
+            "transformers.fused_linear_cross_entropy"
+        ).LigerFusedLinearCrossEntropyLoss()
         loss = lambda: fused(bench.other.weight, bench.input, bench.target)  # noqa: E731
     elif kind == "cross_entropy":
         own = _module("transformers.cross_entropy").LigerCrossEntropyLoss()
@@ -151,8 +166,12 @@ def _own_module(row: Mapping[str, str], bench: nn.Module) -> None:
 
         name = "LigerSwiGLUMLP" if row["module"] == "swiglu" else "LigerGEGLUMLP"
         activation = "silu" if row["module"] == "swiglu" else "gelu_pytorch_tanh"
-        config = LlamaConfig(hidden_size=hidden, intermediate_size=int(row["outputs"]), hidden_act=activation)
-        bench.module = getattr(_module(f"transformers.{row['module']}"), name)(config).to(DTYPES[row["dtype"]])
+        config = LlamaConfig(
+            hidden_size=hidden, intermediate_size=int(row["outputs"]), hidden_act=activation
+        )
+        bench.module = getattr(_module(f"transformers.{row['module']}"), name)(config).to(
+            DTYPES[row["dtype"]]
+        )
     else:
         name = "LigerRMSNorm" if row["module"] == "rms_norm" else "LigerLayerNorm"
         bench.module = getattr(_module(f"transformers.{row['module']}"), name)(hidden)
@@ -169,21 +188,42 @@ def _chunked(kind: str, bench: nn.Module) -> Callable[[], Any]:
         file = {"distill_jsd": "jsd_loss", "distill_cosine": "cosine_similarity_loss"}[kind]
         function = getattr(_module(f"chunked_loss.{file}"), _FUNCTIONS[kind])
         biases = (None, None) if kind == "distill_cosine" else ()
-        given = (bench.inputs[0], head.weight, bench.other, bench.heads[-1].weight, bench.words, *biases, 0.5, 0.5)
+        given = (
+            bench.inputs[0],
+            head.weight,
+            bench.other,
+            bench.heads[-1].weight,
+            bench.words,
+            *biases,
+            0.5,
+            0.5,
+        )
         return lambda: function.apply(*given)
     if kind == "kto":
         fused = _module("chunked_loss.kto_loss").LigerFusedLinearKTOLoss(use_ref_model=True)
         return lambda: fused(
-            _input=bench.input, lin_weight=head.weight, target=bench.words, preference_labels=bench.each,
-            bias=head.bias, ref_input=bench.other, ref_weight=bench.heads[-1].weight,
-            ref_bias=bench.heads[-1].bias, kl=bench.more,
-        )  # fmt: skip
+            _input=bench.input,
+            lin_weight=head.weight,
+            target=bench.words,
+            preference_labels=bench.each,
+            bias=head.bias,
+            ref_input=bench.other,
+            ref_weight=bench.heads[-1].weight,
+            ref_bias=bench.heads[-1].bias,
+            kl=bench.more,
+        )
     module = _module("chunked_loss.grpo_loss").LigerFusedLinearGRPOLoss
     fused = module(beta=0.1, use_ref_model=True)
     return lambda: fused(
-        bench.input, head.weight, bench.words, bench.more, bench.each, None, ref_input=bench.other,
+        bench.input,
+        head.weight,
+        bench.words,
+        bench.more,
+        bench.each,
+        None,
+        ref_input=bench.other,
         ref_weight=bench.heads[-1].weight,
-    )  # fmt: skip
+    )
 
 
 _FUNCTIONS = {
@@ -221,7 +261,9 @@ def results(rows: Iterable[Mapping[str, str]]) -> Iterator[dict[str, Any]]:
                     [_runs(row) for row in sizes.values()],
                     speed_first=f"{module} {gpu}" not in MEMORY_FIRST,
                     baseline_first=f"{module} {gpu}" in BASELINE_FIRST,
-                    before=[head] * 2 if module == "heads_and_jsd" else (),  # it gives both models the same weights
+                    before=[head] * 2
+                    if module == "heads_and_jsd"
+                    else (),  # it gives both models the same weights
                     left=left_behind(first),
                     left_again=left_again(first),
                 )
@@ -241,22 +283,41 @@ def results_of_commits(checkout: Path) -> Iterator[dict[str, Any]]:
     for commit, gpu in sorted({(commit_of(row), row["gpu"]) for row in read()}):
         with tempfile.TemporaryDirectory() as folder:
             package_of(checkout, commit, Path(folder))
-            command = [sys.executable, "-W", "ignore", "-m", "validation.liger_package", folder, "--one", commit, gpu]
+            command = [
+                sys.executable,
+                "-W",
+                "ignore",
+                "-m",
+                "validation.liger_package",
+                folder,
+                "--one",
+                commit,
+                gpu,
+            ]
             done = subprocess.run(command, capture_output=True, text=True, check=False)
             if done.returncode:
-                raise UserError(f"Liger-Kernel {commit} can't be traced.", found=done.stderr[-2000:])
+                raise UserError(
+                    f"Liger-Kernel {commit} can't be traced.", found=done.stderr[-2000:]
+                )
             yield from map(json.loads, done.stdout.splitlines())
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path, help="a checkout of Liger-Kernel with its history")
-    parser.add_argument("--one", nargs=2, metavar=("COMMIT", "GPU"), help="the folder's package on one GPU, JSON lines")
+    parser.add_argument(
+        "--one",
+        nargs=2,
+        metavar=("COMMIT", "GPU"),
+        help="the folder's package on one GPU, JSON lines",
+    )
     asked = parser.parse_args()
     if asked.one:
         commit, gpu = asked.one
         use_package(asked.folder)
-        for found in results(row for row in read() if (commit_of(row), row["gpu"]) == (commit, gpu)):
+        for found in results(
+            row for row in read() if (commit_of(row), row["gpu"]) == (commit, gpu)
+        ):
             print(json.dumps(found), flush=True)
         return 0
     found = list(results_of_commits(asked.folder.resolve()))

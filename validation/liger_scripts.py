@@ -54,7 +54,9 @@ def _run(record: Any, *_: Any, **__: Any) -> ScriptRun:
     for number in range(STEPS):
         marks = [(phase, index) for phase, step, index in record.marks if step == number]
         steps.append((marks[0][1], next(index for phase, index in marks if phase == "backward")))
-    workspaces = [identity for identity, component in record.components.items() if component == WORKSPACES]
+    workspaces = [
+        identity for identity, component in record.components.items() if component == WORKSPACES
+    ]
     return ScriptRun(list(record.events), steps, workspaces)
 
 
@@ -88,7 +90,9 @@ class ScriptProcess:
     def peaks(self) -> dict[str, int]:
         """By name, the bytes of blocks in use at the largest, as ``max_memory_allocated`` gives them."""
         spans = replay(self._events, self._marks).spans
-        return {span.phase: span.peak_allocated_bytes for span in spans if span.phase != _NOT_MEASURED}
+        return {
+            span.phase: span.peak_allocated_bytes for span in spans if span.phase != _NOT_MEASURED
+        }
 
     def _allocate(self, size: int) -> int:
         self._last += 1

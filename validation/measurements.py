@@ -89,10 +89,14 @@ def compare(row: MeasuredRow, report: Mapping[str, Any] | str) -> dict[str, Any]
     if isinstance(report, str):
         return result | {"error_percent": {}, "refused": report}
     orders = [stages(order) for order in report.get("orders") or [report]]
-    typical = {stage: int(statistics.median_low([order[stage] for order in orders])) for stage in STAGES}
+    typical = {
+        stage: int(statistics.median_low([order[stage] for order in orders])) for stage in STAGES
+    }
     result |= {
         "predicted_bytes": typical,
-        "difference_bytes": {stage: typical[stage] - value for stage, value in row.measured_bytes.items()},
+        "difference_bytes": {
+            stage: typical[stage] - value for stage, value in row.measured_bytes.items()
+        },
         "error_percent": {
             stage: round(100 * (typical[stage] / row.measured_bytes[stage] - 1), 4)
             for stage in ("allocated", "reserved")
@@ -110,7 +114,8 @@ def compare(row: MeasuredRow, report: Mapping[str, Any] | str) -> dict[str, Any]
         }
     if len(orders) > 1:
         result["range_bytes"] = {
-            stage: [min(order[stage] for order in orders), max(order[stage] for order in orders)] for stage in STAGES
+            stage: [min(order[stage] for order in orders), max(order[stage] for order in orders)]
+            for stage in STAGES
         }
     return result
 
@@ -138,8 +143,14 @@ def summary(results: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     table: dict[str, Any] = {}
     for source, rows in by_source.items():
         measured = {row["id"]: row["error_percent"] for row in rows if row["error_percent"]}
-        table[source] = {"rows": len(measured), "title": SOURCES[source].title, **_typical(measured)}
-        first = {row["id"]: row["first_error_percent"] for row in rows if row.get("first_error_percent")}
+        table[source] = {
+            "rows": len(measured),
+            "title": SOURCES[source].title,
+            **_typical(measured),
+        }
+        first = {
+            row["id"]: row["first_error_percent"] for row in rows if row.get("first_error_percent")
+        }
         if first:
             table[source]["first"] = {"rows": len(first), **_typical(first)}
         judged = [row for row in rows if "outcome" in row]
@@ -184,17 +195,29 @@ def overview(report: Mapping[str, Any]) -> str:
         tried = [(source.title, source.developed_with, entry)]
         if "first" in entry:
             tried[0] = (f"{source.title}: as they came out", source.developed_with, entry["first"])
-            if entry["first"] != {key: value for key, value in entry.items() if key not in ("first", "title")}:
+            if entry["first"] != {
+                key: value for key, value in entry.items() if key not in ("first", "title")
+            }:
                 tried.append((f"{source.title}: now", source.changed, entry))
         for title, developed_with, own in tried:
             cells = [_errors(own.get(stage)) for stage in ("allocated", "reserved")]
             rows.append([title, own["rows"], developed_with, *cells])
-    columns = ("measured on", "rows:", "developed with", "allocated: median, worst", "reserved: median, worst")
+    columns = (
+        "measured on",
+        "rows:",
+        "developed with",
+        "allocated: median, worst",
+        "reserved: median, worst",
+    )
     return markdown(columns, rows) + "\n"
 
 
 def _errors(rows: Mapping[str, Any] | None) -> str:
-    return f"{rows['median_percent']:.3f} %, {rows['worst_percent']:.3f} %" if rows else "not published"
+    return (
+        f"{rows['median_percent']:.3f} %, {rows['worst_percent']:.3f} %"
+        if rows
+        else "not published"
+    )
 
 
 def table(report: Mapping[str, Any], source: str) -> str:
@@ -210,7 +233,11 @@ def table(report: Mapping[str, Any], source: str) -> str:
         cells.append(f"{row['micro_batch']} x {row['sequence_length']}")
         for stage in ("allocated", "reserved"):
             if "refused" in row:
-                measured = f"{row['measured_bytes'][stage] / MIB:.2f}" if stage in row["measured_bytes"] else ""
+                measured = (
+                    f"{row['measured_bytes'][stage] / MIB:.2f}"
+                    if stage in row["measured_bytes"]
+                    else ""
+                )
                 cells += [measured, "", row["refused"] if measured else ""]
                 continue
             predicted = f"{row['predicted_bytes'][stage] / MIB:.2f}"
@@ -220,18 +247,41 @@ def table(report: Mapping[str, Any], source: str) -> str:
             else:
                 cells += [row.get("outcome", ""), predicted, ""]
         if SOURCES[source].unread:
-            cells.append(", ".join(f"{error:+.3f} %" for error in row["first_error_percent"].values()) or "not traced")
+            cells.append(
+                ", ".join(f"{error:+.3f} %" for error in row["first_error_percent"].values())
+                or "not traced"
+            )
         rows.append(cells)
     return markdown(columns, rows) + "\n"
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m validation.measurements", description=__doc__.split("\n")[0])
-    parser.add_argument("--source", nargs="+", choices=SOURCES, default=["t4"], help="whose measurements (default: t4)")
+    parser = argparse.ArgumentParser(
+        prog="python -m validation.measurements", description=__doc__.split("\n")[0]
+    )
+    parser.add_argument(
+        "--source",
+        nargs="+",
+        choices=SOURCES,
+        default=["t4"],
+        help="whose measurements (default: t4)",
+    )
     parser.add_argument("--rows", nargs="+", metavar="ID", help="only these rows")
-    parser.add_argument("--orders", type=int, default=ORDERS, help=f"orders of a threaded loading (default: {ORDERS})")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the report; rows of other sources in it stay")
-    parser.add_argument("--tables", action="store_true", help="print the kept report as Markdown, trace nothing")
+    parser.add_argument(
+        "--orders",
+        type=int,
+        default=ORDERS,
+        help=f"orders of a threaded loading (default: {ORDERS})",
+    )
+    parser.add_argument(
+        "--json",
+        type=Path,
+        metavar="FILE",
+        help="write the report; rows of other sources in it stay",
+    )
+    parser.add_argument(
+        "--tables", action="store_true", help="print the kept report as Markdown, trace nothing"
+    )
     arguments = parser.parse_args()
     if arguments.tables:
         report = read_json(arguments.json or REPORT)
@@ -271,7 +321,9 @@ def merged(path: Path, report: Mapping[str, Any]) -> dict[str, Any]:
     Of rows that were unread the errors of the first try stay, whatever comes out later.
     """
     old = read_json(path) if path.exists() else {"rows": [], "versions": {}}
-    first = {row["id"]: row["first_error_percent"] for row in old["rows"] if "first_error_percent" in row}
+    first = {
+        row["id"]: row["first_error_percent"] for row in old["rows"] if "first_error_percent" in row
+    }
     fresh = {row["id"]: row for row in report["rows"]}
     for name, row in fresh.items():
         if SOURCES[source_of(name)].unread:
@@ -279,7 +331,11 @@ def merged(path: Path, report: Mapping[str, Any]) -> dict[str, Any]:
     rows = [row for row in old["rows"] if row["id"] not in fresh] + list(fresh.values())
     order = list(SOURCES)
     rows.sort(key=lambda row: (order.index(source_of(row["id"])), row["id"]))
-    return {"rows": rows, "summary": summary(rows), "versions": old["versions"] | report["versions"]}
+    return {
+        "rows": rows,
+        "summary": summary(rows),
+        "versions": old["versions"] | report["versions"],
+    }
 
 
 if __name__ == "__main__":

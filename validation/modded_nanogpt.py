@@ -52,7 +52,11 @@ _HEADING = re.compile(r"^-{40}\n# (\w+\.py)\n-{40}\n", re.MULTILINE)
 # update, which some of its optimizers leave out.
 _UPDATES = {
     re.compile(rf"\b{name}(?:\s*:\s*int)?\s*=\s*\d+"): count
-    for name, count in {"num_iterations": UPDATES, "num_scheduled_iterations": 6, "num_extension_iterations": 2}.items()
+    for name, count in {
+        "num_iterations": UPDATES,
+        "num_scheduled_iterations": 6,
+        "num_extension_iterations": 2,
+    }.items()
 }
 _DATA = re.compile(r"\bdata/(fineweb\w*)/fineweb_train_")
 _PEAK = re.compile(r"peak memory (?:consumption|allocated): (\d+) MiB(?: reserved: (\d+) MiB)?")
@@ -100,8 +104,12 @@ class Checkout:
 
     def published(self, record: str) -> list[tuple[int, int | None]]:
         """MiB allocated and reserved as each log says them in its last line."""
-        found = [_PEAK.findall(self._git("show", f"{COMMIT}:{name}")) for name in self._logs(record)]
-        return [(int(each[-1][0]), int(each[-1][1]) if each[-1][1] else None) for each in found if each]
+        found = [
+            _PEAK.findall(self._git("show", f"{COMMIT}:{name}")) for name in self._logs(record)
+        ]
+        return [
+            (int(each[-1][0]), int(each[-1][1]) if each[-1][1] else None) for each in found if each
+        ]
 
 
 def write_tokens(folder: Path) -> None:
@@ -137,10 +145,14 @@ def run_program(path: Path) -> dict[str, Any]:
     from dryfit.program.child import run
     from dryfit.program.request import ProgramRequest
 
-    trace = run(ProgramRequest(str(path), gpus=GPUS, torchrun=True, gpu="h100-80gb", steps=TO_ITS_END))["trace"]
+    trace = run(
+        ProgramRequest(str(path), gpus=GPUS, torchrun=True, gpu="h100-80gb", steps=TO_ITS_END)
+    )["trace"]
     return {
         "allocated_mib": trace["peak_allocated_bytes"] / 2**20,
-        "allocated_range_mib": [each and each / 2**20 for each in trace.get("peak_allocated_range_bytes", ())],
+        "allocated_range_mib": [
+            each and each / 2**20 for each in trace.get("peak_allocated_range_bytes", ())
+        ],
         "reserved_mib": trace["peak_reserved_bytes"] / 2**20,
         "phases_mib": {name: count / 2**20 for name, count in trace["phases"].items()},
         "compiled": trace.get("compiled"),
@@ -159,7 +171,9 @@ def run_beside_its_files(source: str, module: str, *words: str) -> subprocess.Co
         Path(folder, "logs").mkdir()
         environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
         command = [sys.executable, "-m", module, "--program", str(path), *words]
-        return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+        return subprocess.run(
+            command, cwd=folder, env=environment, capture_output=True, text=True, check=False
+        )
 
 
 def trace_record(checkout: Checkout, record: str) -> dict[str, Any]:
@@ -169,8 +183,16 @@ def trace_record(checkout: Checkout, record: str) -> dict[str, Any]:
         return {"refused": "its folder has no log with a Python program"}
     done = run_beside_its_files(source, "validation.modded_nanogpt")
     if done.returncode:
-        told = [line for line in done.stderr.splitlines() if "can't be traced:" in line or "Error:" in line]
-        reason = told[-1].partition("can't be traced: ")[2] or told[-1] if told else "no error was printed"
+        told = [
+            line
+            for line in done.stderr.splitlines()
+            if "can't be traced:" in line or "Error:" in line
+        ]
+        reason = (
+            told[-1].partition("can't be traced: ")[2] or told[-1]
+            if told
+            else "no error was printed"
+        )
         return {"refused": reason[:300], "error": done.stderr[-6000:]}
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -190,7 +212,15 @@ def table() -> str:
             cells.append(f"{100 * (float(compared[0]) / float(compared[1]) - 1):+.3f} %")
             cells += map(_number, reserved)
         rows.append(cells)
-    columns = ("step", "rows", "traced, allocated, MiB:", "published:", ":", "traced, reserved, MiB:", "published:")
+    columns = (
+        "step",
+        "rows",
+        "traced, allocated, MiB:",
+        "published:",
+        ":",
+        "traced, reserved, MiB:",
+        "published:",
+    )
     return markdown(columns, rows)
 
 
@@ -202,8 +232,12 @@ def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("checkout", nargs="?", type=Path, help="of KellerJordan/modded-nanogpt")
-    parser.add_argument("records", nargs="*", help="the last part of a folder's name, such as 2025-01-04_SoftCap")
-    parser.add_argument("--published", action="store_true", help="read the peaks of the logs; trace nothing")
+    parser.add_argument(
+        "records", nargs="*", help="the last part of a folder's name, such as 2025-01-04_SoftCap"
+    )
+    parser.add_argument(
+        "--published", action="store_true", help="read the peaks of the logs; trace nothing"
+    )
     parser.add_argument("--program", type=Path, help="run one program here")
     parser.add_argument("--draw", action="store_true", help="name the ten records that were drawn")
     parser.add_argument("--table", action="store_true", help="print the rows that are kept")
@@ -221,7 +255,12 @@ def main() -> None:
         print("\n".join(checkout.drawn()))
     for name in asked.records:
         record = checkout.find(name)
-        print(name, json.dumps(checkout.published(record) if asked.published else trace_record(checkout, record)))
+        print(
+            name,
+            json.dumps(
+                checkout.published(record) if asked.published else trace_record(checkout, record)
+            ),
+        )
 
 
 if __name__ == "__main__":

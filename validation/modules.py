@@ -56,15 +56,23 @@ class RMSNorm(nn.Module):
         return self.weight * states.to(dtype)
 
 
-def jensen_shannon(student: torch.Tensor, teacher: torch.Tensor, *, per_token: bool = False) -> torch.Tensor:
+def jensen_shannon(
+    student: torch.Tensor, teacher: torch.Tensor, *, per_token: bool = False
+) -> torch.Tensor:
     """Between two tensors of log-probabilities, half towards each; ``per_token``: added up over words first."""
     dtype = student.dtype
     teacher, student = teacher.float(), student.float()
     mean = torch.lerp(student.exp(), teacher.exp(), 0.5)
-    divergence = partial(functional.kl_div, reduction="none" if per_token else "batchmean", log_target=True)
+    divergence = partial(
+        functional.kl_div, reduction="none" if per_token else "batchmean", log_target=True
+    )
     if not per_token:
-        return (0.5 * divergence(mean.log(), teacher) + 0.5 * divergence(mean.log(), student)).to(dtype)
-    loss = 0.5 * divergence(mean.log(), teacher).sum(-1) + 0.5 * divergence(mean.log(), student).sum(-1)
+        return (0.5 * divergence(mean.log(), teacher) + 0.5 * divergence(mean.log(), student)).to(
+            dtype
+        )
+    loss = 0.5 * divergence(mean.log(), teacher).sum(-1) + 0.5 * divergence(
+        mean.log(), student
+    ).sum(-1)
     return (loss / len(student)).sum().to(dtype)
 
 
@@ -106,14 +114,19 @@ class HeadsAndLoss(Stepped):
         super().__init__()
         tokens, hidden, outputs = (int(row[name]) for name in ("tokens", "hidden_size", "outputs"))
         dtype = DTYPES[row["dtype"]]
-        self.student, self.teacher = (nn.Linear(hidden, outputs, bias=False, dtype=dtype) for _ in range(2))
+        self.student, self.teacher = (
+            nn.Linear(hidden, outputs, bias=False, dtype=dtype) for _ in range(2)
+        )
         self.input = nn.Parameter(torch.empty(tokens, hidden, dtype=dtype))
         self.register_buffer("other", torch.empty(tokens, hidden, dtype=dtype))
 
     def forward(self) -> torch.Tensor:
         """The script's own variables hold the scores until the loss is there."""
         of_student, of_teacher = self.student(self.input), self.teacher(self.other)
-        student, teacher = torch.log_softmax(of_student / 1.0, -1), torch.log_softmax(of_teacher / 1.0, -1)
+        student, teacher = (
+            torch.log_softmax(of_student / 1.0, -1),
+            torch.log_softmax(of_teacher / 1.0, -1),
+        )
         return jensen_shannon(student, teacher, per_token=True)
 
 
@@ -127,11 +140,15 @@ def text_probabilities(scores: torch.Tensor, words: torch.Tensor) -> torch.Tenso
 
 def odds_ratio(chosen: torch.Tensor, rejected: torch.Tensor) -> torch.Tensor:
     """What ORPO adds for each pair of texts."""
-    odds = (chosen - rejected) - (torch.log1p(-torch.exp(chosen)) - torch.log1p(-torch.exp(rejected)))
+    odds = (chosen - rejected) - (
+        torch.log1p(-torch.exp(chosen)) - torch.log1p(-torch.exp(rejected))
+    )
     return 0.1 * functional.logsigmoid(odds)
 
 
-def contrast(chosen: torch.Tensor, rejected: torch.Tensor, *, margin: float | None = None) -> torch.Tensor:
+def contrast(
+    chosen: torch.Tensor, rejected: torch.Tensor, *, margin: float | None = None
+) -> torch.Tensor:
     """What CPO adds for each pair of texts, and SimPO with its margin."""
     apart = chosen - rejected
     apart = apart if margin is None else apart - margin
@@ -160,15 +177,23 @@ class Alignment(Stepped):
         tokens, hidden, outputs = (int(row[name]) for name in SIZES)
         texts = int(row["id"].rpartition("-")[2].partition("x")[0])
         self.half, shape = texts // 2, (texts, tokens // texts)
-        count = 2 if self.kind in PAIRS else 4  # a frozen reference model has a head too, and the benchmark trains it
+        count = (
+            2 if self.kind in PAIRS else 4
+        )  # a frozen reference model has a head too, and the benchmark trains it
         linear = partial(nn.Linear, hidden, outputs, bias=self.kind == "kto", dtype=dtype)
         self.heads = nn.ModuleList(linear() for _ in range(count))
-        self.input = nn.Parameter(torch.empty(*shape, hidden, dtype=dtype), requires_grad=self.kind != "kto")
+        self.input = nn.Parameter(
+            torch.empty(*shape, hidden, dtype=dtype), requires_grad=self.kind != "kto"
+        )
         self.register_buffer("words", torch.empty(shape, dtype=torch.long))
         if count == 4:
             self.register_buffer("other", torch.empty(*shape, hidden, dtype=dtype))
-            self.register_buffer("each", torch.empty(texts, dtype=torch.bool if self.kind == "kto" else dtype))
-            self.register_buffer("more", torch.empty(1, dtype=dtype) if self.kind == "kto" else torch.empty(shape))
+            self.register_buffer(
+                "each", torch.empty(texts, dtype=torch.bool if self.kind == "kto" else dtype)
+            )
+            self.register_buffer(
+                "more", torch.empty(1, dtype=dtype) if self.kind == "kto" else torch.empty(shape)
+            )
 
     def scores(self, index: int, states: torch.Tensor) -> torch.Tensor:
         head = self.heads[index]
@@ -180,10 +205,14 @@ class Alignment(Stepped):
         half = self.half
         narrow = self.scores(0, self.input)
         scores = narrow if self.kind == "orpo_16bit" else narrow.float()
-        loss = functional.cross_entropy(scores[:half].view(-1, scores.shape[-1]), self.words[:half].view(-1))
+        loss = functional.cross_entropy(
+            scores[:half].view(-1, scores.shape[-1]), self.words[:half].view(-1)
+        )
         all_of_them = text_probabilities(scores, self.words)
         added, weighted = PAIRS[self.kind]
-        return (loss * 1.0 if weighted else loss) - added(all_of_them[:half], all_of_them[half:]).mean()
+        return (loss * 1.0 if weighted else loss) - added(
+            all_of_them[:half], all_of_them[half:]
+        ).mean()
 
     def kto(self) -> torch.Tensor:
         """The baseline copies the scores of the chosen and of the rejected texts, for its metrics."""
@@ -197,7 +226,9 @@ class Alignment(Stepped):
         with torch.no_grad():
             reference = text_probabilities(self.scores(1, self.other), self.words)
         ratios = [policy[part] - reference[part] for part in (slice(half), slice(half, None))]
-        losses = [1 - torch.sigmoid(0.1 * far) for far in (ratios[0] - self.more, self.more - ratios[1])]
+        losses = [
+            1 - torch.sigmoid(0.1 * far) for far in (ratios[0] - self.more, self.more - ratios[1])
+        ]
         loss = nothing * 1.0 + torch.cat(losses).mean()
         metrics = [part.detach().sum() for part in (policy[:half], policy[half:], *copies)]  # noqa: F841
         return loss
@@ -224,7 +255,9 @@ class Alignment(Stepped):
     def forward(self) -> torch.Tensor:
         if self.kind in PAIRS:
             return self.pairs()
-        return self.kto() if self.kind == "kto" else self.grpo(per_text=self.kind == "grpo_sequence")
+        return (
+            self.kto() if self.kind == "kto" else self.grpo(per_text=self.kind == "grpo_sequence")
+        )
 
 
 def mixed(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
@@ -253,8 +286,12 @@ class Distillation(Stepped):
         tokens, hidden, outputs = (int(row[name]) for name in SIZES)
         self.loss, dtype = DISTILLED[row["module"]], DTYPES[row["dtype"]]
         widths = (hidden // 2, hidden) * 2
-        self.heads = nn.ModuleList(nn.Linear(width, outputs, bias=False, dtype=dtype) for width in widths)
-        self.inputs = nn.ParameterList(torch.empty(tokens, hidden // 2, dtype=dtype) for _ in range(3))
+        self.heads = nn.ModuleList(
+            nn.Linear(width, outputs, bias=False, dtype=dtype) for width in widths
+        )
+        self.inputs = nn.ParameterList(
+            torch.empty(tokens, hidden // 2, dtype=dtype) for _ in range(3)
+        )
         self.register_buffer("other", torch.empty(tokens, hidden, dtype=dtype))
         self.register_buffer("words", torch.empty(tokens, dtype=torch.long))
 
@@ -286,13 +323,17 @@ class Benchmark(nn.Module):
         if row["module"] in ("cross_entropy", "head_and_cross_entropy"):
             self.module: nn.Module = nn.Identity()
             if hidden:  # the script builds Liger's head beside PyTorch's
-                self.module, self.other = (nn.Linear(hidden, outputs, bias=False, dtype=dtype) for _ in range(2))
+                self.module, self.other = (
+                    nn.Linear(hidden, outputs, bias=False, dtype=dtype) for _ in range(2)
+                )
             self.register_buffer("target", torch.empty(tokens, dtype=torch.long))
         elif row["module"] in ("swiglu", "geglu"):
             from transformers.models.llama.modeling_llama import LlamaConfig, LlamaMLP
 
             activation = "silu" if row["module"] == "swiglu" else "gelu_pytorch_tanh"
-            config = LlamaConfig(hidden_size=hidden, intermediate_size=outputs, hidden_act=activation)
+            config = LlamaConfig(
+                hidden_size=hidden, intermediate_size=outputs, hidden_act=activation
+            )
             self.module = LlamaMLP(config).to(dtype)
             # benchmark_swiglu.py, benchmark_geglu.py: batches of rows, so that a gradient of the input is a view.
             length = int(row["id"].rpartition("-")[2])
@@ -355,12 +396,22 @@ def left_again(row: Mapping[str, str]) -> list[int]:
     The script of KTO gives its reference a bias only where it measures memory: so PyTorch compiles the loss again. Seen
     on a CPU too: after that size its head, its reference's and both biases stay with the batch.
     """
-    return _frame_of_kto(row, texts=2, reference_bias=True, gradients=True) if row["module"] == "kto" else []
+    return (
+        _frame_of_kto(row, texts=2, reference_bias=True, gradients=True)
+        if row["module"] == "kto"
+        else []
+    )
 
 
-def _frame_of_kto(row: Mapping[str, str], *, texts: int, reference_bias: bool, gradients: bool) -> list[int]:
+def _frame_of_kto(
+    row: Mapping[str, str], *, texts: int, reference_bias: bool, gradients: bool
+) -> list[int]:
     """Bytes of what the frame of KTO's compiled loss holds: both heads, both batches, labels, kinds, a divergence."""
-    outputs, hidden, words = int(row["outputs"]), int(row["hidden_size"]), texts * int(row["id"].rpartition("x")[2])
+    outputs, hidden, words = (
+        int(row["outputs"]),
+        int(row["hidden_size"]),
+        texts * int(row["id"].rpartition("x")[2]),
+    )
     heads, biases = 2 + gradients, 1 + reference_bias + gradients
     batch = [*[2 * hidden * words] * 2, 8 * words, texts, 2]
     return [*[2 * hidden * outputs] * heads, *[2 * outputs] * biases, *batch]
@@ -370,7 +421,12 @@ def peak_bytes(row: Mapping[str, str]) -> int:
     """The peak of a row, by the trace, with what its process held."""
     with torch.device("meta"):
         benchmark = KINDS.get(row["module"], Benchmark)(row)
-    report = trace_step(benchmark, None, benchmark.step, options=Options(capability=find(GPUS[row["gpu"]]).capability))
+    report = trace_step(
+        benchmark,
+        None,
+        benchmark.step,
+        options=Options(capability=find(GPUS[row["gpu"]]).capability),
+    )
     return report.peak_allocated_bytes + sum(map(round_size, [*left_behind(row), *left_again(row)]))
 
 
@@ -390,9 +446,14 @@ def shown(rows: Iterable[Mapping[str, Any]]) -> str:
     """Rows for people, and how many come out to 2 KiB."""
     lines, near = [], 0
     for row in rows:
-        measured, apart = row["measured_bytes"] / MIB, row["predicted_bytes"] - row["measured_bytes"]
+        measured, apart = (
+            row["measured_bytes"] / MIB,
+            row["predicted_bytes"] - row["measured_bytes"],
+        )
         near += abs(apart) <= NEAR
-        lines.append(f"{row['id']:34} {measured:10.2f} MiB  {apart / MIB:+8.4f} MiB  {row['error_percent']:+.4f} %")
+        lines.append(
+            f"{row['id']:34} {measured:10.2f} MiB  {apart / MIB:+8.4f} MiB  {row['error_percent']:+.4f} %"
+        )
     return "\n".join([*lines, f"{len(lines)} modules, {near} to 2 KiB"])
 
 

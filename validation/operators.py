@@ -60,7 +60,9 @@ class Allocated:
 
 def allocated_bytes(act: Callable[[], Any]) -> Allocated:
     """What ``act`` allocates, by the events of PyTorch's profiler."""
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+    with torch.profiler.profile(
+        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
+    ) as profile:
         act()
     events = profile.profiler.kineto_results.events()
     moments = [(event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]"]
@@ -114,9 +116,15 @@ def step_of(function: Callable[..., Any], trained: Sequence[bool]) -> Callable[[
         for tensor, trains in zip(tensors, trained, strict=True):
             tensor.requires_grad_(trains)
         args, kwargs = batch
-        place = sys.modules.get(getattr(function, "__module__", ""))  # by its name, as a program calls it
-        outputs = tree_flatten(getattr(place, getattr(function, "__name__", ""), function)(*args, **kwargs))[0]
-        sums = [item.sum() for item in outputs if isinstance(item, torch.Tensor) and item.requires_grad]
+        place = sys.modules.get(
+            getattr(function, "__module__", "")
+        )  # by its name, as a program calls it
+        outputs = tree_flatten(
+            getattr(place, getattr(function, "__name__", ""), function)(*args, **kwargs)
+        )[0]
+        sums = [
+            item.sum() for item in outputs if isinstance(item, torch.Tensor) and item.requires_grad
+        ]
         sums = [item.real if item.is_complex() else item for item in sums]
         if sums:
             sum(sums).backward()
@@ -128,7 +136,9 @@ def operators(names: Sequence[str] = ()) -> Iterator[tuple[str, Callable[[Any], 
     """Name, step and batch of each operator that takes fp32."""
     from torch.testing._internal import common_methods_invocations as listed
 
-    listed.wrapper_set_seed = lambda function, *args, **kwargs: function(*args, **kwargs)  # its copy of a seed's state
+    listed.wrapper_set_seed = lambda function, *args, **kwargs: function(
+        *args, **kwargs
+    )  # its copy of a seed's state
     for operator in listed.op_db:
         name = ".".join(part for part in (operator.name, operator.variant_test_name) if part)
         if (names and name not in names) or torch.float32 not in operator.dtypes:
@@ -138,10 +148,17 @@ def operators(names: Sequence[str] = ()) -> Iterator[tuple[str, Callable[[Any], 
         for sample in largest(operator.sample_inputs("cpu", torch.float32, requires_grad=trains)):
             batch = ([sample.input, *sample.args], dict(sample.kwargs))
             tensors = [item for item in tree_flatten(batch)[0] if isinstance(item, torch.Tensor)]
-            if any(type(item) is not torch.Tensor or item.layout is not torch.strided for item in tensors):
+            if any(
+                type(item) is not torch.Tensor or item.layout is not torch.strided
+                for item in tensors
+            ):
                 continue
             trained = [item.requires_grad for item in tensors]
-            yield name, step_of(operator.op, trained), tree_map_only(torch.Tensor, torch.detach, batch)
+            yield (
+                name,
+                step_of(operator.op, trained),
+                tree_map_only(torch.Tensor, torch.detach, batch),
+            )
 
 
 def largest(samples: Any) -> list[Any]:
@@ -162,7 +179,9 @@ def run(names: Sequence[str] = ()) -> list[Compared]:
         try:
             each = compare(name, step, batch)
         except Exception as error:  # the real step itself fails here
-            print(f"{name}: not run: {type(error).__name__}: {str(error).splitlines()[0]}", flush=True)
+            print(
+                f"{name}: not run: {type(error).__name__}: {str(error).splitlines()[0]}", flush=True
+            )
             continue
         compared.append(each)
         if each.outcome == "unequal":
@@ -181,7 +200,9 @@ def known() -> dict[str, dict[str, str]]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("names", nargs="*", metavar="NAME", help="operators; all of them by default")
+    parser.add_argument(
+        "names", nargs="*", metavar="NAME", help="operators; all of them by default"
+    )
     counts = Counter(each.outcome for each in run(parser.parse_args(arguments).names))
     print(", ".join(f"{count} {outcome}" for outcome, count in sorted(counts.items())))
     return 0

@@ -84,7 +84,15 @@ def table(tries: Iterable[TriedRow], group: str) -> str:
     for (identity, what), errors in rows.items():
         first = errors["first"]
         name = first.settings or identity
-        shown.append([name, what, f"{first.measured} {first.unit}", *_cells(first), *_cells(errors.get("second"))])
+        shown.append(
+            [
+                name,
+                what,
+                f"{first.measured} {first.unit}",
+                *_cells(first),
+                *_cells(errors.get("second")),
+            ]
+        )
     columns = ("row", "figure", "measured:", "first try:", "error:", "second try:", "error:")
     return markdown(columns, shown) + "\n"
 

@@ -53,7 +53,9 @@ def fitcheck(row: MeasuredRow, orders: int = 1, *, costs: bool = False) -> Repor
     scenario, gpu = row.scenario, find("t4", row.id)
     quantized = scenario.method == "qlora"
     loader = WeightLoader.of(**SESSIONS[row.session], loaded_on_cpu_first=not quantized)
-    prepared = prepare(scenario, loader=loader, orders=orders if loader.workers > 1 and quantized else 1)
+    prepared = prepare(
+        scenario, loader=loader, orders=orders if loader.workers > 1 and quantized else 1
+    )
     model, optimizer = prepared.model, prepared.optimizer
     tokens = None
 
@@ -61,12 +63,16 @@ def fitcheck(row: MeasuredRow, orders: int = 1, *, costs: bool = False) -> Repor
         nonlocal tokens
         optimizer.zero_grad(set_to_none=True)
         if tokens is None:
-            tokens = torch.empty((scenario.micro_batch, scenario.sequence_length), dtype=torch.long, device="meta")
+            tokens = torch.empty(
+                (scenario.micro_batch, scenario.sequence_length), dtype=torch.long, device="meta"
+            )
         output = model(input_ids=tokens, labels=tokens)
         output.loss.backward()
         optimizer.step()
 
-    return traced(prepared, step, capability=gpu.capability, costs=costs, capacity_bytes=gpu.usable_bytes)
+    return traced(
+        prepared, step, capability=gpu.capability, costs=costs, capacity_bytes=gpu.usable_bytes
+    )
 
 
 def trainer(row: MeasuredRow, orders: int = 1, *, costs: bool = False) -> Report:
@@ -83,7 +89,9 @@ def trainer(row: MeasuredRow, orders: int = 1, *, costs: bool = False) -> Report
         with _units_are_sent() if gpus > 1 else nullcontext():
             prepared = prepare(scenario, attention_implementation="flash_attention_2")
         step = random_step(prepared.model, prepared.optimizer, scenario, "meta", max_grad_norm=1.0)
-        return traced(prepared, step, capability=(8, 0), torch_version=TORCH_OF_THE_A100, costs=costs)
+        return traced(
+            prepared, step, capability=(8, 0), torch_version=TORCH_OF_THE_A100, costs=costs
+        )
 
 
 @contextmanager
@@ -103,8 +111,12 @@ def _units_are_sent() -> Iterator[None]:
 
     def move_and_send(module: nn.Module, ignored: set, *rest: Any) -> None:
         move(module, ignored, *rest)
-        tensors = [parameter.detach() for parameter in initialization._get_orig_params(module, ignored)]
-        buckets, _ = dist._compute_bucket_assignment_by_size(tensors, [initialization.PARAM_BROADCAST_BUCKET_SIZE])
+        tensors = [
+            parameter.detach() for parameter in initialization._get_orig_params(module, ignored)
+        ]
+        buckets, _ = dist._compute_bucket_assignment_by_size(
+            tensors, [initialization.PARAM_BROADCAST_BUCKET_SIZE]
+        )
         for bucket in buckets:
             sent.append(torch.cat([tensors[index].reshape(-1) for index in bucket]))
 
@@ -112,7 +124,10 @@ def _units_are_sent() -> Iterator[None]:
         sent.clear()
         divide(handle)
 
-    places = [(initialization, "_move_module_to_device", move_and_send), (FlatParamHandle, "shard", shard)]
+    places = [
+        (initialization, "_move_module_to_device", move_and_send),
+        (FlatParamHandle, "shard", shard),
+    ]
     with patched(places):
         yield
 
@@ -144,7 +159,9 @@ def peft_comparison(row: MeasuredRow, orders: int = 1, *, costs: bool = False) -
         kept["loss"].backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-        if ranks is not None:  # update_and_allocate() of AdaLoRA; the masks that it makes then need values
+        if (
+            ranks is not None
+        ):  # update_and_allocate() of AdaLoRA; the masks that it makes then need values
             ranks.update_ipt(model.base_model.model)
         torch.cuda.empty_cache()
 
@@ -184,15 +201,21 @@ def canifinetune(row: MeasuredRow, orders: int = 1, *, costs: bool = False) -> R
     def step() -> None:
         shape = (scenario.micro_batch, scenario.sequence_length)
         names = ("input_ids", "attention_mask", "labels")
-        kept["batch"] = {name: torch.empty(shape, dtype=torch.long, device="meta") for name in names}
-        kept["outputs"] = model(input_ids=kept["batch"]["input_ids"], labels=kept["batch"]["labels"])
+        kept["batch"] = {
+            name: torch.empty(shape, dtype=torch.long, device="meta") for name in names
+        }
+        kept["outputs"] = model(
+            input_ids=kept["batch"]["input_ids"], labels=kept["batch"]["labels"]
+        )
         kept["loss"] = kept["outputs"].loss
         kept["loss"].backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
     of_windows = {"torch_version": "2.6.0", "platform": scenario.platform}
-    return traced(prepared, step, capability=(8, 9), costs=costs, steps=row.settings["steps"], **of_windows)
+    return traced(
+        prepared, step, capability=(8, 9), costs=costs, steps=row.settings["steps"], **of_windows
+    )
 
 
 def torchtitan(row: MeasuredRow, orders: int = 1, *, costs: bool = False) -> Report:
@@ -210,9 +233,13 @@ def _optimizer(model: nn.Module, kind: str, options: dict[str, Any]) -> torch.op
     if kind == "lora-fa":
         return optimizers.create_lorafa_optimizer(model, **options)
     if kind == "lora+":
-        return optimizers.create_loraplus_optimizer(model, optimizer_cls=adamw, foreach=True, **options)
+        return optimizers.create_loraplus_optimizer(
+            model, optimizer_cls=adamw, foreach=True, **options
+        )
     if kind == "riemannian":
-        return optimizers.create_riemannian_optimizer(model, optimizer_cls=adamw, foreach=True, **options)
+        return optimizers.create_riemannian_optimizer(
+            model, optimizer_cls=adamw, foreach=True, **options
+        )
     return getattr(torch.optim, kind)(model.parameters(), foreach=True, **options)
 
 
@@ -230,7 +257,9 @@ def check_versions(row: MeasuredRow) -> None:
     if row.program != "trainer" or environments.older("transformers", "5"):
         return
     installed = environments.installed("transformers", "peft", "bitsandbytes")
-    environment = next(source.environment for source in SOURCES.values() if row.session in source.sessions)
+    environment = next(
+        source.environment for source in SOURCES.values() if row.session in source.sessions
+    )
     raise UserError(
         "The A100's rows are those of older versions, whose losses and attention took other memory.",
         where=row.id,

@@ -44,11 +44,33 @@ MOST_BYTES = 180 * 2**30  # steps beyond this are drawn anew: no GPU known has i
 NEAR = 0.25  # powers of two to either side of what is needed
 SPOTS = 8  # sizes below the border of which each row says whether they suffice
 COLUMNS = (
-    "seed", "model", "layers", "experts", "parameters", "method", "strategy", "gpus", "precision",
-    "optimizer", "expandable", "micro_batch", "sequence_length", "gradient_accumulation", "loss", "checkpointing",
-    "attention", "kbit_preparation", "capability", "peak_form", "required_form", "lowest_form", "highest_form",
-    "peak_trace", "required_trace", "least_trace",
-)  # fmt: skip
+    "seed",
+    "model",
+    "layers",
+    "experts",
+    "parameters",
+    "method",
+    "strategy",
+    "gpus",
+    "precision",
+    "optimizer",
+    "expandable",
+    "micro_batch",
+    "sequence_length",
+    "gradient_accumulation",
+    "loss",
+    "checkpointing",
+    "attention",
+    "kbit_preparation",
+    "capability",
+    "peak_form",
+    "required_form",
+    "lowest_form",
+    "highest_form",
+    "peak_trace",
+    "required_trace",
+    "least_trace",
+)
 
 
 class Drawn(NamedTuple):
@@ -63,7 +85,11 @@ def models(draw: Random) -> Iterator[tuple[str, Mapping[str, Any], int | None]]:
     """Names, configurations, and how many layers to keep of them, without end."""
     names = sorted(path.stem for path in MODELS.glob("*.json"))
     while True:
-        yield (name := draw.choice(names)), read_json(MODELS / f"{name}.json"), draw.choice((2, 2, 3, 4, 6, None))
+        yield (
+            (name := draw.choice(names)),
+            read_json(MODELS / f"{name}.json"),
+            draw.choice((2, 2, 3, 4, 6, None)),
+        )
 
 
 def drawn(seed: int) -> Iterator[Drawn]:
@@ -81,13 +107,18 @@ def drawn(seed: int) -> Iterator[Drawn]:
             "attention": draw.choice(("sdpa", "sdpa", "sdpa", "mem_efficient", "eager")),
             "gradient_checkpointing": draw.choice((True, True, True, False)),
             "gradient_accumulation": draw.choice((1, 1, 2, 4)),
-            "optimizer": draw.choice(("adamw", "adamw", "adamw_fused", "adamw_8bit", "paged_adamw_8bit")),
+            "optimizer": draw.choice(
+                ("adamw", "adamw", "adamw_fused", "adamw_8bit", "paged_adamw_8bit")
+            ),
             "loss": draw.choice(("full", "full", "full", "chunked")),
             "loop": draw.choice(("trainer", "trainer", "trainer", "manual")),
             "allocator": {"expandable_segments": draw.random() < 0.3},
         }
         if method != "full":
-            fields["lora"] = {"rank": draw.choice((4, 8, 16, 32, 64)), "target_modules": "all-linear"}
+            fields["lora"] = {
+                "rank": draw.choice((4, 8, 16, 32, 64)),
+                "target_modules": "all-linear",
+            }
             fields["lora"]["dropout"] = draw.choice((0.0, 0.0, 0.05))
             fields["adapter_precision"] = draw.choice(("fp32", "fp32", "base"))
             fields["kbit_preparation"] = draw.choice(("none", "none", "peft", "trl"))
@@ -95,7 +126,10 @@ def drawn(seed: int) -> Iterator[Drawn]:
         strategy = draw.choice(("none",) * 8 + ("ddp", "fsdp2"))
         if strategy != "none":
             fields["parallel"] = {"strategy": strategy, "gpus": draw.choice((2, 4, 8))}
-        capability, size = draw.choice(((8, 0), (8, 6), (8, 9), (9, 0), (12, 0))), 2 ** draw.uniform(-NEAR, NEAR)
+        capability, size = (
+            draw.choice(((8, 0), (8, 6), (8, 9), (9, 0), (12, 0))),
+            2 ** draw.uniform(-NEAR, NEAR),
+        )
         try:
             scenario = Scenario.from_mapping(fields | {"model": cut(model, layers)})
             parameters = describe(scenario.model).parameter_counts()["total"]
@@ -139,7 +173,10 @@ def measured(seed: int, question: Drawn) -> dict[str, Any] | None:
     forms = [peak]
     if follows_allocations(scenario):
         events = form_events(scenario, capability=capability)
-        forms = [capacities(one, expandable_segments=expandable).required_bytes for one in variations(events)]
+        forms = [
+            capacities(one, expandable_segments=expandable).required_bytes
+            for one in variations(events)
+        ]
     try:
         recording = record(scenario, capability)
     except UserError:
@@ -203,7 +240,9 @@ def judged(question: Drawn, cards: Random | None = None) -> Judged | None:
     usable = card.usable_bytes if cards else round(about * size)
     says = needs.fits(usable)
     try:
-        fits = record(scenario, capability).fits(usable, expandable_segments=scenario.allocator.expandable_segments)
+        fits = record(scenario, capability).fits(
+            usable, expandable_segments=scenario.allocator.expandable_segments
+        )
     except UserError:
         return None
     layers = scenario.size("num_hidden_layers")
@@ -228,23 +267,49 @@ def judge(questions: Iterator[Drawn], count: int, cards: Random | None) -> int:
         counts = [sum(one.says is says for one in own) for says in (True, False, None)]
         wrong = sum(one in refuted for one in own)
         rows.append((method, len(own), *counts, wrong))
-    print(markdown(("method", "questions:", "fits:", "does not fit:", "too close to call:", "refuted:"), rows))
+    print(
+        markdown(
+            ("method", "questions:", "fits:", "does not fit:", "too close to call:", "refuted:"),
+            rows,
+        )
+    )
     return 1 if refuted else 0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m validation.quick_verdicts", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m validation.quick_verdicts", description=__doc__.splitlines()[0]
+    )
     parser.add_argument("--count", type=int, default=20)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--skip", type=int, default=0, help="questions of the seed to pass over, for several processes")
-    parser.add_argument("--append", type=Path, metavar="FILE", help="where rows of the closed form's errors go, as CSV")
+    parser.add_argument(
+        "--skip",
+        type=int,
+        default=0,
+        help="questions of the seed to pass over, for several processes",
+    )
+    parser.add_argument(
+        "--append",
+        type=Path,
+        metavar="FILE",
+        help="where rows of the closed form's errors go, as CSV",
+    )
     parser.add_argument("--judge", action="store_true", help="verdicts instead, against the trace")
-    parser.add_argument("--cards", action="store_true", help="with GPUs of the catalogue, not those near the border")
-    parser.add_argument("--with", dest="fields", type=yaml.safe_load, metavar="MAPPING",
-                        help="the same questions with other values: '{attention_mask: padding}'")  # fmt: skip
+    parser.add_argument(
+        "--cards", action="store_true", help="with GPUs of the catalogue, not those near the border"
+    )
+    parser.add_argument(
+        "--with",
+        dest="fields",
+        type=yaml.safe_load,
+        metavar="MAPPING",
+        help="the same questions with other values: '{attention_mask: padding}'",
+    )
     options = parser.parse_args(arguments)
     questions = drawn(options.seed)
-    questions = islice(altered(questions, options.fields) if options.fields else questions, options.skip, None)
+    questions = islice(
+        altered(questions, options.fields) if options.fields else questions, options.skip, None
+    )
     if options.judge:
         return judge(questions, options.count, Random(options.skip) if options.cards else None)
     with options.append.open("a", newline="", encoding="utf-8") as file:

@@ -62,7 +62,9 @@ FIRST_ASKED = {  # the commit at which each set was asked first
 }
 NOT_ASKED = "not_asked"  # at the first asking, for want of time
 AGREEMENTS = ("right", "unsafe", "wrong_on_the_safe_side", "no_answer", "undecidable")
-_CLOSE = 0.97  # of the card: as near to its border as that, too close to call is the right thing to say
+_CLOSE = (
+    0.97  # of the card: as near to its border as that, too close to call is the right thing to say
+)
 _ROOT = Path(__file__).resolve().parent.parent
 _HEAVY = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "dryfit.ask.answer")
 _SECONDS = 1500  # of one question, before it counts as not answered
@@ -133,10 +135,15 @@ def added(reports: Sequence[PublicReport], others: Iterable[PublicReport]) -> li
     links = {report.link for report in reports if report.drawn not in (name, BESIDE[name])}
     new = [replace(report, drawn=BESIDE[name]) for report in others if report.id not in ids]
     if read_before := sorted(report.id for report in new if report.link in links):
-        raise UserError(f"These reports are from threads that were read before: {', '.join(read_before)}.")
+        raise UserError(
+            f"These reports are from threads that were read before: {', '.join(read_before)}."
+        )
     drawn = draw(new, name)
     links = {report.link for report in new if report.id in drawn}
-    return [*reports, *(replace(report, drawn=name) if report.link in links else report for report in new)]
+    return [
+        *reports,
+        *(replace(report, drawn=name) if report.link in links else report for report in new),
+    ]
 
 
 def write(reports: Iterable[PublicReport]) -> None:
@@ -181,7 +188,9 @@ def ask(report: PublicReport) -> dict[str, Any]:
         return {"error": f"{type(error).__name__}: {error}"}
 
 
-def ask_all(reports: Sequence[PublicReport], jobs: int) -> Iterator[tuple[PublicReport, dict[str, Any]]]:
+def ask_all(
+    reports: Sequence[PublicReport], jobs: int
+) -> Iterator[tuple[PublicReport, dict[str, Any]]]:
     """Each report with its answer, as they come; each in a process of its own, which ends after :data:`_SECONDS`."""
     for name in _HEAVY:  # once, before the processes fork
         importlib.import_module(name)
@@ -239,7 +248,9 @@ def agreement(report: PublicReport, said: str, usable_gib: str) -> str:
         return "no_answer"
     ran_out = report.outcome == "ran_out"
     if said == "too_close":
-        close = bool(report.peak_gib and usable_gib) and float(report.peak_gib) >= _CLOSE * float(usable_gib)
+        close = bool(report.peak_gib and usable_gib) and float(report.peak_gib) >= _CLOSE * float(
+            usable_gib
+        )
         return "right" if ran_out or close else "wrong_on_the_safe_side"
     if said == "fits":
         return "unsafe" if ran_out else "right"
@@ -257,10 +268,15 @@ def asked(report: PublicReport, answer: dict[str, Any]) -> PublicReport:
         why = str(answer.get("error", "")).split("\n")[0] or report.why
     else:
         usable = answer["gpu"]["usable_bytes"]
-        required_gib, usable_gib = f"{(usable - answer['headroom_bytes']) / GIB:.2f}", f"{usable / GIB:.2f}"
+        required_gib, usable_gib = (
+            f"{(usable - answer['headroom_bytes']) / GIB:.2f}",
+            f"{usable / GIB:.2f}",
+        )
         why = report.why if report.verdict == said else ""
     if not report.first_verdict:
-        report = replace(report, first_verdict=said, first_required_gib=required_gib, first_usable_gib=usable_gib)
+        report = replace(
+            report, first_verdict=said, first_required_gib=required_gib, first_usable_gib=usable_gib
+        )
     return replace(report, verdict=said, required_gib=required_gib, usable_gib=usable_gib, why=why)
 
 
@@ -330,7 +346,11 @@ def page(reports: Sequence[PublicReport]) -> str:
     sets = _sets(reports)
     threads = len({report.link for report in reports})
     left_over = len([report for report in reports if report.drawn == BESIDE["third"]])
-    parts = [_HEAD.format(reports=len(reports), threads=threads, unread=UNREAD, left_over=left_over, **SEEDS)]
+    parts = [
+        _HEAD.format(
+            reports=len(reports), threads=threads, unread=UNREAD, left_over=left_over, **SEEDS
+        )
+    ]
     parts += ["## What came out", _count_table(sets)]
     parts += [_wanted_numbers({drawn: those for drawn, those in sets.items() if drawn in SEEDS})]
     parts += ["## The wrong ones now", _wrong_table(sets)]
@@ -349,14 +369,24 @@ def readme_lines(reports: Sequence[PublicReport]) -> str:
                 first = f"The {drawn} draw was {told['right']} right and {told['unsafe']} unsafe of {answered}. "
                 continue
             cells = (f"{drawn}, unread until {FIRST_ASKED.get(drawn, 'they were asked')}", answered)
-            cells += tuple(told[name] for name in ("right", "unsafe", "wrong_on_the_safe_side", "no_answer"))
+            cells += tuple(
+                told[name] for name in ("right", "unsafe", "wrong_on_the_safe_side", "no_answer")
+            )
             lines.append(_row((*cells, f"{since['right']} right, {since['unsafe']} unsafe")))
             unsafe = ", ".join(report.id for report in those if then(report) == "unsafe")
             ended = sum(report.outcome == "ran_out" for report in those)
             said = f"Of the {drawn} draw {ended} ran out of memory, and of these it said FITS to {unsafe}. "
             worst = worst or (said if unsafe else "")
     told = counts([report for report in reports if report.drawn in ("", "first")])
-    head = ("draw", "asked", "right", "unsafe", "wrong on the safe side", "no answer", "by the present rules")
+    head = (
+        "draw",
+        "asked",
+        "right",
+        "unsafe",
+        "wrong on the safe side",
+        "no answer",
+        "by the present rules",
+    )
     return "\n".join([_row(head), _row(["---"] + ["---:"] * 5 + ["---"]), *lines]) + (
         f"\n\n{worst}Rules were written for what the draws showed, so the last column is no test. {first}Of it and"
         f" {told['total'] - UNREAD} reports beside it, {told['right']} are right by the present rules,"
@@ -411,13 +441,20 @@ unsafe where it says that the step fits, and the run ended out of memory."""
 def _count_table(sets: dict[str, list[PublicReport]]) -> str:
     columns = {}
     for drawn, those in sets.items():
-        columns[f"{_SETS[drawn]}, {'once' if drawn else 'first asking'}"] = counts(those, first=True)
+        columns[f"{_SETS[drawn]}, {'once' if drawn else 'first asking'}"] = counts(
+            those, first=True
+        )
         columns[f"{_SETS[drawn]}, now"] = counts(those)
-    names = {**{name: _IN_WORDS[name] for name in ("right", *_WORST_FIRST[:-1], NOT_ASKED)},
-             "total": "all", "too_close": "of these too close to call"}  # fmt: skip
+    names = {
+        **{name: _IN_WORDS[name] for name in ("right", *_WORST_FIRST[:-1], NOT_ASKED)},
+        "total": "all",
+        "too_close": "of these too close to call",
+    }
     lines = ["| | " + " | ".join(columns) + " |", "| --- |" + " ---: |" * len(columns)]
     for name, title in names.items():
-        lines.append(f"| {title} | " + " | ".join(str(told[name]) for told in columns.values()) + " |")
+        lines.append(
+            f"| {title} | " + " | ".join(str(told[name]) for told in columns.values()) + " |"
+        )
     return "\n".join(lines)
 
 
@@ -430,7 +467,9 @@ def _wanted_numbers(draws: dict[str, list[PublicReport]]) -> str:
     for drawn, reports in draws.items():
         told = counts(reports, first=True)
         share = 100 * told["too_close"] / max(told["total"], 1)
-        reached = told["right"] >= _WANTED_RIGHT and not told["unsafe"] and share <= _MOST_CLOSE_PERCENT
+        reached = (
+            told["right"] >= _WANTED_RIGHT and not told["unsafe"] and share <= _MOST_CLOSE_PERCENT
+        )
         said.append(f"The {drawn} draw {'reached' if reached else 'did not reach'} these numbers.")
         said += [f"{told[NOT_ASKED]} were not asked for want of time."] if told[NOT_ASKED] else []
     return " ".join(said)
@@ -440,7 +479,10 @@ _WANTED_RIGHT, _MOST_CLOSE_PERCENT = 36, 15
 
 
 def _wrong_table(sets: dict[str, list[PublicReport]]) -> str:
-    lines = ["| report | set | what ran | the outcome | the verdict | why |", "| --- | --- | --- | --- | --- | --- |"]
+    lines = [
+        "| report | set | what ran | the outcome | the verdict | why |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
     for drawn, reports in sets.items():
         wrong = [report for report in reports if now(report) in _WORST_FIRST[:3]]
         for report in sorted(wrong, key=lambda one: (_WORST_FIRST.index(now(one)), one.id)):
@@ -451,7 +493,10 @@ def _wrong_table(sets: dict[str, list[PublicReport]]) -> str:
 
 
 def _undecidable_table(reports: Sequence[PublicReport]) -> str:
-    lines = ["| report | what ran | the outcome | why it decides nothing |", "| --- | --- | --- | --- |"]
+    lines = [
+        "| report | what ran | the outcome | why it decides nothing |",
+        "| --- | --- | --- | --- |",
+    ]
     for report in reports:
         if why := report.found_undecidable or report.decidable.partition("no: ")[2]:
             cells = [f"[{report.id}]({report.link})", _run(report), _outcome(report), why]
@@ -486,7 +531,10 @@ def write_pages(reports: Sequence[PublicReport]) -> None:
     PAGE.write_text(page(reports), encoding="utf-8")
     text = README.read_text(encoding="utf-8")
     before, rest = text.split(_BEGIN)
-    README.write_text(f"{before}{_BEGIN}\n{readme_lines(reports)}\n{_END}{rest.partition(_END)[2]}", encoding="utf-8")
+    README.write_text(
+        f"{before}{_BEGIN}\n{readme_lines(reports)}\n{_END}{rest.partition(_END)[2]}",
+        encoding="utf-8",
+    )
 
 
 def main() -> None:

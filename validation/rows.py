@@ -15,7 +15,14 @@ from dryfit.common.text import MIB
 from dryfit.scenario.scenario import Scenario
 from validation.tables import FOLDER, rows_of
 
-STAGES = ("resident", "forward", "backward", "optimizer", "allocated", "reserved")  # what may have been measured
+STAGES = (
+    "resident",
+    "forward",
+    "backward",
+    "optimizer",
+    "allocated",
+    "reserved",
+)  # what may have been measured
 DTYPES = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
 _SIZES = (
     "hidden_size",
@@ -64,8 +71,10 @@ class PublishedSource:
     changed: str = ""
 
 
-SOURCES = {name: PublishedSource(**{**said, "sessions": tuple(said["sessions"])})
-           for name, said in read_yaml(FOLDER / "sources.yaml").items()}  # fmt: skip
+SOURCES = {
+    name: PublishedSource(**{**said, "sessions": tuple(said["sessions"])})
+    for name, said in read_yaml(FOLDER / "sources.yaml").items()
+}
 
 
 @dataclass(frozen=True)
@@ -112,7 +121,11 @@ def read(source: str) -> list[MeasuredRow]:
     if path.suffix == ".json":
         return _peft(path)
     make = _TABLES.get(path.stem, _a100)
-    return [make(row, path) for row in rows_of(path) if any(row["id"].startswith(f"{name}-") for name in sessions)]
+    return [
+        make(row, path)
+        for row in rows_of(path)
+        if any(row["id"].startswith(f"{name}-") for name in sessions)
+    ]
 
 
 def _scenario(row: Mapping[str, str], path: Path, **more: Any) -> Scenario:
@@ -123,7 +136,9 @@ def _scenario(row: Mapping[str, str], path: Path, **more: Any) -> Scenario:
         "tie_word_embeddings": row["tie_word_embeddings"] == "True",
         "max_position_embeddings": 8192,  # at least every row's length; no tensor depends on it
     }
-    if row["architecture"] == "mistral":  # Mistral-7B-v0.1 has a window of 4,096, as long as the rows' texts
+    if (
+        row["architecture"] == "mistral"
+    ):  # Mistral-7B-v0.1 has a window of 4,096, as long as the rows' texts
         model["sliding_window"] = None
     if row["architecture"] == "granite":
         model |= _GRANITE
@@ -153,7 +168,9 @@ def _scenario(row: Mapping[str, str], path: Path, **more: Any) -> Scenario:
 
 
 def _row(row: Mapping[str, str], **more: Any) -> MeasuredRow:
-    return MeasuredRow(**{name: row[name] for name in ("id", "source", "licence", "gpu", "model")}, **more)
+    return MeasuredRow(
+        **{name: row[name] for name in ("id", "source", "licence", "gpu", "model")}, **more
+    )
 
 
 def _t4(row: Mapping[str, str], path: Path) -> MeasuredRow:
@@ -168,7 +185,9 @@ def _t4(row: Mapping[str, str], path: Path) -> MeasuredRow:
             loop="manual",
         ),
         program="fitcheck",
-        measured_bytes={stage: round(float(row[name]) * MIB) for stage, name in _COLUMNS.items() if row[name]},
+        measured_bytes={
+            stage: round(float(row[name]) * MIB) for stage, name in _COLUMNS.items() if row[name]
+        },
         outcome=row.get("outcome"),
     )
 
@@ -210,7 +229,14 @@ def _torchtitan(row: Mapping[str, str], path: Path) -> MeasuredRow:
 
 
 # What tiny-gpt2 is: its dropout is GPT-2's.
-_TINY_GPT2 = {"model_type": "gpt2", "n_embd": 2, "n_head": 2, "n_layer": 2, "n_positions": 1024, "vocab_size": 50257}
+_TINY_GPT2 = {
+    "model_type": "gpt2",
+    "n_embd": 2,
+    "n_head": 2,
+    "n_layer": 2,
+    "n_positions": 1024,
+    "vocab_size": 50257,
+}
 
 
 def _canifinetune(row: Mapping[str, str], path: Path) -> MeasuredRow:
@@ -234,7 +260,11 @@ def _canifinetune(row: Mapping[str, str], path: Path) -> MeasuredRow:
     }
     if quantized:
         scenario["quantization"] = {"type": "nf4", "double": row["quantization"] == "nf4-double"}
-    columns = {"resident": "resident_gib", "allocated": "peak_allocated_gib", "reserved": "peak_reserved_gib"}
+    columns = {
+        "resident": "resident_gib",
+        "allocated": "peak_allocated_gib",
+        "reserved": "peak_reserved_gib",
+    }
     return _row(
         row,
         scenario=Scenario.from_mapping(scenario, where=f"{path.name}, row {row['id']}"),
@@ -263,8 +293,12 @@ def _peft(path: Path) -> list[MeasuredRow]:
     }
 
     def scenario(row: Mapping[str, Any]) -> Scenario:
-        method = {"method": "lora", "adapter": row["adapter"]} if row["adapter"] else {"method": "full"}
-        return Scenario.from_mapping(common | method | row.get("scenario", {}), where=f"{path.name}, row {row['id']}")
+        method = (
+            {"method": "lora", "adapter": row["adapter"]} if row["adapter"] else {"method": "full"}
+        )
+        return Scenario.from_mapping(
+            common | method | row.get("scenario", {}), where=f"{path.name}, row {row['id']}"
+        )
 
     return [
         MeasuredRow(
@@ -275,7 +309,10 @@ def _peft(path: Path) -> list[MeasuredRow]:
             model=table["model"]["name"],
             scenario=scenario(row),
             program="peft_comparison",
-            settings={name: row[name] for name in ("optimizer", "optimizer_options", "trainable_parameters")},
+            settings={
+                name: row[name]
+                for name in ("optimizer", "optimizer_options", "trainable_parameters")
+            },
             measured_bytes={"reserved": row["peak_reserved_bytes"]},
         )
         for row in table["rows"]

@@ -18,6 +18,10 @@ def rows_of(file: str | Path, **having: str) -> list[dict[str, str]]:
 
 def markdown(columns: Sequence[str], rows: Iterable[Iterable[object]]) -> str:
     """Rows as Markdown. A column whose name ends in ``:`` holds numbers, which stand to the right."""
-    names = "|".join(f" {name} " if name else " " for name in (column.removesuffix(":") for column in columns))
+    names = "|".join(
+        f" {name} " if name else " " for name in (column.removesuffix(":") for column in columns)
+    )
     rules = " | ".join("---:" if name.endswith(":") else "---" for name in columns)
-    return "\n".join([f"|{names}|", f"| {rules} |", *(f"| {' | '.join(map(str, cells))} |" for cells in rows)])
+    return "\n".join(
+        [f"|{names}|", f"| {rules} |", *(f"| {' | '.join(map(str, cells))} |" for cells in rows)]
+    )

@@ -32,7 +32,10 @@ TABLE = FOLDER / "threads.csv"
 FILES = FOLDER / "threads"
 SEED, DRAWN = 51, 46  # threads of the first asking; four older ones stand in docs/evidence.md
 LATER_DRAWN = 16  # questions of the fourth asking, and of the fifth
-LATER = {"fourth": ("fk-24", 52), "fifth": ("df-10994-1", 53)}  # the first question of each collection, and its seed
+LATER = {
+    "fourth": ("fk-24", 52),
+    "fifth": ("df-10994-1", 53),
+}  # the first question of each collection, and its seed
 _ROOT = Path(__file__).resolve().parent.parent
 _SECONDS = 600  # of one question, before it counts as not answered
 _START = [sys.executable, "-P", "-m", "dryfit.ask.command"]
@@ -76,7 +79,9 @@ class Thread:
     cpu_seconds: str = ""
     why: str = ""
 
-    decidable: ClassVar[str] = "yes"  # as a report has it; threads that say too little were not taken
+    decidable: ClassVar[str] = (
+        "yes"  # as a report has it; threads that say too little were not taken
+    )
 
 
 def read() -> list[Thread]:
@@ -86,7 +91,9 @@ def read() -> list[Thread]:
 
 def write(threads: Iterable[Thread]) -> None:
     with open(TABLE, "w", encoding="utf-8", newline="") as handle:
-        table = csv.DictWriter(handle, [field.name for field in fields(Thread)], lineterminator="\n")
+        table = csv.DictWriter(
+            handle, [field.name for field in fields(Thread)], lineterminator="\n"
+        )
         table.writeheader()
         table.writerows(asdict(thread) for thread in threads)
 
@@ -124,17 +131,27 @@ def ask(thread: Thread) -> Thread:
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     environment = os.environ | {"PYTHONPATH": str(_ROOT), "DRYFIT_CACHE": "", "HF_HUB_OFFLINE": "1"}
     words = [*_START, *shlex.split(thread.question), "--json"]
-    done = subprocess.run(words, cwd=FILES, env=environment, capture_output=True, text=True, timeout=_SECONDS)
+    done = subprocess.run(
+        words, cwd=FILES, env=environment, capture_output=True, text=True, timeout=_SECONDS
+    )
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     cpu = f"{after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime:.0f}"
-    errors = [line for line in done.stderr.splitlines() if line and not line.startswith("dryfit: ")]  # no progress
+    errors = [
+        line for line in done.stderr.splitlines() if line and not line.startswith("dryfit: ")
+    ]  # no progress
     said, required, usable, why = "no_answer", "", "", next(iter(errors), "")
     if done.returncode in (0, 1) and done.stdout.startswith("{"):
         answer = json.loads(done.stdout)
         size = answer["gpu"]["usable_bytes"]
         said, why = answer["verdict"], thread.why if answer["verdict"] == thread.verdict else ""
         required, usable = f"{(size - answer['headroom_bytes']) / GIB:.2f}", f"{size / GIB:.2f}"
-    now = {"verdict": said, "required_gib": required, "usable_gib": usable, "cpu_seconds": cpu, "why": why}
+    now = {
+        "verdict": said,
+        "required_gib": required,
+        "usable_gib": usable,
+        "cpu_seconds": cpu,
+        "why": why,
+    }
     first = {} if thread.first_verdict else {f"first_{name}": value for name, value in now.items()}
     return replace(thread, **now, **first)
 
@@ -144,7 +161,9 @@ def counts(threads: Iterable[Thread], first: bool) -> dict[str, int]:
     told = dict.fromkeys((*AGREEMENTS, NOT_ASKED, "all"), 0)
     for thread in threads:
         verdict, usable = (
-            (thread.first_verdict, thread.first_usable_gib) if first else (thread.verdict, thread.usable_gib)
+            (thread.first_verdict, thread.first_usable_gib)
+            if first
+            else (thread.verdict, thread.usable_gib)
         )
         told[agreement(thread, verdict, usable) or NOT_ASKED] += 1
         told["all"] += 1
@@ -154,19 +173,28 @@ def counts(threads: Iterable[Thread], first: bool) -> dict[str, int]:
 def table(threads: Sequence[Thread]) -> str:
     """Counts by draw, and a line for each answer that is wrong now, in Markdown."""
     columns = {
-        f"{draw} draw, {'once' if first else 'now'}": counts([one for one in threads if one.drawn == draw], first)
+        f"{draw} draw, {'once' if first else 'now'}": counts(
+            [one for one in threads if one.drawn == draw], first
+        )
         for draw in ("first", "second", "third", "fourth", "fifth")
         for first in (True, False)
     }
     outcomes = ("right", "unsafe", "wrong_on_the_safe_side", "no_answer", NOT_ASKED, "all")
-    numbers = [[name.replace("_", " "), *(told[name] for told in columns.values())] for name in outcomes]
+    numbers = [
+        [name.replace("_", " "), *(told[name] for told in columns.values())] for name in outcomes
+    ]
     wrong = []
     for thread in threads:
-        if (agrees := agreement(thread, thread.verdict, thread.usable_gib)) in ("unsafe", "wrong_on_the_safe_side"):
+        if (agrees := agreement(thread, thread.verdict, thread.usable_gib)) in (
+            "unsafe",
+            "wrong_on_the_safe_side",
+        ):
             what = f"{thread.tool}, {thread.model}, {thread.card}: {thread.settings}"
             outcome = f"ran, {thread.peak_gib} GiB" if thread.peak_gib else "ran"
             outcome = "ran out of memory" if thread.outcome == "ran_out" else outcome
-            verdict = f"{thread.required_gib} of {thread.usable_gib} GiB, {agrees.replace('_', ' ')}"
+            verdict = (
+                f"{thread.required_gib} of {thread.usable_gib} GiB, {agrees.replace('_', ' ')}"
+            )
             wrong.append((f"[{thread.id}]({thread.link})", what, outcome, verdict, thread.why))
     by_draw = markdown(["", *(f"{name}:" for name in columns)], numbers)
     return f"{by_draw}\n\n{markdown(('thread', 'what ran', 'the outcome', 'the verdict', 'why'), wrong)}"
@@ -185,11 +213,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(table(threads))
     else:
         for place, thread in enumerate(threads):
-            if thread.id in options.ids or not (options.ids or thread.verdict or thread.drawn == "later"):
+            if thread.id in options.ids or not (
+                options.ids or thread.verdict or thread.drawn == "later"
+            ):
                 threads[place] = ask(thread)
                 write(threads)
                 now = threads[place]
-                print(now.id, now.verdict, now.required_gib, now.usable_gib, now.cpu_seconds, now.why, flush=True)
+                print(
+                    now.id,
+                    now.verdict,
+                    now.required_gib,
+                    now.usable_gib,
+                    now.cpu_seconds,
+                    now.why,
+                    flush=True,
+                )
 
 
 if __name__ == "__main__":

@@ -31,31 +31,67 @@ TABLE = "times.csv"
 SMALL_UNIT_BYTES = 2**20  # an adapter's unit is smaller, a layer's larger
 # fms-acceleration's figure is a hundredth of 100 steps and of what came before the first: a constant, fitted.
 START_SECONDS = 7.8
-NEARLY_FULL_MIB = 80_000  # of the 81,920 of an A100: above it the allocator gives segments back and asks again
+NEARLY_FULL_MIB = (
+    80_000  # of the 81,920 of an A100: above it the allocator gives segments back and asks again
+)
 # Sizes that the configurations of these models have, beside those of the rows whose memory was measured.
-_LLAMA = {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32}
+_LLAMA = {
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+}
 MODELS: dict[str, dict[str, Any]] = {
     "mistralai/Mistral-7B-v0.1": {
-        "model_type": "mistral", **_LLAMA, "num_key_value_heads": 8, "vocab_size": 32000, "sliding_window": None,
+        "model_type": "mistral",
+        **_LLAMA,
+        "num_key_value_heads": 8,
+        "vocab_size": 32000,
+        "sliding_window": None,
     },
     "meta-llama/Meta-Llama-3-8B": {
-        "model_type": "llama", **_LLAMA, "num_key_value_heads": 8, "vocab_size": 128256,
+        "model_type": "llama",
+        **_LLAMA,
+        "num_key_value_heads": 8,
+        "vocab_size": 128256,
     },
     "NousResearch/Llama-2-70b-hf": {
-        "model_type": "llama", "hidden_size": 8192, "intermediate_size": 28672, "num_hidden_layers": 80,
-        "num_attention_heads": 64, "num_key_value_heads": 8, "vocab_size": 32000,
+        "model_type": "llama",
+        "hidden_size": 8192,
+        "intermediate_size": 28672,
+        "num_hidden_layers": 80,
+        "num_attention_heads": 64,
+        "num_key_value_heads": 8,
+        "vocab_size": 32000,
     },
     "ibm/PowerLM-3b": {
-        "model_type": "granite", "hidden_size": 2304, "intermediate_size": 9216, "num_hidden_layers": 40,
-        "num_attention_heads": 36, "num_key_value_heads": 36, "vocab_size": 49152, "tie_word_embeddings": True,
-        "attention_bias": True, "mlp_bias": True, "attention_multiplier": 0.015625, "embedding_multiplier": 12.0,
-        "residual_multiplier": 0.22, "logits_scaling": 9.0,
+        "model_type": "granite",
+        "hidden_size": 2304,
+        "intermediate_size": 9216,
+        "num_hidden_layers": 40,
+        "num_attention_heads": 36,
+        "num_key_value_heads": 36,
+        "vocab_size": 49152,
+        "tie_word_embeddings": True,
+        "attention_bias": True,
+        "mlp_bias": True,
+        "attention_multiplier": 0.015625,
+        "embedding_multiplier": 12.0,
+        "residual_multiplier": 0.22,
+        "logits_scaling": 9.0,
     },
     "bigcode/gpt_bigcode-santacoder": {
-        "model_type": "gpt_bigcode", "n_embd": 2048, "n_layer": 24, "n_head": 16, "n_inner": 8192,
-        "vocab_size": 49280, "n_positions": 2048, "activation_function": "gelu_pytorch_tanh", "multi_query": True,
+        "model_type": "gpt_bigcode",
+        "n_embd": 2048,
+        "n_layer": 24,
+        "n_head": 16,
+        "n_inner": 8192,
+        "vocab_size": 49280,
+        "n_positions": 2048,
+        "activation_function": "gelu_pytorch_tanh",
+        "multi_query": True,
     },
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True)
@@ -95,7 +131,9 @@ class TimedRow:
             return "L40S, other methods"
         if self.gpu == "a100-80gb" and self.gpus > 1:
             return "2 or 4 A100, FSDP1" + (", nearly full" if self.nearly_full else "")
-        return {"a100-80gb": "one A100", "l40s": "L40S", "t4": "T4"}.get(self.gpu, "8 x H100, FSDP2")
+        return {"a100-80gb": "one A100", "l40s": "L40S", "t4": "T4"}.get(
+            self.gpu, "8 x H100, FSDP2"
+        )
 
     @property
     def seconds_beside_the_step(self) -> float:
@@ -122,7 +160,10 @@ def read() -> list[TimedRow]:
     """All rows of the table."""
     return [
         TimedRow(
-            **{name: row[name] for name in ("id", "source", "licence", "gpu", "model", "method", "framework")},
+            **{
+                name: row[name]
+                for name in ("id", "source", "licence", "gpu", "model", "method", "framework")
+            },
             **{name: int(row[name]) for name in ("gpus", "micro_batch", "sequence_length")},
             autocast=row["autocast"],
             step_seconds=float(row["step_seconds"]),
@@ -140,7 +181,9 @@ def _measured(row: TimedRow) -> rows.MeasuredRow | None:
     source = "unread-peft" if kind == "unread" else kind
     known = next(item for item in rows.read(source) if f"time-{item.id}" == row.id)
     if row.gpu == "l40s":
-        known = replace(known, scenario=replace(known.scenario, sequence_length=row.sequence_length))
+        known = replace(
+            known, scenario=replace(known.scenario, sequence_length=row.sequence_length)
+        )
     return known
 
 
@@ -195,12 +238,16 @@ def _of_benchmark(row: TimedRow) -> Scenario:
     if row.gpus > 1:
         mapping["parallel"] = {"strategy": "fsdp1", "gpus": row.gpus}
     if row.method != "full":
-        targets = ["c_attn"] if "santacoder" in row.model else ["q_proj", "k_proj", "v_proj", "o_proj"]
+        targets = (
+            ["c_attn"] if "santacoder" in row.model else ["q_proj", "k_proj", "v_proj", "o_proj"]
+        )
         mapping["lora"] = {"rank": 16, "dropout": 0.1, "target_modules": targets}
     if quantized:
         prepared = row.framework.startswith("baseline") and row.gpus == 1
         mapping["kbit_preparation"] = "trl" if prepared else "none"
-        mapping["quantization"] = {"type": "nf4", "double": True} | ({"storage": "bf16"} if row.gpus > 1 else {})
+        mapping["quantization"] = {"type": "nf4", "double": True} | (
+            {"storage": "bf16"} if row.gpus > 1 else {}
+        )
     return Scenario.from_mapping(mapping, where=row.id)
 
 
@@ -217,7 +264,11 @@ class _OneKernel(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None]:
         (tensor,) = ctx.saved_tensors
-        launch(Operator("fused_backward", MEMORY, "", 0, touched_bytes([grad]) + 2 * touched_bytes([tensor])))
+        launch(
+            Operator(
+                "fused_backward", MEMORY, "", 0, touched_bytes([grad]) + 2 * touched_bytes([tensor])
+            )
+        )
         return torch.empty_like(tensor), None
 
 
@@ -229,15 +280,24 @@ def _fused_kernels() -> Iterator[None]:
     from transformers.models.llama import modeling_llama
     from transformers.models.mistral import modeling_mistral
 
-    def rotary(query: torch.Tensor, key: torch.Tensor, *_: Any, **__: Any) -> tuple[torch.Tensor, ...]:
+    def rotary(
+        query: torch.Tensor, key: torch.Tensor, *_: Any, **__: Any
+    ) -> tuple[torch.Tensor, ...]:
         return tuple(_OneKernel.apply(item, item.shape) for item in (query, key))
 
     def norm(_: Any, hidden: torch.Tensor) -> torch.Tensor:
         return _OneKernel.apply(hidden, hidden.shape)
 
     losses = {"ForCausalLM": lambda logits, *_, **__: _OneKernel.apply(logits, ())}
-    places = ((modeling_llama, "Llama"), (modeling_mistral, "Mistral"), (modeling_granite, "Granite"))
-    patches = [mock.patch.object(getattr(place, f"{name}RMSNorm"), "forward", norm) for place, name in places]
+    places = (
+        (modeling_llama, "Llama"),
+        (modeling_mistral, "Mistral"),
+        (modeling_granite, "Granite"),
+    )
+    patches = [
+        mock.patch.object(getattr(place, f"{name}RMSNorm"), "forward", norm)
+        for place, name in places
+    ]
     patches += [mock.patch.object(place, "apply_rotary_pos_emb", rotary) for place, _ in places]
     patches.append(mock.patch.dict(loss_utils.LOSS_MAPPING, losses))
     for patch in patches:

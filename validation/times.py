@@ -32,11 +32,22 @@ REPORT = FOLDER / "times.json"
 # says nothing of the memory-efficient kernel on long texts, and rows of them came out up to 174 % too slow (40 unread
 # rows: median 12.1 %). Nothing else was changed after reading.
 FITTED = {
-    "time-mistral-main-032", "time-mistral-main-056", "time-santacoder-main-002", "time-santacoder-main-068",
-    "time-mistral-main-011", "time-mistral-main-057", "time-santacoder-main-001", "time-granite-granite-001",
-    "time-t4-sweep-01", "time-t4-sweep-19", "time-t4-sweep-18", "time-t4-sweep-25", "time-t4-sweep-32",
-    "time-peft-lora-rank10-target-mlp", "time-peft-vera-default",
-}  # fmt: skip
+    "time-mistral-main-032",
+    "time-mistral-main-056",
+    "time-santacoder-main-002",
+    "time-santacoder-main-068",
+    "time-mistral-main-011",
+    "time-mistral-main-057",
+    "time-santacoder-main-001",
+    "time-granite-granite-001",
+    "time-t4-sweep-01",
+    "time-t4-sweep-19",
+    "time-t4-sweep-18",
+    "time-t4-sweep-25",
+    "time-t4-sweep-32",
+    "time-peft-lora-rank10-target-mlp",
+    "time-peft-vera-default",
+}
 # torchtitan's H100 have 96 GB of HBM2e at 2.4 TB/s and a power limit of 500 W (its docs/performance.md).
 MEMORY_OF_TORCHTITAN = 2.4e12
 
@@ -47,7 +58,12 @@ def speed_of_row(row: TimedRow) -> Speed:
         return replace(speed_of("h100-80gb"), memory_bytes_per_second=MEMORY_OF_TORCHTITAN)
     speed = speed_of(row.gpu)
     if speed is None:
-        raise UserError("No speed is known of a row's GPU.", where=row.id, found=row.gpu, write="a line in `speeds`")
+        raise UserError(
+            "No speed is known of a row's GPU.",
+            where=row.id,
+            found=row.gpu,
+            write="a line in `speeds`",
+        )
     return speed
 
 
@@ -79,7 +95,9 @@ def validate(rows: Sequence[TimedRow]) -> list[dict[str, Any]]:
         try:
             seconds, _ = simulate(costs_of(row), speed_of_row(row))
         except UserError as error:
-            traced_rows.append({"id": row.id, "kind": row.kind, "reason": error.problem, "unread": row.unread})
+            traced_rows.append(
+                {"id": row.id, "kind": row.kind, "reason": error.problem, "unread": row.unread}
+            )
             continue
         traced_rows.append(compare(row, seconds + row.seconds_beside_the_step))
     return traced_rows
@@ -90,7 +108,9 @@ def summaries(results: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     groups: dict[tuple[str, bool], list[float]] = {}
     for result in results:
         if "error_percent" in result and not result["fitted"]:
-            groups.setdefault((result["kind"], result["unread"]), []).append(result["error_percent"])
+            groups.setdefault((result["kind"], result["unread"]), []).append(
+                result["error_percent"]
+            )
     return [
         {
             "kind": kind,
@@ -133,13 +153,20 @@ def ratios(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 def table(report: Mapping[str, Any]) -> str:
     """The summaries as Markdown."""
     kinds = [
-        (item["kind"], "no" if item["unread"] else "yes", item["rows"], *_errors(item)) for item in report["summaries"]
+        (item["kind"], "no" if item["unread"] else "yes", item["rows"], *_errors(item))
+        for item in report["summaries"]
     ]
-    pairs = [(item["differs"].replace("_", "-"), item["pairs"], *_errors(item)) for item in report["ratios"]]
-    by_kind = markdown(("rows", "read while the model was made", "rows:", "median:", "worst:"), kinds)
-    return (
-        f"{by_kind}\n\n{markdown(('two rows that differ in', 'pairs:', 'median error of the ratio:', 'worst:'), pairs)}"
+    pairs = [
+        (item["differs"].replace("_", "-"), item["pairs"], *_errors(item))
+        for item in report["ratios"]
+    ]
+    by_kind = markdown(
+        ("rows", "read while the model was made", "rows:", "median:", "worst:"), kinds
     )
+    by_pair = markdown(
+        ("two rows that differ in", "pairs:", "median error of the ratio:", "worst:"), pairs
+    )
+    return f"{by_kind}\n\n{by_pair}"
 
 
 def _errors(item: Mapping[str, Any]) -> tuple[str, str]:
@@ -147,7 +174,9 @@ def _errors(item: Mapping[str, Any]) -> tuple[str, str]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m validation.times", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m validation.times", description=__doc__.splitlines()[0]
+    )
     parser.add_argument("--json", type=Path, help="write the report here")
     parser.add_argument("--table", action="store_true", help="show the kept report as Markdown")
     parser.add_argument("--only", help="rows whose id contains this")

@@ -30,7 +30,12 @@ from dryfit.engine.simulation import simulated
 from dryfit.engine.trace import Options, trace_step
 from validation.torchtitan_llama import LLAMAS, Llama, LlamaSizes, selective
 
-AXES = ("pipeline", "shard", "context", "tensor")  # a mesh's axes, from the outermost to the innermost
+AXES = (
+    "pipeline",
+    "shard",
+    "context",
+    "tensor",
+)  # a mesh's axes, from the outermost to the innermost
 
 
 @dataclass(frozen=True)
@@ -88,7 +93,9 @@ def _in_float8(model: nn.Module, gathered: bool) -> None:
     from torchao.float8 import Float8LinearConfig, convert_to_float8_training
 
     config = Float8LinearConfig(enable_fsdp_float8_all_gather=gathered)
-    convert_to_float8_training(model, config=config, module_filter_fn=lambda _, name: name != "head")
+    convert_to_float8_training(
+        model, config=config, module_filter_fn=lambda _, name: name != "head"
+    )
 
 
 def _divide_matrices(model: Llama, mesh: DeviceMesh, float8: bool) -> None:
@@ -99,7 +106,9 @@ def _divide_matrices(model: Llama, mesh: DeviceMesh, float8: bool) -> None:
     ends = {
         "embedding": plans.RowwiseParallel(input_layouts=Replicate(), output_layouts=Shard(1)),
         "norm": plans.SequenceParallel(),
-        "head": plans.ColwiseParallel(input_layouts=Shard(1), output_layouts=Shard(-1), use_local_output=False),
+        "head": plans.ColwiseParallel(
+            input_layouts=Shard(1), output_layouts=Shard(-1), use_local_output=False
+        ),
     }
     present = {name: plan for name, plan in ends.items() if getattr(model, name) is not None}
     plans.parallelize_module(model, mesh, present)
@@ -107,7 +116,11 @@ def _divide_matrices(model: Llama, mesh: DeviceMesh, float8: bool) -> None:
     if float8:
         from torchao.float8 import float8_tensor_parallel as eight
 
-        columns, rows, inputs = eight.Float8ColwiseParallel, eight.Float8RowwiseParallel, eight.PrepareFloat8ModuleInput
+        columns, rows, inputs = (
+            eight.Float8ColwiseParallel,
+            eight.Float8RowwiseParallel,
+            eight.PrepareFloat8ModuleInput,
+        )
     for layer in model.layers:
         layouts = {"input_layouts": (Shard(1), None), "desired_input_layouts": (Replicate(), None)}
         plan = {
@@ -139,7 +152,9 @@ def _prepared(model: Llama, training: Training, mesh: DeviceMesh) -> Llama:
         layer = torch.compile(layer, fullgraph=True) if training.compiled else layer
         given_back = training.pipeline == 1 and index < last
         model.layers[index] = fully_shard(layer, reshard_after_forward=given_back, **options)
-    fully_shard(model, reshard_after_forward=False, **options)  # FSDP2 of that time left a root gathered anyway
+    fully_shard(
+        model, reshard_after_forward=False, **options
+    )  # FSDP2 of that time left a root gathered anyway
     return model
 
 
@@ -148,7 +163,10 @@ def _parts(training: Training, place: int) -> list[range]:
     each, more = divmod(training.sizes.layers, training.stages)
     counts = [each + (0 < stage <= more) for stage in range(training.stages)]
     ends = list(accumulate(counts[:-1]))
-    stages = [range(start, end) for start, end in zip([0, *ends], [*ends, training.sizes.layers], strict=True)]
+    stages = [
+        range(start, end)
+        for start, end in zip([0, *ends], [*ends, training.sizes.layers], strict=True)
+    ]
     return stages[place :: training.pipeline]
 
 
@@ -160,7 +178,9 @@ def _loss(scores: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 
 
 @contextmanager
-def _around(training: Training, mesh: DeviceMesh, models: list[Llama], batch: list[torch.Tensor]) -> Any:
+def _around(
+    training: Training, mesh: DeviceMesh, models: list[Llama], batch: list[torch.Tensor]
+) -> Any:
     """Loss parallel with tensor parallel, and each GPU's part of the tokens with context parallel."""
     from torch.distributed.tensor.experimental import context_parallel
     from torch.distributed.tensor.parallel import loss_parallel
@@ -173,7 +193,10 @@ def _around(training: Training, mesh: DeviceMesh, models: list[Llama], batch: li
             places = [1] * len(batch) + [0] * len(models)
             stack.enter_context(
                 context_parallel(
-                    mesh["context"], buffers=buffers, buffer_seq_dims=places, no_restore_buffers=set(batch)
+                    mesh["context"],
+                    buffers=buffers,
+                    buffer_seq_dims=places,
+                    no_restore_buffers=set(batch),
                 )
             )
         yield
@@ -197,7 +220,9 @@ def _schedule(training: Training, models: list[Llama], mesh: DeviceMesh, place: 
     options = {"dtype": torch.bfloat16, "device": "meta", "requires_grad": True}
     given = {
         "tokens": torch.empty(shape, dtype=torch.long, device="meta"),
-        "hidden": torch.empty((shape[0], tokens // training.tensor, training.sizes.width), **options),
+        "hidden": torch.empty(
+            (shape[0], tokens // training.tensor, training.sizes.width), **options
+        ),
         "scores": torch.empty((*shape, training.sizes.words // training.tensor), **options),
     }
     stages = []
@@ -231,7 +256,9 @@ def trace(training: Training, place: int = 0, *, costs: bool = False) -> Report:
     with card, fake_group(training.gpus, rank):
         mesh = _mesh(training)
         with torch.device("meta"):
-            build = partial(Llama, training.sizes, training.tokens, whole_attention=training.selective)
+            build = partial(
+                Llama, training.sizes, training.tokens, whole_attention=training.selective
+            )
             models = [build(part=part) for part in _parts(training, place)]
             batch = torch.empty((2, training.rows, training.tokens), dtype=torch.long)
         for model in models:
@@ -254,7 +281,9 @@ def trace(training: Training, place: int = 0, *, costs: bool = False) -> Report:
                     del scores
                     loss.backward()
                 else:
-                    last = {"target": labels, "losses": []} if place == training.pipeline - 1 else {}
+                    last = (
+                        {"target": labels, "losses": []} if place == training.pipeline - 1 else {}
+                    )
                     schedule.step(*([inputs] if place == 0 else []), **last)
             _clip(parameters, mesh["pipeline"] if schedule else None)
             optimizer.step()

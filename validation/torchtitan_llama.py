@@ -41,12 +41,16 @@ LLAMAS = {
 
 
 @torch.library.custom_op("securecli::flash", mutates_args=())
-def _flash(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _flash(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
     raise NotImplementedError("on `meta` alone")
 
 
 @_flash.register_fake
-def _(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
     return _like(query), query.new_empty(query.shape[:3], dtype=torch.float32)
 
 
@@ -68,7 +72,9 @@ def _(
     return _like(query), _like(key), _like(value), rows, sums
 
 
-_flash.one_kernel = _flash_backward.one_kernel = True  # where a card is simulated, their shapes are all that runs
+_flash.one_kernel = _flash_backward.one_kernel = (
+    True  # where a card is simulated, their shapes are all that runs
+)
 
 
 @register_flop_formula(torch.ops.securecli.flash)
@@ -77,7 +83,9 @@ def _flash_flops(query: tuple[int, ...], key: tuple[int, ...], *_: Any, **__: An
 
 
 @register_flop_formula(torch.ops.securecli.flash_backward)
-def _flash_backward_flops(_: Any, query: tuple[int, ...], key: tuple[int, ...], *__: Any, **___: Any) -> int:
+def _flash_backward_flops(
+    _: Any, query: tuple[int, ...], key: tuple[int, ...], *__: Any, **___: Any
+) -> int:
     return int(BACKWARD_ATTENTION * _flash_flops(query, key))
 
 
@@ -91,7 +99,9 @@ def _backward(ctx: Any, grad: torch.Tensor, _: Any) -> tuple[torch.Tensor, ...]:
     return _flash_backward(grad.transpose(1, 2).contiguous().transpose(1, 2), query, key, value)[:3]
 
 
-_flash.register_autograd(_backward, setup_context=lambda ctx, inputs, output: ctx.save_for_backward(*inputs, *output))
+_flash.register_autograd(
+    _backward, setup_context=lambda ctx, inputs, output: ctx.save_for_backward(*inputs, *output)
+)
 
 
 def _one_operator(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
@@ -139,15 +149,21 @@ class _LlamaAttention(nn.Module):
         width, self.kernel = sizes.width, kernel
         self.head, self.groups = width // sizes.heads, sizes.heads // sizes.key_heads
         self.query, self.out = (nn.Linear(width, width, bias=False) for _ in range(2))
-        self.key, self.value = (nn.Linear(width, sizes.key_heads * self.head, bias=False) for _ in range(2))
+        self.key, self.value = (
+            nn.Linear(width, sizes.key_heads * self.head, bias=False) for _ in range(2)
+        )
 
     def forward(self, hidden: torch.Tensor, rotation: torch.Tensor) -> torch.Tensor:
         batch, tokens, _ = hidden.shape
         query, key, value = self.query(hidden), self.key(hidden), self.value(hidden)
         query, key, value = (x.view(batch, tokens, -1, self.head) for x in (query, key, value))
-        query, key = (torch.view_as_complex(x.float().reshape(*x.shape[:-1], -1, 2)) for x in (query, key))
+        query, key = (
+            torch.view_as_complex(x.float().reshape(*x.shape[:-1], -1, 2)) for x in (query, key)
+        )
         rotation = rotation[:tokens].view(1, tokens, 1, self.head // 2)
-        query, key = (torch.view_as_real(x * rotation).flatten(3).type_as(hidden) for x in (query, key))
+        query, key = (
+            torch.view_as_real(x * rotation).flatten(3).type_as(hidden) for x in (query, key)
+        )
         key, value = (self._repeated(x) for x in (key, value))
         mixed = self.kernel(*(x.transpose(1, 2) for x in (query, key, value)))
         return self.out(mixed.transpose(1, 2).contiguous().view(batch, tokens, -1))
@@ -182,7 +198,9 @@ class _Layer(nn.Module):
 class Llama(nn.Module):
     """Layers ``first`` to ``last`` of it; with the embedding where it begins, with norm and head where it ends."""
 
-    def __init__(self, sizes: LlamaSizes, tokens: int, *, whole_attention: bool, part: range | None = None) -> None:
+    def __init__(
+        self, sizes: LlamaSizes, tokens: int, *, whole_attention: bool, part: range | None = None
+    ) -> None:
         super().__init__()
         part = range(sizes.layers) if part is None else part
         width, kernel = sizes.width, _one_operator if whole_attention else _any_kernel

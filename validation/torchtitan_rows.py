@@ -27,7 +27,13 @@ from validation.tables import FOLDER, markdown, rows_of
 
 TABLE = FOLDER / "torchtitan_rows.csv"
 SEED = 38
-OPEN = ("table1-fsdp", "table1-compile", "table3-fsdp", "table3-compile", "table4-2d")  # read before the draw
+OPEN = (
+    "table1-fsdp",
+    "table1-compile",
+    "table3-fsdp",
+    "table3-compile",
+    "table4-2d",
+)  # read before the draw
 
 
 class TorchtitanRow(NamedTuple):
@@ -44,7 +50,9 @@ def _row(cells: Mapping[str, str]) -> TorchtitanRow:
     settings: dict[str, Any] = {name: int(cells[name]) for name in _NUMBERS if cells[name]}
     settings |= dict.fromkeys(cells["flags"].split(), True)
     page = cells["page"], int(cells["line"]), cells["what"]
-    return TorchtitanRow(*page, {"llama": cells["llama"], **settings} if cells["llama"] else None, cells["why_not"])
+    return TorchtitanRow(
+        *page, {"llama": cells["llama"], **settings} if cells["llama"] else None, cells["why_not"]
+    )
 
 
 _NUMBERS = ("rows", "tokens", "shard", "tensor", "context", "pipeline")  # of a Training
@@ -77,7 +85,11 @@ class TracedRow(NamedTuple):
     @property
     def error_percent(self) -> float | None:
         """Of reserved memory, which torchtitan's logs show."""
-        return 100 * (float(self.reserved_gib) / float(self.published_gib) - 1) if self.published_gib else None
+        return (
+            100 * (float(self.reserved_gib) / float(self.published_gib) - 1)
+            if self.published_gib
+            else None
+        )
 
 
 def read() -> list[TracedRow]:
@@ -100,7 +112,9 @@ def _trace(name: str, place: int) -> TracedRow:
 
     settings = dict(ROWS[name].settings or {})
     report = trace(Training(LLAMAS[settings.pop("llama")], **settings), place)
-    sizes = (f"{size / 2**30:.2f}" for size in (report.peak_allocated_bytes, report.peak_reserved_bytes))
+    sizes = (
+        f"{size / 2**30:.2f}" for size in (report.peak_allocated_bytes, report.peak_reserved_bytes)
+    )
     return TracedRow(name, "unread" if name in drawn() else "read", str(place), *sizes, "")
 
 
@@ -113,7 +127,9 @@ def places(name: str) -> tuple[int, ...]:
 def _keep(traced: TracedRow) -> None:
     kept = {(one.id, one.place): one for one in (read() if TABLE.exists() else [])}
     before = kept.get((traced.id, traced.place))
-    kept[traced.id, traced.place] = traced._replace(published_gib=before.published_gib if before else "")
+    kept[traced.id, traced.place] = traced._replace(
+        published_gib=before.published_gib if before else ""
+    )
     order = list(ROWS)
     rows = sorted(kept.values(), key=lambda one: (order.index(one.id), int(one.place)))
     lines = [",".join(TracedRow._fields), *(",".join(row) for row in rows)]
@@ -139,9 +155,13 @@ def table(traces: list[TracedRow]) -> str:
 
 def main() -> None:
     """Draw, trace or print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--draw", action="store_true", help="print which rows stayed unread")
-    parser.add_argument("--trace", nargs="+", metavar="NAME", choices=[name for name in ROWS if ROWS[name].settings])
+    parser.add_argument(
+        "--trace", nargs="+", metavar="NAME", choices=[name for name in ROWS if ROWS[name].settings]
+    )
     parser.add_argument("--table", action="store_true", help="print the rows that are kept")
     asked = parser.parse_args()
     if asked.draw:

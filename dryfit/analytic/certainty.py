@@ -37,7 +37,10 @@ WIDER = 1.5  # than what the rows show: other steps may lie beside them
 LEAST = 0.004  # of what is needed: the least that is left to either side
 FIRST_GUESS = 0.06  # of the peak: what fragments take, until something of the step is known
 FIRST_GUESS_EXPANDABLE = 0.01  # the same with expandable segments
-SIZES = (300_000_000, 1_000_000_000)  # parameters: models below the first, between them, and from the second on
+SIZES = (
+    300_000_000,
+    1_000_000_000,
+)  # parameters: models below the first, between them, and from the second on
 FEW = 8  # rows of a kind: with fewer those of more kinds count
 OTHER_KERNELS = 0.03  # of a GPU: that near, other kernels are traced and not reckoned
 
@@ -100,9 +103,18 @@ def peak_bound(method: str, parameters: int) -> PeakBound:
     own = size_class(parameters)
     rows = [row for row in _rows() if row["method"] == method]
     alike = [row for row in rows if size_class(int(row["parameters"])) == own]
-    name = ("below 0.3B", "from 0.3B to 1B", "from 1B on")[own] if len(alike) >= FEW else "of every size"
-    shares = [int(row["peak_trace"]) / int(row["peak_form"]) - 1 for row in (alike if len(alike) >= FEW else rows)]
-    return PeakBound(round(min(shares), 4), round(max(shares), 4), len(shares), f"{method}, models {name}")
+    name = (
+        ("below 0.3B", "from 0.3B to 1B", "from 1B on")[own]
+        if len(alike) >= FEW
+        else "of every size"
+    )
+    shares = [
+        int(row["peak_trace"]) / int(row["peak_form"]) - 1
+        for row in (alike if len(alike) >= FEW else rows)
+    ]
+    return PeakBound(
+        round(min(shares), 4), round(max(shares), 4), len(shares), f"{method}, models {name}"
+    )
 
 
 @cache
@@ -121,11 +133,15 @@ def over_variations(kind: Kind) -> Share:
     return _spread(kind, "lowest_form", "highest_form", followed)
 
 
-def _spread(kind: Kind, lowest: str, highest: str, counts: Callable[[Mapping[str, str]], bool]) -> Share:
+def _spread(
+    kind: Kind, lowest: str, highest: str, counts: Callable[[Mapping[str, str]], bool]
+) -> Share:
     """The range of a kind's rows that count, wider by :data:`WIDER`; where there are few, of more kinds together."""
     method, strategy, expandable = kind.method, kind.strategy, str(int(kind.expandable))
     wider = (
-        lambda row: (row["method"], row["strategy"], row["expandable"]) == (method, strategy, expandable),
+        lambda row: (
+            (row["method"], row["strategy"], row["expandable"]) == (method, strategy, expandable)
+        ),
         lambda row: (row["strategy"], row["expandable"]) == (strategy, expandable),
         lambda row: row["strategy"] == strategy,
         lambda row: True,
@@ -146,7 +162,11 @@ class Needs:
     """
 
     def __init__(
-        self, scenario: Scenario, peak_bytes: int, capability: Capability | None, exact: DerivedStep | None = None
+        self,
+        scenario: Scenario,
+        peak_bytes: int,
+        capability: Capability | None,
+        exact: DerivedStep | None = None,
     ) -> None:
         self.scenario, self.capability, self._exact = scenario, capability, exact
         self.peak_bytes = exact.peak_allocated_bytes if exact else peak_bytes
@@ -206,10 +226,15 @@ class Needs:
         if not follows_allocations(self.scenario):
             return None
         share = over_variations(kind_of(self.scenario))
-        sizes = int(usable_bytes / share.high) - LARGE_SEGMENT, int(usable_bytes / share.low) + LARGE_SEGMENT
+        sizes = (
+            int(usable_bytes / share.high) - LARGE_SEGMENT,
+            int(usable_bytes / share.low) + LARGE_SEGMENT,
+        )
         verdict: bool | None = None
         for events in self._variations:
-            served = [served_at(size, events, expandable_segments=self._expandable)[2] for size in sizes]
+            served = [
+                served_at(size, events, expandable_segments=self._expandable)[2] for size in sizes
+            ]
             if served[0] != served[1] or (verdict is not None and verdict != served[0]):
                 return None
             verdict = served[0]
@@ -229,10 +254,18 @@ class Needs:
 
     def may_fit(self, gpu: Gpu) -> bool:
         """Whether the peak with more than fragments mostly take has room, so that a replay is worth its seconds."""
-        return self.peak_bytes * (1 + WIDER * FIRST_GUESS) <= room_bytes(Process.of(self.scenario), gpu)
+        return self.peak_bytes * (1 + WIDER * FIRST_GUESS) <= room_bytes(
+            Process.of(self.scenario), gpu
+        )
 
     def verdict(self, gpu: Gpu) -> Verdict:
         """The verdict with its figures: clear where all that the form allows is, on either side of what is beside."""
         own = beside(Process.of(self.scenario), gpu)
         needed = self.required_bytes(gpu.usable_bytes) if gpu.is_modelled else self.peak_bytes
-        return Verdict(gpu.usable_bytes - needed, needed, own, is_modelled=gpu.is_modelled, estimated=self.word(gpu))
+        return Verdict(
+            gpu.usable_bytes - needed,
+            needed,
+            own,
+            is_modelled=gpu.is_modelled,
+            estimated=self.word(gpu),
+        )

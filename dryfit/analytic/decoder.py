@@ -48,7 +48,9 @@ class Decoder:
 
     family: Family
     model_type: str
-    sizes: Mapping[str, int]  # the symbols h, i, a, k, V, L, and H heads, K key-value heads, d head size
+    sizes: Mapping[
+        str, int
+    ]  # the symbols h, i, a, k, V, L, and H heads, K key-value heads, d head size
     attention: tuple[Matrix, ...]
     mlp: tuple[Matrix, ...]
     tied: bool
@@ -119,7 +121,13 @@ class Decoder:
             else:
                 each.append((name, group, elements, times // layers))
         attention = {matrix.name for matrix in self.attention}
-        each.sort(key=lambda item: ((item[0].removesuffix(" bias") in attention) != attention_first, item[0], item[2]))
+        each.sort(
+            key=lambda item: (
+                (item[0].removesuffix(" bias") in attention) != attention_first,
+                item[0],
+                item[2],
+            )
+        )
         once.sort(key=lambda item: item[0] != "output head")
         one_layer = [(group, elements) for _, group, elements, times in each for _ in range(times)]
         return [(group, elements) for _, group, elements in once] + one_layer * layers
@@ -151,10 +159,18 @@ class Decoder:
             problem = "`lora.target_modules` matches no linear layer of this model."
         elif self.experts and len(wanted & {gate, up}) == 1:
             problem = f"The experts' {gate} and {up} are one parameter, which has one adapter: both or none."
-        elif self.experts and lora.dropout and {"gate", "gate_up_proj", "down_proj"} & set(matrices):
-            problem = "PEFT has no dropout for adapters of experts, which are parameters and no layers."
+        elif (
+            self.experts and lora.dropout and {"gate", "gate_up_proj", "down_proj"} & set(matrices)
+        ):
+            problem = (
+                "PEFT has no dropout for adapters of experts, which are parameters and no layers."
+            )
         if problem:
-            near = [n for name in sorted(wanted) for n in difflib.get_close_matches(name, sorted(names), n=1)]
+            near = [
+                n
+                for name in sorted(wanted)
+                for n in difflib.get_close_matches(name, sorted(names), n=1)
+            ]
             targets = list(dict.fromkeys(near)) if near and not matrices else "all-linear"
             raise UserError(
                 problem,
@@ -173,7 +189,9 @@ class Decoder:
         NotDescribed: with adapters of embeddings or of the output head.
         """
         if beyond := OUTSIDE_OF_LAYERS & asked_names(lora):
-            raise NotDescribed(f"the analytic estimate does not describe adapters of {', '.join(sorted(beyond))}")
+            raise NotDescribed(
+                f"the analytic estimate does not describe adapters of {', '.join(sorted(beyond))}"
+            )
         layers, rank, targets = self.sizes["L"], lora.rank, self.targets(lora)
         shapes = [
             (f"{matrix.name} {part}", rank * self.value(symbol), layers)

@@ -27,7 +27,14 @@ from dryfit.analytic.decoder import NotDescribed
 from dryfit.analytic.setting import Setting, check_described, describe, described
 from dryfit.cards.gpus import named
 from dryfit.derived.step import if_recorded, recorded_with
-from dryfit.engine.components import ACTIVATIONS, ADAPTERS, GRADIENTS, OPTIMIZER_STATES, OVERHEAD, WEIGHTS
+from dryfit.engine.components import (
+    ACTIVATIONS,
+    ADAPTERS,
+    GRADIENTS,
+    OPTIMIZER_STATES,
+    OVERHEAD,
+    WEIGHTS,
+)
 from dryfit.engine.cuda_rules import DEFAULT_CAPABILITY, WIDTH, Capability
 from dryfit.scenario import strategies
 from dryfit.scenario.nested_fields import Parallel
@@ -36,7 +43,11 @@ from dryfit.scenario.value_fields import Experts
 
 
 def analytic_estimate(
-    scenario: Scenario, where: object = "scenario", *, capability: Capability | None = None, blocks: bool = True
+    scenario: Scenario,
+    where: object = "scenario",
+    *,
+    capability: Capability | None = None,
+    blocks: bool = True,
 ) -> dict[str, Any]:
     """Memory of a scenario's training step.
 
@@ -66,11 +77,15 @@ def analytic_estimate(
     UserError
         For a scenario that can't be, such as target modules that the model doesn't have.
     """
-    from dryfit.analytic.step import TrainingStep  # its 1,700 lines serve a step without a record alone
+    from dryfit.analytic.step import (
+        TrainingStep,
+    )  # its 1,700 lines serve a step without a record alone
 
     decoder = described(scenario, where)
     check_described(scenario)
-    step = TrainingStep(Setting(decoder, scenario, capability or DEFAULT_CAPABILITY), blocks=blocks).run()
+    step = TrainingStep(
+        Setting(decoder, scenario, capability or DEFAULT_CAPABILITY), blocks=blocks
+    ).run()
     steps = {phase: step.peaks[phase] for phase in ("forward", "backward", "optimizer")}
     phase = max(steps, key=steps.__getitem__)
     terms = [
@@ -138,7 +153,11 @@ def components(method: str, width: int, parameters: int, bits: int = 4) -> dict[
         activations = ACTIVATION_BYTES[width]
     else:
         # "3.5 GB, rounded to 4 GB"; the adapters' 0.252 GB are written as 0.25.
-        weights = ceil(Fraction(parameters * bits, 8) / GB) * GB if method == "qlora" else width * parameters
+        weights = (
+            ceil(Fraction(parameters * bits, 8) / GB) * GB
+            if method == "qlora"
+            else width * parameters
+        )
         adapters = round(LORA_SHARE * parameters * LORA_BYTES / (GB // 100)) * (GB // 100)
         parts = {WEIGHTS: weights, ADAPTERS: adapters}
         activations = ACTIVATION_BYTES[2] if method == "qlora" else ACTIVATION_BYTES[width]
@@ -148,9 +167,16 @@ def components(method: str, width: int, parameters: int, bits: int = 4) -> dict[
 def on_each(parts: Mapping[str, int], parallel: Parallel) -> dict[str, int]:
     """One GPU's share of the memory by component: FSDP divides, and so do matrices and layers on a mesh."""
     kinds = parallel.kind.divides or (strategies.WEIGHTS, strategies.GRADIENTS, strategies.STATES)
-    among = parallel.gpus // parallel.replicate if parallel.kind.divides else parallel.tensor * parallel.pipeline
+    among = (
+        parallel.gpus // parallel.replicate
+        if parallel.kind.divides
+        else parallel.tensor * parallel.pipeline
+    )
     divided = [name for part in kinds for name in PARTS[part]]
-    return {name: ceil(Fraction(size, among)) if name in divided else size for name, size in parts.items()}
+    return {
+        name: ceil(Fraction(size, among)) if name in divided else size
+        for name, size in parts.items()
+    }
 
 
 def quoted_parameters(count: int, name: str | None = None) -> int:
@@ -174,7 +200,9 @@ def rule_of_thumb(scenario: Scenario, parameters: int) -> dict[str, Any]:
     for count in (quoted_parameters(parameters, scenario.model_name), parameters):
         parts = components(scenario.method, width, count, bits)
         parts = on_each(parts, scenario.parallel)
-        answers.append({"parameters": count, "components": parts, "peak_allocated_bytes": sum(parts.values())})
+        answers.append(
+            {"parameters": count, "components": parts, "peak_allocated_bytes": sum(parts.values())}
+        )
     return {**answers[0], "exact_count": answers[1]}
 
 
@@ -216,9 +244,13 @@ def _by_parameters(scenario: Scenario, reason: str) -> Estimated:
     except NotDescribed:
         return Estimated(scenario, None, None, reason)
     size = weights_bytes(scenario, count)
-    known = f"the weights of its {count / 1e9:.2f} billion parameters alone take {size / 2**30:.1f} GiB"
+    known = (
+        f"the weights of its {count / 1e9:.2f} billion parameters alone take {size / 2**30:.1f} GiB"
+    )
     # Several GPUs may share them, experts may be packed or on the host, and a reward model has another head.
-    certain = scenario.parallel.gpus == 1 and scenario.experts == Experts() and not scenario.aim.scores
+    certain = (
+        scenario.parallel.gpus == 1 and scenario.experts == Experts() and not scenario.aim.scores
+    )
     least = size if certain else 0
     return Estimated(scenario, None, rule_of_thumb(scenario, count), f"{reason}; {known}", least)
 
@@ -229,7 +261,9 @@ def weights_bytes(scenario: Scenario, count: int) -> int:
     if scenario.method == "qlora":
         try:
             counts = describe(scenario.model).parameter_counts()
-            packed = counts["linear"] + (counts.get("experts", 0) if scenario.experts.quantized != "none" else 0)
+            packed = counts["linear"] + (
+                counts.get("experts", 0) if scenario.experts.quantized != "none" else 0
+            )
         except NotDescribed:  # which of them are linear is not known
             packed = count
     bits = 8 if scenario.quantization and scenario.quantization.type == "int8" else 4

@@ -22,7 +22,9 @@ def experts(net: Network, x: Tensor, layer: Layer) -> Tensor:
     width, tokens = x.width, x.dims
     shares, indices = routed(net, x, layer)
     rows = net.elementwise(x, dims=(*ROWS, x.dims[-1]), saved=[indices])
-    up = merged(net, layer.up, layer.up_adapter) if layer.up_adapter else layer.up  # cached until the layer is done
+    up = (
+        merged(net, layer.up, layer.up_adapter) if layer.up_adapter else layer.up
+    )  # cached until the layer is done
     made = grouped(net, rows, up, "i+i")
     del rows
     gate, second = net.split(made, ("i", "i"))
@@ -50,8 +52,14 @@ def as_wide(net: Network, x: Tensor, width: int) -> Tensor:
 
 def routed(net: Network, x: Tensor, layer: Layer) -> tuple[Tensor, Tensor]:
     """The share of each of a token's experts, and which these are."""
-    router = merged(net, layer.router, layer.router_adapter) if layer.router_adapter else layer.router
-    logits = product(net, x, router, "E") if isinstance(router, Parameter) else net.matmul(x, router, "E")
+    router = (
+        merged(net, layer.router, layer.router_adapter) if layer.router_adapter else layer.router
+    )
+    logits = (
+        product(net, x, router, "E")
+        if isinstance(router, Parameter)
+        else net.matmul(x, router, "E")
+    )
     indices = net.tensor(ROWS, 8)
     scores = net.softmax(net.cast(logits, 4), 4)
     shares = net.elementwise(scores, dims=ROWS, saved=[indices])
@@ -67,7 +75,11 @@ def merged(net: Network, weight: Parameter, adapter: Adapter) -> Tensor:
     """A weight with its adapter's product added, as a tensor of its own; the factors are cast to the weight's dtype."""
     a, b = adapter
     width = weight.width
-    factors = [net.tensor(f.dims, width, WEIGHT_CASTS, "adapters of parameters") for f in (a, b) if f.width != width]
+    factors = [
+        net.tensor(f.dims, width, WEIGHT_CASTS, "adapters of parameters")
+        for f in (a, b)
+        if f.width != width
+    ]
 
     def backward(grad: Tensor) -> list:
         tensors = []

@@ -18,7 +18,9 @@ class Family:
     o_bias: bool | str = False
     mlp_bias: bool | str = False
     head_bias: bool = False
-    norm: str = "rms"  # rms | gemma (fp32 until after the weight) | layer (weight and bias, one kernel)
+    norm: str = (
+        "rms"  # rms | gemma (fp32 until after the weight) | layer (weight and bias, one kernel)
+    )
     norm_bias: bool = False
     norms: int = 2  # per layer
     post_norms: bool = False  # attention and MLP outputs are normalized too (Gemma 2, 3)
@@ -34,66 +36,108 @@ class Family:
     activation: str = "hidden_act"  # the key of the configuration
     experts: str | None = None  # the key of their number
     expert_width: str = "intermediate_size"
-    expert_names: tuple[str, str, str] = ("gate_proj", "up_proj", "down_proj")  # that targets of adapters go by
+    expert_names: tuple[str, str, str] = (
+        "gate_proj",
+        "up_proj",
+        "down_proj",
+    )  # that targets of adapters go by
     conv1d: bool = False  # weights stored transposed (GPT-2)
     rotary: float = 1.0  # share of a head that is rotated; 0: none
-    sdpa: bool = True  # whether attention can go through scaled_dot_product_attention; else it is eager
+    sdpa: bool = (
+        True  # whether attention can go through scaled_dot_product_attention; else it is eager
+    )
     softmax_fp32: bool = True  # of eager attention's scores
-    holds_parts: bool = False  # its code keeps names for embeddings and attention's output to the end (GPT-2)
+    holds_parts: bool = (
+        False  # its code keeps names for embeddings and attention's output to the end (GPT-2)
+    )
     dropout: tuple[str, ...] = ()  # keys: after embedding, after attention and MLP
 
 
 # Sizes that a configuration may leave out, as transformers' configuration classes fill them in.
-_KEYS = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+_KEYS = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+)
 _KEYS += ("num_key_value_heads", "max_position_embeddings", "tie_word_embeddings", "hidden_act")
 
 
 _NO_DROPOUT = {"resid_pdrop": 0.0, "embd_pdrop": 0.0}
 _WINDOW = {"sliding_window": 4096}
-_CAPPED = {"final_logit_softcapping": 30.0, "attn_logit_softcapping": 50.0, "hidden_activation": "gelu_pytorch_tanh"}
+_CAPPED = {
+    "final_logit_softcapping": 30.0,
+    "attn_logit_softcapping": 50.0,
+    "hidden_activation": "gelu_pytorch_tanh",
+}
 _UNCAPPED = {**_CAPPED, "final_logit_softcapping": None, "attn_logit_softcapping": None}
 _LLAMA = dict(zip(_KEYS, (32000, 4096, 11008, 32, 32, None, 2048, False, "silu"), strict=True))
 _QWEN2 = dict(zip(_KEYS, (151936, 4096, 22016, 32, 32, 32, 32768, False, "silu"), strict=True))
-_MISTRAL = dict(zip(_KEYS, (32000, 4096, 14336, 32, 32, 8, 131072, False, "silu"), strict=True)) | _WINDOW
-_GEMMA = dict(zip(_KEYS, (256000, 3072, 24576, 28, 16, 16, 8192, True, "gelu_pytorch_tanh"), strict=True))
-_GEMMA2 = dict(zip(_KEYS, (256000, 2304, 9216, 26, 8, 4, 8192, True, "gelu_pytorch_tanh"), strict=True)) | dict(
-    **_WINDOW, **_CAPPED
+_MISTRAL = (
+    dict(zip(_KEYS, (32000, 4096, 14336, 32, 32, 8, 131072, False, "silu"), strict=True)) | _WINDOW
 )
-_GEMMA3 = dict(zip(_KEYS, (262208, 2304, 9216, 26, 8, 4, 131072, True, "gelu_pytorch_tanh"), strict=True)) | dict(
-    **_WINDOW, **_UNCAPPED
+_GEMMA = dict(
+    zip(_KEYS, (256000, 3072, 24576, 28, 16, 16, 8192, True, "gelu_pytorch_tanh"), strict=True)
 )
+_GEMMA2 = dict(
+    zip(_KEYS, (256000, 2304, 9216, 26, 8, 4, 8192, True, "gelu_pytorch_tanh"), strict=True)
+) | dict(**_WINDOW, **_CAPPED)
+_GEMMA3 = dict(
+    zip(_KEYS, (262208, 2304, 9216, 26, 8, 4, 131072, True, "gelu_pytorch_tanh"), strict=True)
+) | dict(**_WINDOW, **_UNCAPPED)
 _PHI = (
     dict(zip(_KEYS, (51200, 2048, 8192, 24, 32, None, 2048, False, "gelu_new"), strict=True))
     | _NO_DROPOUT
     | {"partial_rotary_factor": 0.5}
 )
-_PHI3 = dict(zip(_KEYS, (32064, 3072, 8192, 32, 32, None, 4096, False, "silu"), strict=True)) | {"resid_pdrop": 0.0}
+_PHI3 = dict(zip(_KEYS, (32064, 3072, 8192, 32, 32, None, 4096, False, "silu"), strict=True)) | {
+    "resid_pdrop": 0.0
+}
 _GPT2 = dict(zip(_KEYS, (50257, 768, None, 12, 12, None, 1024, True, None), strict=True)) | {
     "activation_function": "gelu_new"
 }
 _GPT2 |= {"resid_pdrop": 0.1, "embd_pdrop": 0.1, "attn_pdrop": 0.1}
 _MIXTRAL = {**_MISTRAL, "num_local_experts": 8, "num_experts_per_tok": 2}
-_QWEN3_MOE = dict(zip(_KEYS, (151936, 2048, 6144, 24, 32, 4, 32768, False, "silu"), strict=True)) | {
-    "moe_intermediate_size": 768
-}
+_QWEN3_MOE = dict(
+    zip(_KEYS, (151936, 2048, 6144, 24, 32, 4, 32768, False, "silu"), strict=True)
+) | {"moe_intermediate_size": 768}
 _QWEN3_MOE |= {"num_experts": 128, "num_experts_per_tok": 8}
 _SMOLLM3 = dict(zip(_KEYS, (128256, 2048, 11008, 36, 16, 4, 32768, True, "silu"), strict=True))
-_STARCODER2 = dict(zip(_KEYS, (49152, 3072, 12288, 30, 24, 2, 4096, True, "gelu_pytorch_tanh"), strict=True)) | {
-    "use_bias": True
-}
+_STARCODER2 = dict(
+    zip(_KEYS, (49152, 3072, 12288, 30, 24, 2, 4096, True, "gelu_pytorch_tanh"), strict=True)
+) | {"use_bias": True}
 
-_GEMMA_LIKE = {"norm": "gemma", "own_head_dim": 256, "scaled_embedding": True, "qkv_bias": "attention_bias"}
+_GEMMA_LIKE = {
+    "norm": "gemma",
+    "own_head_dim": 256,
+    "scaled_embedding": True,
+    "qkv_bias": "attention_bias",
+}
 _GEMMA_LIKE |= {"o_bias": "attention_bias"}
 FAMILIES: dict[str, Family] = {
-    "llama": Family(_LLAMA, qkv_bias="attention_bias", o_bias="attention_bias", mlp_bias="mlp_bias"),
+    "llama": Family(
+        _LLAMA, qkv_bias="attention_bias", o_bias="attention_bias", mlp_bias="mlp_bias"
+    ),
     "mistral": Family(_MISTRAL),
     "qwen2": Family(_QWEN2, qkv_bias=True),
-    "qwen3": Family(_QWEN2, qkv_bias="attention_bias", o_bias="attention_bias", qk_norm=True, own_head_dim=128),
-    "smollm3": Family(_SMOLLM3, qkv_bias="attention_bias", o_bias="attention_bias", mlp_bias="mlp_bias"),
+    "qwen3": Family(
+        _QWEN2, qkv_bias="attention_bias", o_bias="attention_bias", qk_norm=True, own_head_dim=128
+    ),
+    "smollm3": Family(
+        _SMOLLM3, qkv_bias="attention_bias", o_bias="attention_bias", mlp_bias="mlp_bias"
+    ),
     "gemma": Family(_GEMMA, **_GEMMA_LIKE),
-    "gemma2": Family(_GEMMA2, sdpa=False, norms=4, post_norms=True, activation="hidden_activation", **_GEMMA_LIKE),
+    "gemma2": Family(
+        _GEMMA2, sdpa=False, norms=4, post_norms=True, activation="hidden_activation", **_GEMMA_LIKE
+    ),
     "gemma3_text": Family(
-        _GEMMA3, norms=4, post_norms=True, activation="hidden_activation", qk_norm=True, **_GEMMA_LIKE
+        _GEMMA3,
+        norms=4,
+        post_norms=True,
+        activation="hidden_activation",
+        qk_norm=True,
+        **_GEMMA_LIKE,
     ),
     "phi": Family(
         _PHI,
@@ -111,7 +155,9 @@ FAMILIES: dict[str, Family] = {
         rotary=0.5,
         dropout=("embd_pdrop", "resid_pdrop"),
     ),
-    "phi3": Family(_PHI3, fused_qkv="qkv_proj", fused_gate_up="gate_up_proj", dropout=("", "resid_pdrop")),
+    "phi3": Family(
+        _PHI3, fused_qkv="qkv_proj", fused_gate_up="gate_up_proj", dropout=("", "resid_pdrop")
+    ),
     "starcoder2": Family(
         _STARCODER2,
         qkv_bias="use_bias",

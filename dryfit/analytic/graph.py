@@ -25,7 +25,9 @@ from dryfit.engine.allocator import EMPTY_CACHE, Event, round_size, typical_bloc
 from dryfit.engine.components import ACTIVATIONS, GRADIENTS, LOGITS_AND_LOSS, ROUNDING, TEMPORARIES
 from dryfit.engine.replay import replay
 
-Backward = Callable[["Tensor"], list]  # the gradient of an operation's result -> one for each input, or None
+Backward = Callable[
+    ["Tensor"], list
+]  # the gradient of an operation's result -> one for each input, or None
 
 
 class Term(NamedTuple):
@@ -68,7 +70,9 @@ class Ledger:
         """A symbol's number; ``i+i`` is a sum, ``1/64`` a share, ``4096`` itself."""
         if symbol not in self.symbols:
             parts = symbol.split("+")
-            self.symbols[symbol] = sum(int(part) if part.isdigit() else self.symbols[part] for part in parts)
+            self.symbols[symbol] = sum(
+                int(part) if part.isdigit() else self.symbols[part] for part in parts
+            )
         return self.symbols[symbol]
 
     def term(self, component: str, what: str, dims: tuple[str, ...], width: int) -> Term:
@@ -77,13 +81,17 @@ class Ledger:
         term = self._terms.get(key)
         if term is None:
             elements = prod(self.value(symbol) for symbol in dims)
-            term = Term(component, what, "·".join((str(width), *dims)), self.rounded(elements * width))
+            term = Term(
+                component, what, "·".join((str(width), *dims)), self.rounded(elements * width)
+            )
             self._terms[key] = term
         return term
 
     def rounded(self, size: int) -> int:
         """Bytes to account for: requests where the allocator makes the blocks, else blocks as they are on average."""
-        return round_size(size) if self.expandable or self.events is not None else typical_block(size)
+        return (
+            round_size(size) if self.expandable or self.events is not None else typical_block(size)
+        )
 
     def count(self, term: Term, times: int = 1) -> None:
         """Some tensors of a term come."""
@@ -113,7 +121,9 @@ class Ledger:
         if self.events is not None:
             self._starts.append((phase, len(self.events)))
 
-    def hold(self, component: str, what: str, width: int, elements: int | str, times: int = 1) -> None:
+    def hold(
+        self, component: str, what: str, width: int, elements: int | str, times: int = 1
+    ) -> None:
         """Tensors of some elements (a number or a symbol) come and stay to the end of the step.
 
         Those of the load phase are allocated by who loads them.
@@ -147,7 +157,9 @@ class Ledger:
             return
         run = replay(self.events, self._starts, expandable_segments=self.expandable)
         for phase, peak in run.phases.items():
-            self.at_peak[phase][Term(ROUNDING, "blocks larger than tensors", "", peak - self.peaks[phase])] = 1
+            self.at_peak[phase][
+                Term(ROUNDING, "blocks larger than tensors", "", peak - self.peaks[phase])
+            ] = 1
             self.peaks[phase] = peak
         self.events = None
 
@@ -172,7 +184,9 @@ class Tensor:
 
     __slots__ = ("dims", "edge", "storage", "width")
 
-    def __init__(self, storage: Storage, dims: tuple[str, ...], width: int, edge: Any = None) -> None:
+    def __init__(
+        self, storage: Storage, dims: tuple[str, ...], width: int, edge: Any = None
+    ) -> None:
         self.storage, self.dims, self.width, self.edge = storage, dims, width, edge
 
 
@@ -181,7 +195,9 @@ class Parameter:
 
     __slots__ = ("dims", "grad", "tied", "trained", "width")
 
-    def __init__(self, dims: tuple[str, ...], width: int, trained: bool, tied: bool = False) -> None:
+    def __init__(
+        self, dims: tuple[str, ...], width: int, trained: bool, tied: bool = False
+    ) -> None:
         self.dims, self.width, self.trained, self.tied = dims, width, trained, tied
         self.grad: Tensor | None = None
 
@@ -200,7 +216,11 @@ class Node:
     __slots__ = ("backward", "checkpoint", "edges", "grad", "saved")
 
     def __init__(
-        self, edges: list, saved: list[Storage] | None, backward: Backward | None, checkpoint: Checkpoint | None = None
+        self,
+        edges: list,
+        saved: list[Storage] | None,
+        backward: Backward | None,
+        checkpoint: Checkpoint | None = None,
     ) -> None:
         self.edges, self.saved, self.backward, self.checkpoint = edges, saved, backward, checkpoint
         self.grad: Tensor | None = None
@@ -210,7 +230,12 @@ class Checkpoint:
     """A part of the forward pass that keeps its input alone, and runs again when something else is asked for."""
 
     def __init__(self, run: Callable[[Tensor], Tensor], x: Tensor) -> None:
-        self.run, self.storage, self.shape, self.needs = run, x.storage, (x.dims, x.width), x.edge is not None
+        self.run, self.storage, self.shape, self.needs = (
+            run,
+            x.storage,
+            (x.dims, x.width),
+            x.edge is not None,
+        )
         self.nodes: list[Node] = []
 
 
@@ -224,29 +249,43 @@ class Graph(Ledger):
     ``what`` says what new tensors are for; the passes that build layers set it as they go.
     """
 
-    def __init__(self, symbols: dict[str, int], *, blocks: bool, accumulating: bool, expandable: bool = False) -> None:
+    def __init__(
+        self, symbols: dict[str, int], *, blocks: bool, accumulating: bool, expandable: bool = False
+    ) -> None:
         super().__init__(symbols, blocks=blocks, expandable=expandable)
-        self.accumulating = accumulating  # gradients of micro-batches before this one are there already
+        self.accumulating = (
+            accumulating  # gradients of micro-batches before this one are there already
+        )
         self.what = "weights"
         self.nodes: list[Node] = []
         self.casts: list[Tensor] = []  # autocast's copies of weights, kept until its context ends
         self._checkpoint: Checkpoint | None = None  # the part that runs
         self._again: Checkpoint | None = None  # the part that runs again, in the backward pass
-        self._taping = True  # whether operations put nodes on the tape (``torch.no_grad`` switches that off)
+        self._taping = (
+            True  # whether operations put nodes on the tape (``torch.no_grad`` switches that off)
+        )
         self._recomputing = False  # whether a part runs again, in the backward pass
-        self._left = self._missing = 0  # its nodes to come, and those of them that miss what they keep
+        self._left = self._missing = (
+            0  # its nodes to come, and those of them that miss what they keep
+        )
 
     # --- tensors ---
 
     def tensor(
-        self, dims: tuple[str, ...], width: int, component: str | None = None, what: str | None = None
+        self,
+        dims: tuple[str, ...],
+        width: int,
+        component: str | None = None,
+        what: str | None = None,
     ) -> Tensor:
         """A new tensor. Like the trace, whatever is as wide as the vocabulary counts to the logits."""
         backward = self.phase == "backward" and not self._recomputing
         if component is None and dims[-1] == "V":
             component = LOGITS_AND_LOSS
         component = component or (TEMPORARIES if backward else ACTIVATIONS)
-        return Tensor(Storage(self, self.term(component, what or self.what, dims, width)), dims, width)
+        return Tensor(
+            Storage(self, self.term(component, what or self.what, dims, width)), dims, width
+        )
 
     def like(self, *tensors: Tensor) -> Backward:
         """The backward of an operation that gives each input a gradient of its own dimensions and nothing more."""
@@ -289,7 +328,11 @@ class Graph(Ledger):
         """Called before each product of matrices: the first one on a thread takes a workspace."""
 
     def elementwise(
-        self, x: Tensor, width: int | None = None, saved: Sequence[Tensor] = (), dims: tuple[str, ...] | None = None
+        self,
+        x: Tensor,
+        width: int | None = None,
+        saved: Sequence[Tensor] = (),
+        dims: tuple[str, ...] | None = None,
     ) -> Tensor:
         """One tensor to another, of its dimensions or others (an activation, a scaling, a dtype, a choice of rows)."""
         return self.operation(dims or x.dims, width or x.width, [x], self.like(x), saved)
@@ -301,7 +344,10 @@ class Graph(Ledger):
     def add(self, x: Tensor, y: Tensor) -> Tensor:
         """x + y: keeps nothing, and hands its gradient on to both."""
         widths = (x.width, y.width)
-        backward = lambda grad: [grad if grad.width == w else self.tensor(grad.dims, w) for w in widths]  # noqa: E731
+
+        def backward(grad):
+            return [grad if grad.width == w else self.tensor(grad.dims, w) for w in widths]
+
         return self.operation(x.dims, max(widths), [x, y], backward)
 
     def multiply(self, x: Tensor, y: Tensor | Parameter) -> Tensor:
@@ -331,7 +377,12 @@ class Graph(Ledger):
         cast: Tensor | None = None,
     ) -> Tensor:
         """x times a weight; ``cast``: the copy that is multiplied, where autocast has made one."""
-        dims, shape, width, of_weight = (*x.dims[:-1], outputs), (x.dims, x.width), x.width, weight.dims
+        dims, shape, width, of_weight = (
+            (*x.dims[:-1], outputs),
+            (x.dims, x.width),
+            x.width,
+            weight.dims,
+        )
         trained, needs = weight.edge is not None, x.edge is not None
         computed = isinstance(weight, Tensor)
         kept = weight if computed else cast
@@ -346,7 +397,9 @@ class Graph(Ledger):
 
         self.multiplies(bias=bias is not None)
         inputs = [x, weight] + ([bias] if bias else [])
-        return self.operation(dims, width, inputs, backward, [x if trained else None, kept if needs else None])
+        return self.operation(
+            dims, width, inputs, backward, [x if trained else None, kept if needs else None]
+        )
 
     def batched(self, x: Tensor, y: Tensor, dims: tuple[str, ...]) -> Tensor:
         """x times y, both kept."""
@@ -453,10 +506,15 @@ class Graph(Ledger):
             if node.saved is None:
                 self._run_again(node.checkpoint)
             grads = node.backward(grad)
-            del grad  # before what was saved, as `call_function` has it (torch/csrc/autograd/engine.cpp)
+            del (
+                grad
+            )  # before what was saved, as `call_function` has it (torch/csrc/autograd/engine.cpp)
             node.checkpoint = node.saved = node.backward = None
             for index, edge in enumerate(node.edges):
-                new, grads[index] = grads[index], None  # moved: from here on the edge alone holds it
+                new, grads[index] = (
+                    grads[index],
+                    None,
+                )  # moved: from here on the edge alone holds it
                 self._accumulate(edge, new)
                 del new
             del grads
@@ -485,7 +543,10 @@ class Graph(Ledger):
         if edge.grad is not None:
             if parameter:  # a tied weight's gradients wait for each other, and make a new one
                 edge.grad = self.gradient(edge.dims, edge.width)
-            elif _holders(edge) != _HELD_ONCE or (edge.grad.dims, edge.grad.width) != (grad.dims, grad.width):
+            elif _holders(edge) != _HELD_ONCE or (edge.grad.dims, edge.grad.width) != (
+                grad.dims,
+                grad.width,
+            ):
                 edge.grad = self.tensor(grad.dims, max(grad.width, edge.grad.width))
         elif not (parameter and self.accumulating and not edge.tied):
             edge.grad = grad  # else it is added to what earlier micro-batches left

@@ -24,7 +24,9 @@ class Sizes:
     def __getattr__(self, name: str) -> Any:
         found = size(self.model, name)
         if found is None:
-            raise NotDescribed(f"the configuration does not say {name}, which its parameters depend on")
+            raise NotDescribed(
+                f"the configuration does not say {name}, which its parameters depend on"
+            )
         return found
 
     def get(self, name: str, usual: Any) -> Any:
@@ -43,8 +45,17 @@ class Sizes:
         return self.get("num_key_value_heads", None) or self.num_attention_heads
 
 
-_LETTERS = {"M": "linear_attention", "E": "moe", "*": "full_attention", "-": "mlp"}  # of Nemotron's older files
-RATIOS = {0: "sliding_attention", 4: "compressed_sparse_attention", 128: "heavily_compressed_attention"}
+_LETTERS = {
+    "M": "linear_attention",
+    "E": "moe",
+    "*": "full_attention",
+    "-": "mlp",
+}  # of Nemotron's older files
+RATIOS = {
+    0: "sliding_attention",
+    4: "compressed_sparse_attention",
+    128: "heavily_compressed_attention",
+}
 
 
 def kinds_of_layers(c: Sizes) -> list[str]:
@@ -56,13 +67,18 @@ def kinds_of_layers(c: Sizes) -> list[str]:
     if ratios := c.get("compress_ratios", None):
         return [RATIOS[ratio] for ratio in ratios]
     every = c.full_attention_interval
-    return ["linear_attention" if (index + 1) % every else "full_attention" for index in range(c.num_hidden_layers)]
+    return [
+        "linear_attention" if (index + 1) % every else "full_attention"
+        for index in range(c.num_hidden_layers)
+    ]
 
 
 # --- parts that families share ----------------------------------------------------------------------------------------
 
 
-def _linear(name: str, outputs: int, inputs: int, *, bias: bool = False, adapted: bool = True) -> Weight:
+def _linear(
+    name: str, outputs: int, inputs: int, *, bias: bool = False, adapted: bool = True
+) -> Weight:
     return Weight(name, "linear", (outputs, inputs), bias, adapted)
 
 
@@ -79,9 +95,15 @@ def _vectors(width: int, *names: str) -> Layer:
 
 
 def _attention(
-    c: Sizes, head: int = 0, groups: int = 0, *, gated: bool = False, qkv: bool = False, output: bool = False,
+    c: Sizes,
+    head: int = 0,
+    groups: int = 0,
+    *,
+    gated: bool = False,
+    qkv: bool = False,
+    output: bool = False,
     last: str = "o_proj",
-) -> Layer:  # fmt: skip
+) -> Layer:
     """Queries, keys and values, and the way back; ``gated``: the queries' matrix brings a gate too."""
     head, hidden = head or c.head, c.hidden_size
     queries, keys = c.num_attention_heads * head, (groups or c.groups) * head
@@ -94,7 +116,12 @@ def _attention(
 
 
 def _mlp(
-    c: Sizes, width: int, prefix: str = "", *, adapted: bool = True, names: str = "gate_proj up_proj down_proj"
+    c: Sizes,
+    width: int,
+    prefix: str = "",
+    *,
+    adapted: bool = True,
+    names: str = "gate_proj up_proj down_proj",
 ) -> Layer:
     gate, up, down = (prefix + name for name in names.split())
     return (
@@ -105,7 +132,13 @@ def _mlp(
 
 
 def _experts(
-    c: Sizes, count: int, width: int, router: str = "router", *, gated: bool = True, inputs: int | None = None
+    c: Sizes,
+    count: int,
+    width: int,
+    router: str = "router",
+    *,
+    gated: bool = True,
+    inputs: int | None = None,
 ) -> Layer:
     """A router of a group of weights, and all experts."""
     inputs = inputs or c.hidden_size
@@ -118,9 +151,16 @@ def _experts(
 
 
 def _state_space(
-    c: Sizes, inner: int, heads: int, state: int, kernel: int, *, convolution: bool, normed: bool = True,
+    c: Sizes,
+    inner: int,
+    heads: int,
+    state: int,
+    kernel: int,
+    *,
+    convolution: bool,
+    normed: bool = True,
     adapted: bool = True,
-) -> Layer:  # fmt: skip
+) -> Layer:
     """A state space; ``state``: of all groups; ``adapted``: whether its last matrix is."""
     return (
         *_vectors(heads, "dt_bias", "A_log", "D"),
@@ -133,7 +173,10 @@ def _state_space(
 
 def _mamba(c: Sizes, inner: int | None = None, **more: bool) -> Layer:
     """The same by the names that Bamba, Granite and Falcon-H1 have for its sizes."""
-    inner, state = inner or c.get("mamba_expand", 2) * c.hidden_size, c.get("mamba_n_groups", 1) * c.mamba_d_state
+    inner, state = (
+        inner or c.get("mamba_expand", 2) * c.hidden_size,
+        c.get("mamba_n_groups", 1) * c.mamba_d_state,
+    )
     kernel, bias = c.get("mamba_d_conv", 4), c.get("mamba_conv_bias", True)
     return _state_space(c, inner, c.mamba_n_heads, state, kernel, convolution=bias, **more)
 
@@ -141,7 +184,10 @@ def _mamba(c: Sizes, inner: int | None = None, **more: bool) -> Layer:
 def _latent(c: Sizes) -> Layer:
     """Attention through narrow vectors."""
     count, narrow, hidden = c.num_attention_heads, c.get("q_lora_rank", None), c.hidden_size
-    queries, biased = count * (c.qk_nope_head_dim + c.qk_rope_head_dim), c.get("attention_bias", False)
+    queries, biased = (
+        count * (c.qk_nope_head_dim + c.qk_rope_head_dim),
+        c.get("attention_bias", False),
+    )
     projected: Layer = (_linear("q_proj", queries, hidden),)
     if narrow:
         projected = (
@@ -177,7 +223,11 @@ def _decoder(
 ) -> Hybrid:
     """The layers with both ends of the model; ``tied``: its class's own choice."""
     words = c.vocab_size, c.hidden_size
-    ends = (Weight("embedding", "embeddings", words), *outside, *_norms(c.hidden_size, "final norm"))
+    ends = (
+        Weight("embedding", "embeddings", words),
+        *outside,
+        *_norms(c.hidden_size, "final norm"),
+    )
     if not c.get("tie_word_embeddings", tied):
         ends += (Weight("output head", "output_head", words),)
     return Hybrid(tuple(layers), ends, expert_names)
@@ -190,10 +240,19 @@ _GATED_EXPERTS = ("gate_proj", "up_proj", "down_proj")
 
 def _qwen(c: Sizes) -> Hybrid:
     """Qwen3-Next, Qwen3.5: three layers of linear attention by the gated delta rule, one of gated attention."""
-    hidden, old, routed = c.hidden_size, c.model["model_type"] == "qwen3_next", c.get("num_experts", None) is not None
+    hidden, old, routed = (
+        c.hidden_size,
+        c.model["model_type"] == "qwen3_next",
+        c.get("num_experts", None) is not None,
+    )
     heads, kernel = c.linear_num_value_heads, c.get("linear_conv_kernel_dim", 4)
     keys, values = c.linear_num_key_heads * c.linear_key_head_dim, heads * c.linear_value_head_dim
-    projected = {"in_proj_qkv": 2 * keys + values, "in_proj_z": values, "in_proj_b": heads, "in_proj_a": heads}
+    projected = {
+        "in_proj_qkv": 2 * keys + values,
+        "in_proj_z": values,
+        "in_proj_b": heads,
+        "in_proj_a": heads,
+    }
     if old:
         projected = {"in_proj_qkvz": 2 * keys + 2 * values, "in_proj_ba": 2 * heads}
     delta = (
@@ -235,9 +294,15 @@ def _olmo_hybrid(c: Sizes) -> Hybrid:
     biased = c.get("attention_bias", False)
     mixers = {
         "linear_attention": (*delta, *_both_norms(c)),
-        "full_attention": (*_attention(c, qkv=biased, output=biased), *_whole_norms(c), *_norms_after(c)),
+        "full_attention": (
+            *_attention(c, qkv=biased, output=biased),
+            *_whole_norms(c),
+            *_norms_after(c),
+        ),
     }
-    return _decoder(c, [(*mixers[kind], *_mlp(c, c.intermediate_size)) for kind in kinds_of_layers(c)])
+    return _decoder(
+        c, [(*mixers[kind], *_mlp(c, c.intermediate_size)) for kind in kinds_of_layers(c)]
+    )
 
 
 def _kimi(c: Sizes) -> Hybrid:
@@ -258,11 +323,16 @@ def _kimi(c: Sizes) -> Hybrid:
         _linear("delta.o_proj", hidden, wide),
     )
     shared = c.get("num_shared_experts", 1) * c.moe_intermediate_size
-    routed = (*_experts(c, c.num_experts, c.moe_intermediate_size, FP32), *_mlp(c, shared, "shared_experts."))
+    routed = (
+        *_experts(c, c.num_experts, c.moe_intermediate_size, FP32),
+        *_mlp(c, shared, "shared_experts."),
+    )
     layers = []
     for kind, mlp in zip(kinds_of_layers(c), c.mlp_layer_types, strict=False):
         mixer = _latent(c) if kind == "full_attention" else delta
-        layers.append((*mixer, *(_mlp(c, c.intermediate_size) if mlp == "dense" else routed), *_both_norms(c)))
+        layers.append(
+            (*mixer, *(_mlp(c, c.intermediate_size) if mlp == "dense" else routed), *_both_norms(c))
+        )
     return _decoder(c, layers)
 
 
@@ -277,7 +347,9 @@ def _minimax(c: Sizes) -> Hybrid:
     )
     mixers = {"linear_attention": blocks, "full_attention": _attention(c)}
     rest = (*_experts(c, c.num_local_experts, c.intermediate_size), *_both_norms(c))
-    return _decoder(c, [(*mixers[kind], *rest) for kind in kinds_of_layers(c)], expert_names=("w1", "w3", "w2"))
+    return _decoder(
+        c, [(*mixers[kind], *rest) for kind in kinds_of_layers(c)], expert_names=("w1", "w3", "w2")
+    )
 
 
 # --- state spaces -----------------------------------------------------------------------------------------------------
@@ -285,13 +357,22 @@ def _minimax(c: Sizes) -> Hybrid:
 
 def _bamba(c: Sizes) -> Hybrid:
     attends = c.get("attn_layer_indices", None) or ()
-    rest = (*_mlp(c, c.intermediate_size), *_norms(c.hidden_size, "input_layernorm", "pre_ff_layernorm"))
-    mixers = [_attention(c) if index in attends else _mamba(c) for index in range(c.num_hidden_layers)]
+    rest = (
+        *_mlp(c, c.intermediate_size),
+        *_norms(c.hidden_size, "input_layernorm", "pre_ff_layernorm"),
+    )
+    mixers = [
+        _attention(c) if index in attends else _mamba(c) for index in range(c.num_hidden_layers)
+    ]
     return _decoder(c, [(*mixer, *rest) for mixer in mixers])
 
 
 def _granite(c: Sizes) -> Hybrid:
-    hidden, shared, experts = c.hidden_size, c.shared_intermediate_size, c.get("num_local_experts", 0)
+    hidden, shared, experts = (
+        c.hidden_size,
+        c.shared_intermediate_size,
+        c.get("num_local_experts", 0),
+    )
     mlp = (_linear("input_linear", 2 * shared, hidden), _linear("output_linear", hidden, shared))
     if experts:
         mlp = (*_experts(c, experts, c.intermediate_size), *mlp)
@@ -303,7 +384,11 @@ def _granite(c: Sizes) -> Hybrid:
 def _nemotron(c: Sizes) -> Hybrid:
     """One norm a layer, and one of four parts."""
     hidden, heads, kernel = c.hidden_size, c.mamba_num_heads, c.get("conv_kernel", 4)
-    inner, state, bias = heads * c.mamba_head_dim, c.n_groups * c.ssm_state_size, c.get("use_conv_bias", True)
+    inner, state, bias = (
+        heads * c.mamba_head_dim,
+        c.n_groups * c.ssm_state_size,
+        c.get("use_conv_bias", True),
+    )
     space = _state_space(c, inner, heads, state, kernel, convolution=bias, adapted=False)
     routed: Layer = ()
     if c.get("n_routed_experts", None):
@@ -311,7 +396,13 @@ def _nemotron(c: Sizes) -> Hybrid:
         shared = c.get("n_shared_experts", 1) * c.moe_shared_expert_intermediate_size
         routed = (
             *_experts(c, c.n_routed_experts, width, FP32, gated=False, inputs=narrow),
-            *((_linear("fc1_latent_proj", narrow, hidden), _linear("fc2_latent_proj", hidden, narrow)) * bool(narrow)),
+            *(
+                (
+                    _linear("fc1_latent_proj", narrow, hidden),
+                    _linear("fc2_latent_proj", hidden, narrow),
+                )
+                * bool(narrow)
+            ),
             _linear("shared_experts.up_proj", shared, hidden),
             _linear("shared_experts.down_proj", hidden, shared),
         )
@@ -330,17 +421,28 @@ def _falcon(c: Sizes) -> Hybrid:
     inner = c.get("mamba_d_ssm", None)
     space = _mamba(c, inner, normed=c.get("mamba_rms_norm", False), adapted=False)
     norms = _norms(c.hidden_size, "input_layernorm", "pre_ff_layernorm")
-    return _decoder(c, [(*space, *_attention(c), *_mlp(c, c.intermediate_size), *norms)] * c.num_hidden_layers)
+    return _decoder(
+        c, [(*space, *_attention(c), *_mlp(c, c.intermediate_size), *norms)] * c.num_hidden_layers
+    )
 
 
 def _jamba(c: Sizes) -> Hybrid:
     """Jamba: the first Mamba, attention in some layers, experts in others."""
-    hidden, inner, bias = c.hidden_size, c.get("mamba_expand", 2) * c.hidden_size, c.get("mamba_proj_bias", False)
+    hidden, inner, bias = (
+        c.hidden_size,
+        c.get("mamba_expand", 2) * c.hidden_size,
+        c.get("mamba_proj_bias", False),
+    )
     state, rank = c.mamba_d_state, c.mamba_dt_rank
     space = (
         Weight("A_log", "other", (inner, state)),
         *_vectors(inner, "D"),
-        Weight("conv1d", "other", (inner, c.get("mamba_d_conv", 4)), bias=c.get("mamba_conv_bias", True)),
+        Weight(
+            "conv1d",
+            "other",
+            (inner, c.get("mamba_d_conv", 4)),
+            bias=c.get("mamba_conv_bias", True),
+        ),
         _linear("in_proj", 2 * inner, hidden, bias=bias),
         _linear("x_proj", rank + 2 * state, inner),
         _linear("dt_proj", inner, rank, bias=True),
@@ -353,14 +455,22 @@ def _jamba(c: Sizes) -> Hybrid:
     for index in range(c.num_hidden_layers):
         attends = index % c.attn_layer_period == c.attn_layer_offset
         routed = c.num_experts > 1 and index % every == offset
-        mlp = _experts(c, c.num_experts, c.intermediate_size) if routed else _mlp(c, c.intermediate_size)
+        mlp = (
+            _experts(c, c.num_experts, c.intermediate_size)
+            if routed
+            else _mlp(c, c.intermediate_size)
+        )
         layers.append((*(_attention(c) if attends else space), *mlp, *norms))
     return _decoder(c, layers)
 
 
 def _mamba2(c: Sizes) -> Hybrid:
     """Mamba 2 alone: a norm and a state space a layer."""
-    inner, kernel, bias = c.get("expand", 2) * c.hidden_size, c.get("conv_kernel", 4), c.get("use_conv_bias", True)
+    inner, kernel, bias = (
+        c.get("expand", 2) * c.hidden_size,
+        c.get("conv_kernel", 4),
+        c.get("use_conv_bias", True),
+    )
     state = c.n_groups * c.state_size
     space = _state_space(c, inner, c.num_heads, state, kernel, convolution=bias, adapted=False)
     return _decoder(c, [(*space, *_norms(c.hidden_size, "norm."))] * c.num_hidden_layers)
@@ -401,7 +511,9 @@ def _lfm3(c: Sizes) -> Hybrid:
         attention += (_linear("g_proj", c.num_attention_heads, c.hidden_size),)
     rest = (*_mlp(c, c.intermediate_size, names="w1 w3 w2"), *_norms(c.hidden_size, *norms))
     convolution = _convolution(c, c.get("conv_L_cache", 7))
-    layers = [(*(convolution if kind == "conv" else attention), *rest) for kind in kinds_of_layers(c)]
+    layers = [
+        (*(convolution if kind == "conv" else attention), *rest) for kind in kinds_of_layers(c)
+    ]
     return _decoder(c, layers, tied=True)
 
 
@@ -423,7 +535,9 @@ def _sparse_deepseek(c: Sizes) -> Hybrid:
         _linear("indexer.weights_proj", count, hidden),
     )
     kinds = c.get("indexer_types", None) or ["full"] * c.num_hidden_layers
-    return _after_dense_layers(c, [_latent(c) + (() if kind == "shared" else indexer) for kind in kinds])
+    return _after_dense_layers(
+        c, [_latent(c) + (() if kind == "shared" else indexer) for kind in kinds]
+    )
 
 
 def _glm(c: Sizes) -> Hybrid:
@@ -434,29 +548,43 @@ def _glm(c: Sizes) -> Hybrid:
 
 def _mimo(c: Sizes) -> Hybrid:
     """MiMo-V2-Flash: wide queries and narrow values; with a window twice as many keys, and sinks."""
-    count, hidden, bias, layers = c.num_attention_heads, c.hidden_size, c.get("attention_bias", False), []
+    count, hidden, bias, layers = (
+        c.num_attention_heads,
+        c.hidden_size,
+        c.get("attention_bias", False),
+        [],
+    )
     for index in range(c.num_hidden_layers):
         sliding = index > 0 and (index + 1) % 6 > 0
         if listed := c.get("layer_types", None):
             sliding = listed[index] == "sliding_attention"
         kinds, groups = c.get("mlp_layer_types", None), c.groups * (2 if sliding else 1)
         is_dense = kinds[index] == "dense" if kinds else index == 0
-        layers.append((
-            _linear("q_proj", count * c.head, hidden, bias=bias),
-            _linear("k_proj", groups * c.head, hidden, bias=bias),
-            _linear("v_proj", groups * c.v_head_dim, hidden, bias=bias),
-            _linear("o_proj", hidden, count * c.v_head_dim),
-            *(_vectors(count, "sinks") if sliding else ()),
-            *(_mlp(c, c.intermediate_size) if is_dense else ()),
-            *(() if is_dense else _experts(c, c.n_routed_experts, c.moe_intermediate_size, FP32)),
-            *_both_norms(c),
-        ))  # fmt: skip
+        layers.append(
+            (
+                _linear("q_proj", count * c.head, hidden, bias=bias),
+                _linear("k_proj", groups * c.head, hidden, bias=bias),
+                _linear("v_proj", groups * c.v_head_dim, hidden, bias=bias),
+                _linear("o_proj", hidden, count * c.v_head_dim),
+                *(_vectors(count, "sinks") if sliding else ()),
+                *(_mlp(c, c.intermediate_size) if is_dense else ()),
+                *(
+                    ()
+                    if is_dense
+                    else _experts(c, c.n_routed_experts, c.moe_intermediate_size, FP32)
+                ),
+                *_both_norms(c),
+            )
+        )
     return _decoder(c, layers)
 
 
 def _after_dense_layers(c: Sizes, mixers: Sequence[Layer]) -> Hybrid:
     """Experts, after a few layers without; PEFT adapts experts and no dense MLP. ``mixers``: each layer's."""
-    dense, width = _mlp(c, c.get("intermediate_size", None) or 0, adapted=False), c.moe_intermediate_size
+    dense, width = (
+        _mlp(c, c.get("intermediate_size", None) or 0, adapted=False),
+        c.moe_intermediate_size,
+    )
     shared = _mlp(c, c.get("n_shared_experts", 1) * width, "shared_experts.", adapted=False)
     routed = (*_experts(c, c.n_routed_experts, width, FP32), *shared)
     kinds, first, layers = c.get("mlp_layer_types", None), c.get("first_k_dense_replace", 0), []
@@ -470,7 +598,10 @@ def _mistral4(c: Sizes) -> Hybrid:
     """Mistral 4: latent attention, experts beside what every token goes through."""
     width, first = c.moe_intermediate_size, c.get("first_k_dense_replace", 0)
     shared = _mlp(c, c.get("n_shared_experts", 1) * width, "shared_experts.")
-    routed, dense = (*_experts(c, c.n_routed_experts, width), *shared), _mlp(c, c.get("intermediate_size", None) or 0)
+    routed, dense = (
+        (*_experts(c, c.n_routed_experts, width), *shared),
+        _mlp(c, c.get("intermediate_size", None) or 0),
+    )
     mlps = [dense if index < first else routed for index in range(c.num_hidden_layers)]
     return _decoder(c, [(*_latent(c), *mlp, *_both_norms(c)) for mlp in mlps])
 
@@ -497,15 +628,25 @@ def _gpt_oss(c: Sizes) -> Hybrid:
 
 def _gemma(c: Sizes) -> Hybrid:
     """Gemma 4: sliding attention, and full attention with larger heads; keys and values that later layers take."""
-    count, kinds, hidden, width = c.num_hidden_layers, kinds_of_layers(c), c.hidden_size, c.intermediate_size
+    count, kinds, hidden, width = (
+        c.num_hidden_layers,
+        kinds_of_layers(c),
+        c.hidden_size,
+        c.intermediate_size,
+    )
     same, extra = c.get("attention_k_eq_v", False), c.get("hidden_size_per_layer_input", 0)
     large, shared = c.get("global_head_dim", None) or 512, c.get("num_kv_shared_layers", 0)
     groups = (c.get("num_global_key_value_heads", None) if same else None) or c.num_key_value_heads
-    rest = _both_norms(c) + _norms(hidden, "pre_feedforward_layernorm", "post_feedforward_layernorm")
+    rest = _both_norms(c) + _norms(
+        hidden, "pre_feedforward_layernorm", "post_feedforward_layernorm"
+    )
     if extra:
         rest += _inputs_of_a_layer(c, extra)
     if c.get("enable_moe_block", False):
-        norms = (f"{name}_feedforward_layernorm_{n}" for name, n in (("post", 1), ("post", 2), ("pre", 2)))
+        norms = (
+            f"{name}_feedforward_layernorm_{n}"
+            for name, n in (("post", 1), ("post", 2), ("pre", 2))
+        )
         rest += _experts(c, c.num_experts, c.moe_intermediate_size)[1:]
         rest += (_linear("router.proj", c.num_experts, hidden), *_vectors(hidden, "router.scale"))
         rest += (*_vectors(c.num_experts, "router.per_expert_scale"), *_norms(hidden, *norms))
@@ -515,12 +656,14 @@ def _gemma(c: Sizes) -> Hybrid:
         left_out = {"k_proj", "v_proj"} if reuses else {"v_proj"} if same and not sliding else set()
         own = _attention(c) if sliding else _attention(c, large, groups)
         double = reuses and c.get("use_double_wide_mlp", False)
-        layers.append((
-            *(weight for weight in own if weight.name not in left_out),
-            *_norms(c.head if sliding else large, "q_norm", *(() if reuses else ("k_norm",))),
-            *_mlp(c, 2 * width if double else width),
-            *rest,
-        ))  # fmt: skip
+        layers.append(
+            (
+                *(weight for weight in own if weight.name not in left_out),
+                *_norms(c.head if sliding else large, "q_norm", *(() if reuses else ("k_norm",))),
+                *_mlp(c, 2 * width if double else width),
+                *rest,
+            )
+        )
     return _decoder(c, layers, _inputs_of_all_layers(c, extra) if extra else (), tied=True)
 
 
@@ -545,8 +688,15 @@ def _inputs_of_all_layers(c: Sizes, extra: int) -> Layer:
 def _gemma_3n(c: Sizes) -> Hybrid:
     """Gemma 3n: as Gemma 4 with inputs of each layer, over several residual streams."""
     count, hidden, shared = c.num_hidden_layers, c.hidden_size, c.get("num_kv_shared_layers", 15)
-    streams, extra, widths = c.get("altup_num_inputs", 4), c.hidden_size_per_layer_input, c.intermediate_size
-    widths, low = list(widths) if isinstance(widths, Sequence) else [widths] * count, c.get("laurel_rank", 64)
+    streams, extra, widths = (
+        c.get("altup_num_inputs", 4),
+        c.hidden_size_per_layer_input,
+        c.intermediate_size,
+    )
+    widths, low = (
+        list(widths) if isinstance(widths, Sequence) else [widths] * count,
+        c.get("laurel_rank", 64),
+    )
     rest = (
         *_both_norms(c),
         *_norms(hidden, "pre_feedforward_layernorm", "post_feedforward_layernorm"),
@@ -562,10 +712,16 @@ def _gemma_3n(c: Sizes) -> Hybrid:
     layers = []
     for index, width in enumerate(widths):
         reuses = index >= count - shared > 0 and bool(shared)
-        own = [weight for weight in _attention(c) if not reuses or weight.name in ("q_proj", "o_proj")]
+        own = [
+            weight for weight in _attention(c) if not reuses or weight.name in ("q_proj", "o_proj")
+        ]
         norms = _norms(c.head, "q_norm", *(() if reuses else ("k_norm",)))
         layers.append((*own, *norms, *_mlp(c, width), *rest))
-    mixed = [f"altup_{name}projections.{index}" for name in ("", "unembed_") for index in range(streams - 1)]
+    mixed = [
+        f"altup_{name}projections.{index}"
+        for name in ("", "unembed_")
+        for index in range(streams - 1)
+    ]
     outside = (*_inputs_of_all_layers(c, extra), *(_linear(name, hidden, hidden) for name in mixed))
     return _decoder(c, layers, outside, tied=True)
 
@@ -587,22 +743,38 @@ def _olmo(c: Sizes) -> Hybrid:
 
 def _exaone(c: Sizes) -> Hybrid:
     """EXAONE 4: the same with norms of heads."""
-    layer = (*_attention(c), *_norms(c.head, "q_norm", "k_norm"), *_mlp(c, c.intermediate_size), *_norms_after(c))
+    layer = (
+        *_attention(c),
+        *_norms(c.head, "q_norm", "k_norm"),
+        *_mlp(c, c.intermediate_size),
+        *_norms_after(c),
+    )
     return _decoder(c, [layer] * c.num_hidden_layers)
 
 
 def _like_llama(c: Sizes) -> Hybrid:
     """Seed-OSS, with biases, and Ministral 3."""
     biased = c.model["model_type"] == "seed_oss"
-    qkv, output = biased and c.get("attention_bias", True), biased and c.get("attention_out_bias", False)
+    qkv, output = (
+        biased and c.get("attention_bias", True),
+        biased and c.get("attention_out_bias", False),
+    )
     layer = (*_attention(c, qkv=qkv, output=output), *_mlp(c, c.intermediate_size), *_both_norms(c))
     return _decoder(c, [layer] * c.num_hidden_layers)
 
 
 def _ernie(c: Sizes) -> Hybrid:
     """ERNIE 4.5: experts in some layers; PEFT adapts experts and no dense MLP."""
-    first, last, every = c.moe_layer_start_index, c.moe_layer_end_index, c.get("moe_layer_interval", 1)
-    width, count, shared = c.moe_intermediate_size, c.moe_num_experts, c.get("moe_num_shared_experts", 0)
+    first, last, every = (
+        c.moe_layer_start_index,
+        c.moe_layer_end_index,
+        c.get("moe_layer_interval", 1),
+    )
+    width, count, shared = (
+        c.moe_intermediate_size,
+        c.moe_num_experts,
+        c.get("moe_num_shared_experts", 0),
+    )
     routed = (*_experts(c, count, width, FP32), Weight("e_score_correction_bias", FP32, (count,)))
     routed += _mlp(c, shared * width, "shared_experts.", adapted=False) if shared else ()
     dense, layers = _mlp(c, c.intermediate_size, adapted=False), []

@@ -61,16 +61,30 @@ class Hybrid:
 
         UserError: if a name matches nothing, or with dropout on experts.
         """
-        names = dict.fromkeys(weight.name for weight in self._weights() if self._takes_adapter(weight))
+        names = dict.fromkeys(
+            weight.name for weight in self._weights() if self._takes_adapter(weight)
+        )
         adapted = {weight.name for weight in self._weights() if weight.adapted}
         wanted, every = asked_names(lora), lora.target_modules == "all-linear"
-        found = tuple(name for name in names if name in adapted and (every or wanted & self._called(name)))
+        found = tuple(
+            name for name in names if name in adapted and (every or wanted & self._called(name))
+        )
         problem, near = None, []
         if not found and not wanted & OUTSIDE_OF_LAYERS:
             problem = "`lora.target_modules` matches no linear layer of this model."
-            near = [n for name in sorted(wanted) for n in difflib.get_close_matches(name, sorted(names), n=1)]
-        elif lora.dropout and self.expert_names and {"gate", "gate_up_proj", "experts.down_proj"} & set(found):
-            problem = "PEFT has no dropout for adapters of experts, which are parameters and no layers."
+            near = [
+                n
+                for name in sorted(wanted)
+                for n in difflib.get_close_matches(name, sorted(names), n=1)
+            ]
+        elif (
+            lora.dropout
+            and self.expert_names
+            and {"gate", "gate_up_proj", "experts.down_proj"} & set(found)
+        ):
+            problem = (
+                "PEFT has no dropout for adapters of experts, which are parameters and no layers."
+            )
         if problem:
             raise UserError(
                 problem,
@@ -89,7 +103,9 @@ class Hybrid:
         NotDescribed: with adapters of embeddings or of the output head.
         """
         if beyond := OUTSIDE_OF_LAYERS & asked_names(lora):
-            raise NotDescribed(f"the analytic estimate does not describe adapters of {', '.join(sorted(beyond))}")
+            raise NotDescribed(
+                f"the analytic estimate does not describe adapters of {', '.join(sorted(beyond))}"
+            )
         targets, count = set(self.targets(lora)), 0
         for weight in self._weights():
             if weight.name in targets and self._takes_adapter(weight):

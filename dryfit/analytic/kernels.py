@@ -6,7 +6,12 @@ from itertools import product
 from typing import Any
 
 from dryfit.analytic.setting import Setting, described
-from dryfit.engine.cuda_rules import DEFAULT_CAPABILITY, Capability, cublas_workspace_bytes, efficient_workspace_bytes
+from dryfit.engine.cuda_rules import (
+    DEFAULT_CAPABILITY,
+    Capability,
+    cublas_workspace_bytes,
+    efficient_workspace_bytes,
+)
 from dryfit.scenario.fields import CHUNK_TOKENS
 from dryfit.scenario.scenario import Scenario
 
@@ -25,12 +30,17 @@ def kernels_of(scenario: Scenario, capability: Capability | None) -> tuple[Any, 
     longest = scenario.size("max_position_embeddings") or LONGEST
     kernels: list[Any] = [cublas_workspace_bytes(capability)]
     for length, rows in _sizes(scenario, decoder.window, longest):
-        setting = Setting(decoder, replace(scenario, sequence_length=length, micro_batch=rows), capability)
+        setting = Setting(
+            decoder, replace(scenario, sequence_length=length, micro_batch=rows), capability
+        )
         for width in (2, 4):
             kernel, dtype = setting.attention_kernel(width), setting.attention_dtype(width)
             kernels.append(kernel)
             if kernel == "mem_efficient":
-                kernels += [efficient_workspace_bytes(n, n, decoder.sizes["d"], dtype, capability) for n in (64, 128)]
+                kernels += [
+                    efficient_workspace_bytes(n, n, decoder.sizes["d"], dtype, capability)
+                    for n in (64, 128)
+                ]
     return tuple(kernels)
 
 

@@ -18,7 +18,12 @@ from dryfit.analytic.graph import Graph, Parameter, Tensor
 from dryfit.analytic.setting import Setting
 from dryfit.engine.bitsandbytes_rules import BLOCK
 from dryfit.engine.components import TEMPORARIES, WEIGHT_CASTS
-from dryfit.engine.cuda_rules import BIAS_ALIGNMENT, HALF_TO_FLOAT, efficient_workspace_bytes, flash_padding
+from dryfit.engine.cuda_rules import (
+    BIAS_ALIGNMENT,
+    HALF_TO_FLOAT,
+    efficient_workspace_bytes,
+    flash_padding,
+)
 from dryfit.scenario.scenario import Scenario
 
 Adapter = tuple[Parameter, Parameter]  # A and B
@@ -30,7 +35,9 @@ class Network(Graph):
     def __init__(self, setting: Setting, *, blocks: bool) -> None:
         accumulating = setting.scenario.gradient_accumulation > 1 and not setting.sharded
         expandable = setting.scenario.allocator.expandable_segments
-        super().__init__(setting.symbols(), blocks=blocks, accumulating=accumulating, expandable=expandable)
+        super().__init__(
+            setting.symbols(), blocks=blocks, accumulating=accumulating, expandable=expandable
+        )
         self.setting = setting
 
     @property
@@ -88,8 +95,15 @@ class Layer:
         self.attention = [linear(m) for m in decoder.attention]
         self.mlp = [linear(m) for m in decoder.mlp]
         self.norms = [net.base_parameter("norms", "h") for _ in range(decoder.family.norms)]
-        self.qk_norms = [net.base_parameter("norms", "d") for _ in range(2 if decoder.qk_norm else 0)]
-        self.parameters = [p for x in self.attention + self.mlp for p in (x.weight, x.bias, *(x.adapter or ())) if p]
+        self.qk_norms = [
+            net.base_parameter("norms", "d") for _ in range(2 if decoder.qk_norm else 0)
+        ]
+        self.parameters = [
+            p
+            for x in self.attention + self.mlp
+            for p in (x.weight, x.bias, *(x.adapter or ()))
+            if p
+        ]
         self.parameters += self.norms + self.qk_norms
         if decoder.experts:
             self.router = net.base_parameter("router", "E", "h")
@@ -134,7 +148,9 @@ def linear(net: Network, x: Tensor, layer: Linear) -> Tensor:
     return net.cast(out, width)
 
 
-def product(net: Network, x: Tensor, weight: Parameter, outputs: str, bias: Parameter | None = None) -> Tensor:
+def product(
+    net: Network, x: Tensor, weight: Parameter, outputs: str, bias: Parameter | None = None
+) -> Tensor:
     """x times a dense weight; under autocast both in 16 bits."""
     copy = None
     if net.setting.autocast:
@@ -186,8 +202,12 @@ def norm(net: Network, x: Tensor, weight: Parameter) -> Tensor:
         wide = net.cast(x, 4)
         square = net.tensor(wide.dims, 4)
         del square
-        root = net.operation(("t",), 4, [wide], lambda grad, dims=wide.dims: through_the_mean(net, dims), [wide])
-        out = net.operation(wide.dims, 4, [wide, root], lambda grad: through_the_product(net, grad), [wide, root])
+        root = net.operation(
+            ("t",), 4, [wide], lambda grad, dims=wide.dims: through_the_mean(net, dims), [wide]
+        )
+        out = net.operation(
+            wide.dims, 4, [wide, root], lambda grad: through_the_product(net, grad), [wide, root]
+        )
         del wide, root
         if kind == "rms":
             return net.multiply(net.cast(out, source), weight)
@@ -198,7 +218,10 @@ def _layer_norm(net: Network, x: Tensor, weight: Parameter) -> Tensor:
     shape = (x.dims, x.width)
 
     def backward(grad: Tensor) -> list:
-        return [net.tensor(*shape), net.gradient(weight.dims, weight.width) if weight.trained else None]
+        return [
+            net.tensor(*shape),
+            net.gradient(weight.dims, weight.width) if weight.trained else None,
+        ]
 
     return net.operation(x.dims, max(x.width, weight.width), [x, weight], backward, [x])
 
@@ -297,7 +320,9 @@ def rotated(net: Network, x: Tensor, width: int) -> Tensor:
         return x
     wide = max(x.width, width)
     out = net.add(net.elementwise(x, wide), net.elementwise(half_turned(net, x), wide))
-    return net.elementwise(out) if net.decoder.rotary < 1 else out  # put together with the part not rotated
+    return (
+        net.elementwise(out) if net.decoder.rotary < 1 else out
+    )  # put together with the part not rotated
 
 
 def half_turned(net: Network, x: Tensor) -> Tensor:
@@ -333,7 +358,10 @@ def fused(net: Network, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         k, v = expanded(net, k), expanded(net, v)
     shapes, width, head = [(x.dims, x.width) for x in (q, k, v)], q.width, net.value("d")
     workspace = partial(
-        efficient_workspace_bytes, head=head, dtype=setting.attention_dtype(width), capability=setting.capability
+        efficient_workspace_bytes,
+        head=head,
+        dtype=setting.attention_dtype(width),
+        capability=setting.capability,
     )
     net.symbols |= {"W": workspace(length, length), "d32": flash_padding(length, head)[1]}
     bias = []
@@ -357,7 +385,9 @@ def fused(net: Network, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             del scratch[0]
         return grads
 
-    return net.operation(("t", "a"), width, [q, k, v], backward, [q, k, v, sums, *bias], saves_output=True)
+    return net.operation(
+        ("t", "a"), width, [q, k, v], backward, [q, k, v, sums, *bias], saves_output=True
+    )
 
 
 def formula(net: Network, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -388,7 +418,9 @@ def eager(net: Network, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     compute = 2 if autocast else q.width
     k, v = expanded(net, k), expanded(net, v)
     if decoder.family.fused_qkv and decoder.rotary and net.scenario.micro_batch > 1:
-        v = net.elementwise(v)  # bmm copies a part of the one matrix's output, and queries and keys left it before
+        v = net.elementwise(
+            v
+        )  # bmm copies a part of the one matrix's output, and queries and keys left it before
     ql, kl = net.cast(q, compute), net.cast(k, compute)
     with net.purpose("attention scores"):
         weights = net.batched(ql, kl, ("H", "t", "s"))
@@ -399,7 +431,9 @@ def eager(net: Network, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             weights = net.tanh(weights)
             weights = net.elementwise(weights)
         weights = net.elementwise(weights)  # plus the mask
-        direct = net.setting.attention_dtype(q.width) in HALF_TO_FLOAT or not decoder.family.softmax_fp32
+        direct = (
+            net.setting.attention_dtype(q.width) in HALF_TO_FLOAT or not decoder.family.softmax_fp32
+        )
         width = 4 if decoder.family.softmax_fp32 or autocast else weights.width
         soft = net.cast(net.softmax(weights if direct else net.cast(weights, 4), width), q.width)
         del weights

@@ -23,15 +23,28 @@ def parameter_count(model: Mapping[str, Any]) -> int:
         return describe(dict(model, quantization_config=None)).parameter_counts()["total"]
     c = Sizes(model)
     h, copies = c.hidden_size, c.hc_mult
-    ends = c.vocab_size * h * (1 if c.get("tie_word_embeddings", False) else 2) + h + copies * (copies * h + 1) + 1
+    ends = (
+        c.vocab_size * h * (1 if c.get("tie_word_embeddings", False) else 2)
+        + h
+        + copies * (copies * h + 1)
+        + 1
+    )
     kinds = kinds_of_layers(c)
     return ends + sum(_deepseek_v4(c, kinds[index]) for index in range(c.num_hidden_layers))
 
 
 def _deepseek_v4(c: Sizes, kind: str) -> int:
     """One layer: latent queries, one key and value for all heads, compressed tokens, a stream of several copies."""
-    h, n, d, narrow, rank = c.hidden_size, c.num_attention_heads, c.head_dim, c.q_lora_rank, c.o_lora_rank
-    attention = n + h * narrow + narrow + narrow * n * d + h * d + d + rank * n * d + h * c.o_groups * rank
+    h, n, d, narrow, rank = (
+        c.hidden_size,
+        c.num_attention_heads,
+        c.head_dim,
+        c.q_lora_rank,
+        c.o_lora_rank,
+    )
+    attention = (
+        n + h * narrow + narrow + narrow * n * d + h * d + d + rank * n * d + h * c.o_groups * rank
+    )
     if kind != "sliding_attention":
         rates = c.get("compress_rates", {kind: rate for rate, kind in RATIOS.items()})
         rate, wide = rates[kind], 2 * d if kind == "compressed_sparse_attention" else d
@@ -40,6 +53,8 @@ def _deepseek_v4(c: Sizes, kind: str) -> int:
         heads, small = c.index_n_heads, c.index_head_dim
         attention += 2 * small * (rate + 2 * h) + small + narrow * heads * small + h * heads
     width = c.get("intermediate_size", None) or c.moe_intermediate_size
-    experts = c.n_routed_experts * (3 * h * width + h) + 3 * h * c.get("n_shared_experts", 1) * width
+    experts = (
+        c.n_routed_experts * (3 * h * width + h) + 3 * h * c.get("n_shared_experts", 1) * width
+    )
     copies = c.hc_mult
     return attention + experts + 2 * h + 2 * ((2 + copies) * copies * (copies * h + 1) + 3)

@@ -48,7 +48,9 @@ def describe(model: Mapping[str, Any]) -> Decoder | Hybrid:
     if model.get("quantization_config"):
         raise NotDescribed("the analytic estimate does not describe weights that come quantized")
     if family is None:
-        from dryfit.analytic.hybrid_weights import hybrid  # for dense decoders it would be of no use
+        from dryfit.analytic.hybrid_weights import (
+            hybrid,
+        )  # for dense decoders it would be of no use
 
         return hybrid(model)
     if model.get("mlp_only_layers") or model.get("decoder_sparse_step", 1) != 1:
@@ -89,7 +91,9 @@ def describe(model: Mapping[str, Any]) -> Decoder | Hybrid:
         attention=attention,
         mlp=mlp,
         tied=bool(model.get("tie_word_embeddings", family.defaults["tie_word_embeddings"])),
-        activation=str(model.get(family.activation) or family.defaults.get(family.activation) or "silu"),
+        activation=str(
+            model.get(family.activation) or family.defaults.get(family.activation) or "silu"
+        ),
         qk_norm=flag(family.qk_norm),
         rotary=float(rotary),
         softcap=bool(read("attn_logit_softcapping")),
@@ -112,7 +116,10 @@ def _matrices(
     if family.fused_qkv:
         attention = (Matrix(family.fused_qkv, "a+k+k", "h", qkv),)
     else:
-        attention = tuple(Matrix(f"{x}_proj", width, "h", qkv) for x, width in (("q", "a"), ("k", "k"), ("v", "k")))
+        attention = tuple(
+            Matrix(f"{x}_proj", width, "h", qkv)
+            for x, width in (("q", "a"), ("k", "k"), ("v", "k"))
+        )
     attention += (Matrix(output, "h", "a", flag(family.o_bias)),)
     last = Matrix(down, "h", "i", bias)
     if not dense:
@@ -134,7 +141,9 @@ def described(scenario: Scenario, where: object = "scenario") -> Decoder:
         decoder.targets(scenario.lora, where)
     if isinstance(decoder, Hybrid):
         kind = scenario.model["model_type"]
-        raise NotDescribed(f"the analytic estimate does not describe the layers of {kind}, whose steps are traced")
+        raise NotDescribed(
+            f"the analytic estimate does not describe the layers of {kind}, whose steps are traced"
+        )
     if decoder.positions and scenario.sequence_length > decoder.positions:
         raise UserError(
             f"`sequence_length` is beyond the {decoder.positions} positions of the model.",
@@ -162,12 +171,21 @@ def check_described(scenario: Scenario) -> None:
         for part in field.parts if value is not None else ():
             own = getattr(value, part.name)
             if not part.in_closed_form(own):
-                raise NotDescribed(f"the analytic estimate does not describe {field.name}.{part.name}: {own}")
+                raise NotDescribed(
+                    f"the analytic estimate does not describe {field.name}.{part.name}: {own}"
+                )
     cast, own = scenario.autocast_precision, scenario.weight_precision
-    if cast is not None and own not in ("fp32", cast):  # products cast both operands, which have the same width
-        raise NotDescribed(f"the analytic estimate does not describe autocast to {cast} over weights in {own}")
+    if cast is not None and own not in (
+        "fp32",
+        cast,
+    ):  # products cast both operands, which have the same width
+        raise NotDescribed(
+            f"the analytic estimate does not describe autocast to {cast} over weights in {own}"
+        )
     if scenario.parallel.sharded and scenario.autocast_precision is not None:
-        raise NotDescribed("the analytic estimate does not describe FSDP2 under autocast, which gathers weights cast")
+        raise NotDescribed(
+            "the analytic estimate does not describe FSDP2 under autocast, which gathers weights cast"
+        )
 
 
 @dataclass(frozen=True)
@@ -213,7 +231,9 @@ class Setting:
 
         PEFT's k-bit preparation turns all of them to fp32, TRL's norms and biases alone.
         """
-        prepared = {"none": (), "peft": (group,), "trl": ("norms", "biases")}[self.scenario.kbit_preparation]
+        prepared = {"none": (), "peft": (group,), "trl": ("norms", "biases")}[
+            self.scenario.kbit_preparation
+        ]
         return 4 if group in prepared else self.dense_width
 
     def weight_component(self, group: str) -> str:
@@ -229,7 +249,9 @@ class Setting:
         """Trained tensors that get a gradient, as this GPU has them: (bytes of an element, elements, how many such)."""
         if self.scenario.lora:
             shapes = self.decoder.adapter_shapes(self.scenario.lora)
-            return [(self.adapter_width, self.share(elements), times) for _, elements, times in shapes]
+            return [
+                (self.adapter_width, self.share(elements), times) for _, elements, times in shapes
+            ]
         shapes = self.decoder.weight_shapes()
         return [(self.dense_width, self.share(elements), times) for _, elements, _, times in shapes]
 
@@ -284,7 +306,9 @@ class Setting:
         NotDescribed: where the configuration gives the kind of each layer by numbers that the decoder doesn't keep.
         """
         if self.decoder.window and self.scenario.model["model_type"].startswith("qwen"):
-            raise NotDescribed("the analytic estimate does not describe packing where some layers have a window")
+            raise NotDescribed(
+                "the analytic estimate does not describe packing where some layers have a window"
+            )
         return 2 if self.decoder.family.post_norms else 1
 
     @property
@@ -342,5 +366,7 @@ class Setting:
             "s128": flash_length,
         }
         for matrix in decoder.matrices:
-            sizes[f"{matrix.outputs}·{matrix.inputs}/{BLOCK}"] = -(-decoder.elements(matrix) // BLOCK)
+            sizes[f"{matrix.outputs}·{matrix.inputs}/{BLOCK}"] = -(
+                -decoder.elements(matrix) // BLOCK
+            )
         return sizes

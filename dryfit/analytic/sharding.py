@@ -31,7 +31,13 @@ def units_of(setting: Setting) -> tuple[Shapes, Shapes, Shapes]:
     parts: dict[str, Shapes] = {"embedding": [], "layer": [], "last": []}
     for group, elements, name, times in decoder.weight_shapes():
         once = group in ("embeddings", "output_head") or name in ("final norm", "output head bias")
-        unit = "layer" if not once else "embedding" if group == "embeddings" and not decoder.tied else "last"
+        unit = (
+            "layer"
+            if not once
+            else "embedding"
+            if group == "embeddings" and not decoder.tied
+            else "last"
+        )
         if group == "linear" and setting.quantized:
             shape = (1, -(-elements // 2)) if setting.packed_sharded else None
         else:
@@ -52,7 +58,9 @@ class Sharding:
 
     def __init__(self, net: object, setting: Setting) -> None:
         self.net, self.setting = net, setting
-        self._arrived: Storage | None = None  # the flat buffer that is kept until the next unit's is there
+        self._arrived: Storage | None = (
+            None  # the flat buffer that is kept until the next unit's is there
+        )
         self._reduced: Storage | None = None  # the same of gradients
 
     def storage(self, component: str, what: str, width: int, elements: int) -> Storage:
@@ -96,7 +104,9 @@ class Sharding:
         self._reduced = self.storage(COLLECTIVES, "gradients on their way", 1, size)
         for p in trained:
             p.grad = None
-        share = self.storage(GRADIENTS, "this GPU's share of gradients", 1, self.setting.share(size))
+        share = self.storage(
+            GRADIENTS, "this GPU's share of gradients", 1, self.setting.share(size)
+        )
         if self.setting.scenario.gradient_accumulation == 1:  # else it is added to what is there
             unit.share = share
 
@@ -120,9 +130,20 @@ class Unit:
     """
 
     def __init__(
-        self, sharding: Sharding, shapes: Shapes, parameters: Sequence[Parameter], *, resharded: bool, what: str
+        self,
+        sharding: Sharding,
+        shapes: Shapes,
+        parameters: Sequence[Parameter],
+        *,
+        resharded: bool,
+        what: str,
     ) -> None:
-        self.shapes, self.parameters, self.resharded, self.what = shapes, parameters, resharded, what
+        self.shapes, self.parameters, self.resharded, self.what = (
+            shapes,
+            parameters,
+            resharded,
+            what,
+        )
         self.before: Unit | None = None
         self.gathered: list[Storage] = []
         self.arriving: Storage | None = None
@@ -132,11 +153,17 @@ class Unit:
 
     def buffer(self) -> Storage | None:
         """The flat buffer that the shards of all GPUs arrive in."""
-        return self._sharding.storage(COLLECTIVES, f"{self.what}, arriving", 1, self._bytes) if self._bytes else None
+        return (
+            self._sharding.storage(COLLECTIVES, f"{self.what}, arriving", 1, self._bytes)
+            if self._bytes
+            else None
+        )
 
     def gather(self) -> None:
         """Allocate the weights."""
-        self.gathered = [self._sharding.storage(UNSHARDED, self.what, *shape) for shape in self.shapes]
+        self.gathered = [
+            self._sharding.storage(UNSHARDED, self.what, *shape) for shape in self.shapes
+        ]
 
 
 def marked(nodes: list[Node], x: Tensor, event: Callable[[], None]) -> Tensor:

@@ -8,7 +8,13 @@ from collections.abc import Iterator, Sequence
 
 from dryfit.analytic.graph import Ledger
 from dryfit.analytic.setting import Setting
-from dryfit.engine.bitsandbytes_rules import EIGHT_BIT_FROM, PAGED_FROM, VALUES_8BIT, packed, packing
+from dryfit.engine.bitsandbytes_rules import (
+    EIGHT_BIT_FROM,
+    PAGED_FROM,
+    VALUES_8BIT,
+    packed,
+    packing,
+)
 from dryfit.engine.components import (
     ADAPTERS,
     COLLECTIVES,
@@ -21,7 +27,11 @@ from dryfit.engine.components import (
 from dryfit.engine.cuda_rules import CUBLASLT_WORKSPACE_BYTES, cublas_workspace_bytes
 from dryfit.scenario.optimizers import OPTIMIZERS
 
-_LEFT_OUT = ("map", "magnitudes", "largest")  # a block of 512 or 1,024 bytes each, for the first weight or for a moment
+_LEFT_OUT = (
+    "map",
+    "magnitudes",
+    "largest",
+)  # a block of 512 or 1,024 bytes each, for the first weight or for a moment
 
 
 def hold_weights(ledger: Ledger, setting: Setting) -> None:
@@ -45,10 +55,17 @@ def _kept(setting: Setting) -> Iterator[tuple[str, list[tuple[str, int, int]], i
             parts = packed(elements, nested=setting.nested)
             if setting.packed_sharded:
                 parts["weight"] = 1, setting.share(parts["weight"][1])
-            named = [(WEIGHTS_4BIT if name == "weight" else QUANTIZATION_STATE, *part) for name, part in parts.items()]
+            named = [
+                (WEIGHTS_4BIT if name == "weight" else QUANTIZATION_STATE, *part)
+                for name, part in parts.items()
+            ]
             yield "4-bit linear layers", named, times
         else:
-            part = setting.weight_component(group), setting.weight_width(group), setting.share(elements)
+            part = (
+                setting.weight_component(group),
+                setting.weight_width(group),
+                setting.share(elements),
+            )
             yield group.replace("_", " "), [part], times
     if setting.scenario.lora:
         for _, elements, times in setting.decoder.adapter_shapes(setting.scenario.lora):
@@ -71,9 +88,14 @@ def load(ledger: Ledger, setting: Setting) -> None:
     dense = setting.dense_width
     order = setting.decoder.arrivals(setting.scenario.model["model_type"].startswith("gpt"))
     packed = [setting.quantized and group == "linear" for group, _ in order]
-    sizes = [elements // 2 if pack else elements * dense for pack, (_, elements) in zip(packed, order, strict=True)]
+    sizes = [
+        elements // 2 if pack else elements * dense
+        for pack, (_, elements) in zip(packed, order, strict=True)
+    ]
     ledger.free(ledger.allocate(sum(sizes)))
-    whole: list[tuple[int, int, str]] = []  # what is not packed: how to free it, its elements and group
+    whole: list[
+        tuple[int, int, str]
+    ] = []  # what is not packed: how to free it, its elements and group
     for pack, (group, elements) in zip(packed, order, strict=True):
         arrived = ledger.allocate(elements * dense)
         if pack:
@@ -124,12 +146,16 @@ def hold_working_set(ledger: Ledger, setting: Setting) -> None:
     """What the first step brings and every later one finds: cuBLAS's workspaces, optimizer states."""
     ledger.hold(WORKSPACES, "of cuBLAS", 1, cublas_workspace_bytes(setting.capability), 2)
     if any(m.bias for m in setting.decoder.matrices) or setting.decoder.family.head_bias:
-        threads = 2 if setting.scenario.gradient_checkpointing else 1  # recomputing happens in autograd's
+        threads = (
+            2 if setting.scenario.gradient_checkpointing else 1
+        )  # recomputing happens in autograd's
         ledger.hold(WORKSPACES, "of cublasLt", 1, CUBLASLT_WORKSPACE_BYTES, threads)
     hold_optimizer_states(ledger, setting, setting.trained_shapes())
 
 
-def hold_optimizer_states(ledger: Ledger, setting: Setting, shapes: Sequence[tuple[int, int, int]]) -> None:
+def hold_optimizer_states(
+    ledger: Ledger, setting: Setting, shapes: Sequence[tuple[int, int, int]]
+) -> None:
     """The moments of each trained tensor: in its dtype, or in 8 bits with a scale for each block, paged or not.
 
     ``shapes`` as :meth:`Setting.trained_shapes` has them.
@@ -146,7 +172,13 @@ def hold_optimizer_states(ledger: Ledger, setting: Setting, shapes: Sequence[tup
         else:
             if not kind.paged or elements < PAGED_FROM:
                 ledger.hold(OPTIMIZER_STATES, "moments", 1, elements, moments * times)
-            ledger.hold(OPTIMIZER_STATES, "scales of moments", 4, -(-elements // kind.block), moments * times)
+            ledger.hold(
+                OPTIMIZER_STATES,
+                "scales of moments",
+                4,
+                -(-elements // kind.block),
+                moments * times,
+            )
     if kind.bits is not None:
         ledger.hold(OPTIMIZER_STATES, "maps of 8-bit numbers", 4, VALUES_8BIT, moments)
 

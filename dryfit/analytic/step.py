@@ -36,11 +36,15 @@ class TrainingStep(Network):
     def __init__(self, setting: Setting, *, blocks: bool) -> None:
         super().__init__(setting, blocks=blocks)
         count = setting.decoder.sizes["L"]
-        self.skipped = 0 if blocks else max(0, count - LAYERS_RUN)  # every layer's blocks are its own
+        self.skipped = (
+            0 if blocks else max(0, count - LAYERS_RUN)
+        )  # every layer's blocks are its own
         self.layers = [Layer(self) for _ in range(count - self.skipped)]
         self.resident = 0
         self._shared: list[Tensor] = []  # what every layer reads
-        self.held: list[Tensor] = []  # what the model's code keeps a name for, until the forward pass ends
+        self.held: list[
+            Tensor
+        ] = []  # what the model's code keeps a name for, until the forward pass ends
         self._outputs: Tensor | None = None  # logits that a manual loop keeps a name for
         self._loss: Node | None = None
         # What the layers that are not run keep until their turn in the backward pass, and until the forward pass ends.
@@ -49,7 +53,9 @@ class TrainingStep(Network):
         self._last_layer = 0  # index of its first node
         self._final_norm = self.base_parameter("norms", "h")
         self.embedding = self.base_parameter("embeddings", "V", "h", tied=self.decoder.tied)
-        self.head = self.embedding if self.decoder.tied else self.base_parameter("output_head", "V", "h")
+        self.head = (
+            self.embedding if self.decoder.tied else self.base_parameter("output_head", "V", "h")
+        )
         self.sharding = Sharding(self, setting) if setting.sharded else None
         self.units: list[Unit] = self._units() if self.sharding else []
 
@@ -95,7 +101,9 @@ class TrainingStep(Network):
         if self.setting.packed:
             batch.append(self.tensor(("t",), 8, INPUTS, "positions of packed rows"))
             for _ in range(self.setting.packing_masks):
-                batch.append(self.tensor(("t", "s"), self.setting.mask_width, INPUTS, "masks of packed rows"))
+                batch.append(
+                    self.tensor(("t", "s"), self.setting.mask_width, INPUTS, "masks of packed rows")
+                )
         return batch
 
     # --- forward ---
@@ -110,14 +118,20 @@ class TrainingStep(Network):
     def micro_batch(self) -> None:
         """From ids to the loss."""
         decoder, checkpointing = self.decoder, self.scenario.gradient_checkpointing
-        ways = {False: lambda run, x: run(x), True: self.checkpointed, "reentrant": self.checkpointed_reentrantly}
+        ways = {
+            False: lambda run, x: run(x),
+            True: self.checkpointed,
+            "reentrant": self.checkpointed_reentrantly,
+        }
         way, sharding = ways[checkpointing], self.sharding
         first = self.units[0 if not decoder.tied else -1] if sharding else None
         if sharding:
             sharding.before_forward(first)
         x = self.embedded()
         if sharding:
-            if not decoder.tied:  # a tied embedding belongs to the last unit, whose backward pass began at the logits
+            if (
+                not decoder.tied
+            ):  # a tied embedding belongs to the last unit, whose backward pass began at the logits
                 x = marked(self.nodes, x, lambda: sharding.before_backward(first))
             sharding.after_forward(first)
         self._share(x.width)
@@ -162,10 +176,14 @@ class TrainingStep(Network):
         weight = self.embedding
         x = self.rows(weight, "t")
         if x.edge is None and self.scenario.gradient_checkpointing == "reentrant":
-            x.edge = Node([], [], None)  # `enable_input_require_grads`: else no gradient would reach the layers
+            x.edge = Node(
+                [], [], None
+            )  # `enable_input_require_grads`: else no gradient would reach the layers
         self.held = [x]
         if decoder.positions:
-            positions = self.rows(self.base_parameter("embeddings", "p", "h"), "t" if self.setting.packed else "s")
+            positions = self.rows(
+                self.base_parameter("embeddings", "p", "h"), "t" if self.setting.packed else "s"
+            )
             self.held.append(positions)
             x = self.add(x, positions)
             del positions
@@ -175,7 +193,9 @@ class TrainingStep(Network):
             x = self.elementwise(x)
         if decoder.embedding_dropout:
             x = dropped(self, x)
-            if not weight.trained and self.scenario.gradient_checkpointing:  # PEFT has embeddings ask for a gradient
+            if (
+                not weight.trained and self.scenario.gradient_checkpointing
+            ):  # PEFT has embeddings ask for a gradient
                 self._shared.append(self.tensor(("t", "h"), 1))
         return x
 
@@ -201,11 +221,17 @@ class TrainingStep(Network):
     def _share(self, width: int) -> None:
         """Positions, cosines and sines, and the mask where scores are in memory or a window needs one."""
         self.what = "positions and mask"
-        if self.setting.packed:  # the batch has brought positions, which differ from row to row, and the mask
-            self._shared += [self.tensor(("t", "d"), width) for _ in range(2 if self.decoder.rotary else 0)]
+        if (
+            self.setting.packed
+        ):  # the batch has brought positions, which differ from row to row, and the mask
+            self._shared += [
+                self.tensor(("t", "d"), width) for _ in range(2 if self.decoder.rotary else 0)
+            ]
             return
         self._shared.append(self.tensor(("s",), 8))
-        self._shared += [self.tensor(("s", "d"), width) for _ in range(2 if self.decoder.rotary else 0)]
+        self._shared += [
+            self.tensor(("s", "d"), width) for _ in range(2 if self.decoder.rotary else 0)
+        ]
         if self.setting.attention_kernel(width) == "eager":
             self._shared.append(self.tensor(("t", "s"), width))
         elif self.setting.padded:
@@ -219,7 +245,9 @@ class TrainingStep(Network):
         for term in set(self.live) | set(before):
             kept = (self.live[term] - before[term]) * self.skipped
             if kept:
-                until_backward = self.scenario.gradient_checkpointing and term.component == WEIGHT_CASTS
+                until_backward = (
+                    self.scenario.gradient_checkpointing and term.component == WEIGHT_CASTS
+                )
                 (self._until_backward if until_backward else self._between)[term] = kept
                 self.count(term, kept)
         self.look()
@@ -245,7 +273,9 @@ class TrainingStep(Network):
         """Over all logits at once; a loop by hand holds the model's outputs until the next step."""
         logits = self._logits(x)
         if self.sharding:
-            logits = marked(self.nodes, logits, lambda: self.sharding.before_backward(self.units[-1]))
+            logits = marked(
+                self.nodes, logits, lambda: self.sharding.before_backward(self.units[-1])
+            )
         self._loss = self._cross_entropy(logits).edge
         self._outputs = logits if self.scenario.loop == "manual" else None
 

@@ -115,7 +115,9 @@ def fit(
         for name, value in fields.items()
         for part, item in (value.items() if isinstance(value, Mapping) else [("", value)])
     ]
-    options = QuestionOptions(gpu=gpu, method=method, strategy=strategy, settings=settings, like=like)
+    options = QuestionOptions(
+        gpu=gpu, method=method, strategy=strategy, settings=settings, like=like
+    )
     asked = question(words, options)
     return answered(with_run(asked, run) if run else asked, [*words, *options.words], quick=quick)
 
@@ -129,7 +131,12 @@ def answered(asked: Any, words: Sequence[str], *, quick: bool = False) -> Answer
         details = answer.quick(asked) if quick else answer.traced(asked)
     shown = details["trace"] or details["analytic"] or {}
     suggestions = [
-        Suggested(one["changes"], text.suggested(words, one["changes"]), one["cost"], one["headroom_bytes"])
+        Suggested(
+            one["changes"],
+            text.suggested(words, one["changes"]),
+            one["cost"],
+            one["headroom_bytes"],
+        )
         for one in details["suggestions"]
     ]
     return Answer(

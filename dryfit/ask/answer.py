@@ -74,11 +74,20 @@ def whole_answer(
     older = []
     if compared.verdict.fits and compared.gpu:
         room = compared.gpu.usable_bytes
-        older = list(of_older_tools(readings, request.scenario, room, lambda other: _required_bytes(other, where)))
+        older = list(
+            of_older_tools(
+                readings, request.scenario, room, lambda other: _required_bytes(other, where)
+            )
+        )
         older += of_an_older_loss(readings, request.scenario, compared.traced.trace, room)
     answer = compared.to_mapping(suggested=False) | request.origin_fields()
     _add_tools(answer, request, where)
-    answer["warnings"] = [*older, *request.warnings, *answer["warnings"], *without_masters(request.scenario, where)]
+    answer["warnings"] = [
+        *older,
+        *request.warnings,
+        *answer["warnings"],
+        *without_masters(request.scenario, where),
+    ]
     answer["strategies"] = {}
     if shown:
         shown(answer)
@@ -120,12 +129,16 @@ def _other_kernels(compared: Comparison, where: object) -> list[dict[str, Any]]:
         if ran and packages != here:
             changed = scenario.changed(kernels="transformers", packages=packages)
             other = scenario_trace.traced(changed, where).trace
-            others.append({
-                "packages": packages, "without": [name for name in ran if name not in packages],
-                "peak_allocated_bytes": other["peak_allocated_bytes"], "required_bytes": other["required_bytes"],
-                "lower_bound": is_lower_bound(other),
-                **verdict(other, compared.gpu, Process.of(changed)).fields(),
-            })  # fmt: skip
+            others.append(
+                {
+                    "packages": packages,
+                    "without": [name for name in ran if name not in packages],
+                    "peak_allocated_bytes": other["peak_allocated_bytes"],
+                    "required_bytes": other["required_bytes"],
+                    "lower_bound": is_lower_bound(other),
+                    **verdict(other, compared.gpu, Process.of(changed)).fields(),
+                }
+            )
     return others
 
 
@@ -138,7 +151,10 @@ _NEAREST: dict[tuple[str, Any], tuple[str, str]] = {
         EITHER_WAY,
         "bitsandbytes packs no layer of this architecture, so its weights count whole",
     ),
-    ("autocast", "bf16"): (EITHER_WAY, "products of different dtypes are cast; counted under autocast"),
+    ("autocast", "bf16"): (
+        EITHER_WAY,
+        "products of different dtypes are cast; counted under autocast",
+    ),
 }
 
 
@@ -159,14 +175,21 @@ def traced(
 
     def answer() -> dict[str, Any]:
         step = replace(asked.asked, scenario=asked.scenario)
-        return _more(whole_answer(step, asked.where, shown, watch, suggested=suggested, readings=asked.readings), asked)
+        return _more(
+            whole_answer(
+                step, asked.where, shown, watch, suggested=suggested, readings=asked.readings
+            ),
+            asked,
+        )
 
     for _ in _NEAREST:
         try:
             return answer()
         except UserError as error:
             name, value = change = next(iter((error.change or {"": None}).items()))
-            if asked.reading is None or change not in [*_NEAREST]:  # a value may be a mapping, which has no hash
+            if asked.reading is None or change not in [
+                *_NEAREST
+            ]:  # a value may be a mapping, which has no hash
                 raise
             errs, why = _NEAREST[change]
             asked.reading.approximates(name, getattr(asked.scenario, name), errs, why)
@@ -186,7 +209,10 @@ def quick(asked: Question, *, others: bool = True, recorded: bool = True) -> dic
     """
     estimated = estimate(asked.scenario, asked.where, blocks=False, recorded=recorded)
     if estimated.analytic is None and (plain := described(asked)) is not asked:
-        asked, estimated = plain, estimate(plain.scenario, asked.where, blocks=False, recorded=recorded)
+        asked, estimated = (
+            plain,
+            estimate(plain.scenario, asked.where, blocks=False, recorded=recorded),
+        )
     gpu, analytic, judged = asked.gpu, estimated.analytic, Verdict()
     capability = gpu and gpu.capability
     exact = if_recorded(asked.scenario, capability) if recorded and analytic else None
@@ -198,17 +224,32 @@ def quick(asked: Question, *, others: bool = True, recorded: bool = True) -> dic
         analytic = {**analytic, "bound": bound._asdict()}
     needs = analytic and Needs(asked.scenario, analytic["peak_allocated_bytes"], capability, exact)
     if needs and gpu is None:
-        analytic = {**analytic, "enough_bytes": needs.smallest(card.usable_bytes for card in catalogue().values())}
+        analytic = {
+            **analytic,
+            "enough_bytes": needs.smallest(card.usable_bytes for card in catalogue().values()),
+        }
     if needs and gpu:
-        of_trace = exact and not gpu.pool_bytes  # which also knows what loading takes of a shared memory
-        judged = verdict(analytic, gpu, Process.of(asked.scenario)) if of_trace else needs.verdict(gpu)
+        of_trace = (
+            exact and not gpu.pool_bytes
+        )  # which also knows what loading takes of a shared memory
+        judged = (
+            verdict(analytic, gpu, Process.of(asked.scenario)) if of_trace else needs.verdict(gpu)
+        )
         # Else it lies far from what the GPU has, and only a bound is known.
         if gpu.is_modelled and needs.roughly(gpu.usable_bytes) is None:
             analytic = {**analytic, "required_bytes": needs.required_bytes(gpu.usable_bytes)}
-        judged = judged.leaving_out(omissions(asked.readings, asked.scenario, {"analytic": analytic}))
+        judged = judged.leaving_out(
+            omissions(asked.readings, asked.scenario, {"analytic": analytic})
+        )
     left_out = omissions(asked.readings, asked.scenario, {}) if gpu and analytic is None else ()
-    if gpu and gpu.usable_bytes < estimated.least_bytes and all(one.too_high_bytes == 0 for one in left_out):
-        judged = Verdict(gpu.usable_bytes - estimated.least_bytes, estimated.least_bytes, is_lower_bound=True)
+    if (
+        gpu
+        and gpu.usable_bytes < estimated.least_bytes
+        and all(one.too_high_bytes == 0 for one in left_out)
+    ):
+        judged = Verdict(
+            gpu.usable_bytes - estimated.least_bytes, estimated.least_bytes, is_lower_bound=True
+        )
     reasons = {"trace": NOT_TRACED, "measurement": NOT_MEASURED, "analytic": estimated.reason}
     answer = asked.asked.origin_fields() | {
         "rule_of_thumb": estimated.rule_of_thumb,
@@ -249,7 +290,9 @@ def described(asked: Question) -> Question:
         return asked
     if estimate(plain.scenario, asked.where, blocks=False).analytic is None:
         return asked
-    told = f"estimated with this project's own defaults, since TRL's are not described: {own.reason}"
+    told = (
+        f"estimated with this project's own defaults, since TRL's are not described: {own.reason}"
+    )
     plain = replace(plain, warnings=(*asked.asked.warnings, told))
     return replace(asked, asked=plain, scenario=plain.scenario)
 
@@ -270,7 +313,9 @@ def without_masters(scenario: Scenario, where: object = "scenario") -> list[str]
     with suppress(NotDescribed, UserError):
         changed = scenario.changed(precision=usual, autocast=None)
         gpu = named(scenario.gpu, where)
-        form = analytic_estimate(changed, where, capability=gpu.capability if gpu else None, blocks=False)
+        form = analytic_estimate(
+            changed, where, capability=gpu.capability if gpu else None, blocks=False
+        )
         peak = f"{form['peak_allocated_bytes'] / GIB:.2f} GiB at the peak"
         text += f". With fp32 master weights about {peak} (--set precision={usual})"
     return [text]
@@ -279,7 +324,9 @@ def without_masters(scenario: Scenario, where: object = "scenario") -> list[str]
 def _add_tools(answer: dict[str, Any], request: ScenarioRequest, where: object) -> None:
     """What other tools' training would take, and the first line with it."""
     answer["tools"] = by_tool(request, where, answer["verdict"])
-    answer["scripts_would_take"] = {row["tool"]: row["peak_allocated_bytes"] for row in answer["tools"]}
+    answer["scripts_would_take"] = {
+        row["tool"]: row["peak_allocated_bytes"] for row in answer["tools"]
+    }
     answer["sentence"] += other_verdicts(answer)
 
 
@@ -292,7 +339,9 @@ def _more(answer: dict[str, Any], asked: Question) -> dict[str, Any]:
         late = answer["fits"] and (answer["run"] or {}).get("in_time") is False
         answer["sooner"] = []
         with left_out_if_it_fails("sooner", answer.setdefault("searches_failed", [])):
-            answer["sooner"] = _sooner(answer, asked) if late and asked.scenario.aim.trainer is None else []
+            answer["sooner"] = (
+                _sooner(answer, asked) if late and asked.scenario.aim.trainer is None else []
+            )
     if asked.readings:
         answer["read"] = [reading.to_mapping() for reading in asked.readings]
     return answer
@@ -343,13 +392,19 @@ def on_all_gpus(asked: Question, *, estimated: bool = False) -> list[dict[str, A
 
     traces = {
         capability: trace(
-            asked.scenario, capability=capability, timeline=False, timed_on=asked.run and speeds(cards, asked.scenario)
+            asked.scenario,
+            capability=capability,
+            timeline=False,
+            timed_on=asked.run and speeds(cards, asked.scenario),
         )
         for capability, cards in by_capability.items()
     }
     typical = {}
     if asked.run and (step := asked.run.typical_step(asked.scenario)) != asked.scenario:
-        typical = {capability: _times(step, capability, cards) for capability, cards in by_capability.items()}
+        typical = {
+            capability: _times(step, capability, cards)
+            for capability, cards in by_capability.items()
+        }
     rows = []
     for card in catalogue().values():
         if card.name in known:
@@ -358,14 +413,20 @@ def on_all_gpus(asked: Question, *, estimated: bool = False) -> list[dict[str, A
         step_trace = traces[card.capability]
         judged = verdict(step_trace, card, Process.of(asked.scenario))
         row = {
-            "gpu": card.name, "title": card.title, "required_bytes": step_trace["required_bytes"],
-            "usable_bytes": card.usable_bytes, **judged.fields(), "recorded": False,
-        }  # fmt: skip
+            "gpu": card.name,
+            "title": card.title,
+            "required_bytes": step_trace["required_bytes"],
+            "usable_bytes": card.usable_bytes,
+            **judged.fields(),
+            "recorded": False,
+        }
         if asked.run:
             time, full = step_trace["times"][card.name], nearly_full(step_trace, card)
             row |= {
                 "time": time,
-                "run": _run(typical.get(card.capability, step_trace["times"])[card.name], card, asked),
+                "run": _run(
+                    typical.get(card.capability, step_trace["times"])[card.name], card, asked
+                ),
             }
             row["warnings"] = [*(time["warnings"] if time else ()), *([full] if full else ())]
         rows.append(row)
@@ -384,7 +445,9 @@ def _time_of(step: Scenario, gpu: Gpu) -> Mapping[str, Any] | None:
     return timed.of_an_update() if timed else None
 
 
-def _times(step: Scenario, capability: tuple[int, int] | None, cards: Sequence[Gpu]) -> Mapping[str, Any]:
+def _times(
+    step: Scenario, capability: tuple[int, int] | None, cards: Sequence[Gpu]
+) -> Mapping[str, Any]:
     """The time of a step on GPUs that are alike to the trace, by their names."""
     from dryfit.tracing.trace import trace
 
@@ -406,9 +469,10 @@ def largest_that_fits(
     if not asked.gpu.is_modelled:
         raise UserError(
             f"Nothing can be said to fit this GPU: {UNMODELLED[asked.gpu.allocator]}.",
-            where="the command line", found=asked.gpu.name,
+            where="the command line",
+            found=asked.gpu.name,
             allowed="`dryfit fit`, which gives the allocated bytes",
-        )  # fmt: skip
+        )
     if estimated:
         return _largest_estimated(asked, field)
     if asked.scenario.generation.engine == "vllm":
@@ -417,7 +481,11 @@ def largest_that_fits(
     from dryfit.planner.feasibility import largest
 
     largest_fit = largest(asked.scenario, asked.gpu, field)
-    if largest_fit["value"] > 1 or alone is None or alone.scenario.attention_mask == asked.scenario.attention_mask:
+    if (
+        largest_fit["value"] > 1
+        or alone is None
+        or alone.scenario.attention_mask == asked.scenario.attention_mask
+    ):
         return largest_fit
     single = largest(alone.scenario, asked.gpu, field, most=1)
     asked.scenario = alone.scenario
@@ -434,9 +502,17 @@ def _estimated_rows(asked: Question) -> list[dict[str, Any]]:
         rows.append(
             _estimated_row(asked, card)
             if is_recorded(step, card.capability)
-            else {"gpu": card.name, "title": card.title, "required_bytes": None, "usable_bytes": card.usable_bytes,
-                  "verdict": None, "fits": None, "headroom_bytes": None, "recorded": False}
-        )  # fmt: skip
+            else {
+                "gpu": card.name,
+                "title": card.title,
+                "required_bytes": None,
+                "usable_bytes": card.usable_bytes,
+                "verdict": None,
+                "fits": None,
+                "headroom_bytes": None,
+                "recorded": False,
+            }
+        )
     if not any(row["recorded"] for row in rows):
         _estimated(asked)  # which says why there is no answer
     return rows
@@ -456,7 +532,13 @@ def _estimated_row(asked: Question, card: Gpu) -> dict[str, Any]:
     needed = answer["analytic"].get("required_bytes", answer["analytic"]["peak_allocated_bytes"])
     judged = {name: answer[name] for name in ("verdict", "fits", "headroom_bytes")}
     sizes = {"required_bytes": needed, "usable_bytes": card.usable_bytes}
-    return {"gpu": card.name, "title": card.title, **sizes, **judged, "recorded": bool(answer["versions"])}
+    return {
+        "gpu": card.name,
+        "title": card.title,
+        **sizes,
+        **judged,
+        "recorded": bool(answer["versions"]),
+    }
 
 
 def _recorded_row(asked: Question, card: Gpu) -> dict[str, Any] | None:
@@ -477,7 +559,11 @@ def _largest_estimated(asked: Question, field: str) -> dict[str, Any]:
     from dryfit.planner.largest_fit import steps
 
     asked, tried = described(asked), dict[int, dict[str, Any]]()
-    limit = asked.scenario.size("max_position_embeddings", 131_072) if field == "sequence_length" else 4096
+    limit = (
+        asked.scenario.size("max_position_embeddings", 131_072)
+        if field == "sequence_length"
+        else 4096
+    )
     values, more = steps(field, limit), {}
     last = values[-1]
     if recorded_alone(asked):
@@ -492,8 +578,14 @@ def _largest_estimated(asked: Question, field: str) -> dict[str, Any]:
         step = replace(asked, scenario=asked.scenario.changed(**{field: value}))
         form = estimate(step.scenario, asked.where, blocks=False).analytic
         exact = if_recorded(step.scenario, asked.gpu.capability)
-        needs = form and not exact and Needs(step.scenario, form["peak_allocated_bytes"], asked.gpu.capability)
-        if needs and (rough := needs.word(asked.gpu, replayed=False)) is Word.TOO_CLOSE:  # a replay would take seconds
+        needs = (
+            form
+            and not exact
+            and Needs(step.scenario, form["peak_allocated_bytes"], asked.gpu.capability)
+        )
+        if (
+            needs and (rough := needs.word(asked.gpu, replayed=False)) is Word.TOO_CLOSE
+        ):  # a replay would take seconds
             return rough.value
         tried[value] = _estimated(step)
         return tried[value]["verdict"]
@@ -502,11 +594,16 @@ def _largest_estimated(asked: Question, field: str) -> dict[str, Any]:
     large = bisect_left(values, True, lo=sure, key=lambda value: word(value) == "does_not_fit")
     value = values[sure - 1] if sure else 0
     return {
-        "value": value, "headroom_bytes": tried[value]["headroom_bytes"] if value else None, "verified": False,
+        "value": value,
+        "headroom_bytes": tried[value]["headroom_bytes"] if value else None,
+        "verified": False,
         "too_large": values[large] if large < len(values) else None,
-        "recorded": bool(value and tried[value]["versions"]), **more,
-        "limited_by_positions": field == "sequence_length" and sure == len(values) and values[-1] == last,
-    }  # fmt: skip
+        "recorded": bool(value and tried[value]["versions"]),
+        **more,
+        "limited_by_positions": field == "sequence_length"
+        and sure == len(values)
+        and values[-1] == last,
+    }
 
 
 def _estimated(asked: Question) -> dict[str, Any]:
@@ -517,8 +614,12 @@ def _estimated(asked: Question) -> dict[str, Any]:
     answer = quick(asked, others=False)
     if answer["analytic"] is None:
         how = "the same line without --quick" if can_trace() else INSTALL_TRACE
-        raise UserError(f"NO ANSWER without the trace: {answer['reasons']['analytic']}.", where="--quick",
-                        allowed="a trace", write=how)  # fmt: skip
+        raise UserError(
+            f"NO ANSWER without the trace: {answer['reasons']['analytic']}.",
+            where="--quick",
+            allowed="a trace",
+            write=how,
+        )
     return answer
 
 
@@ -528,7 +629,9 @@ def _longest_answer(asked: Question) -> dict[str, Any]:
 
     scenario = asked.scenario
     prompt = scenario.sequence_length - scenario.completion_length
-    longest = longest_completion(scenario, asked.gpu, scenario.size("max_position_embeddings", 32_768) - prompt)
+    longest = longest_completion(
+        scenario, asked.gpu, scenario.size("max_position_embeddings", 32_768) - prompt
+    )
     return {"value": longest or 0, "verified": True}
 
 

@@ -16,7 +16,17 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dryfit.ask.options import COMMANDS, OPTIONS, PROGRAM, RUN_OPTIONS, json_line, own_parser, parsed, parser, split
+from dryfit.ask.options import (
+    COMMANDS,
+    OPTIONS,
+    PROGRAM,
+    RUN_OPTIONS,
+    json_line,
+    own_parser,
+    parsed,
+    parser,
+    split,
+)
 from dryfit.common.errors import UserError
 from dryfit.common.terminal import now_doing, working
 from dryfit.common.text import printable
@@ -65,8 +75,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 # Commands that are not about a WHAT: their modules and functions.
-_OF_OTHERS = {"run": ("run_program", "main"), "diff": ("diff", "main"), "check": ("diff", "check"),
-              "mcp": ("mcp_server", "main")}  # fmt: skip
+_OF_OTHERS = {
+    "run": ("run_program", "main"),
+    "diff": ("diff", "main"),
+    "check": ("diff", "check"),
+    "mcp": ("mcp_server", "main"),
+}
 
 
 def version() -> str:
@@ -133,12 +147,16 @@ def read(words: Sequence[str]) -> UnderstoodLine:
             if kept == before:
                 break
     if asked and all(isinstance(error, Understood) for error in errors):
-        asked.question.read_as = read_as(asked.words, asked.question.gpu and asked.question.gpu.name) if errors else ""
+        asked.question.read_as = (
+            read_as(asked.words, asked.question.gpu and asked.question.gpu.name) if errors else ""
+        )
         return asked
     raise UserError.several(_with_the_line(errors, kept, asked is not None))
 
 
-def _with_the_line(errors: Sequence[UserError], kept: Sequence[str], is_right: bool) -> list[UserError]:
+def _with_the_line(
+    errors: Sequence[UserError], kept: Sequence[str], is_right: bool
+) -> list[UserError]:
     """Errors of a line with the one in which all of them are put right.
 
     That line was read once more. It is shown where nothing is wrong in it but files that it names, or a model's name
@@ -152,14 +170,23 @@ def _with_the_line(errors: Sequence[UserError], kept: Sequence[str], is_right: b
         gpu = next((value for flag, value in pairwise(kept) if flag == "--gpu"), None)
         line = RUN.replace(" run ", f" run --gpu {shlex.quote(gpu)} ") if gpu else RUN
         return [part.with_values(write=line) for part in errors]
-    left = [part for part in errors if part.write != PASTED and str(part.where).startswith(("--", "the command line"))]
+    left = [
+        part
+        for part in errors
+        if part.write != PASTED and str(part.where).startswith(("--", "the command line"))
+    ]
     model = [part for part in left if part.field == "model" and not part.change]
-    if model and "/" not in str(model[0].found):  # a name that is not known; an id was asked of the Hub
+    if model and "/" not in str(
+        model[0].found
+    ):  # a name that is not known; an id was asked of the Hub
         line = suggested(kept, {"model": "OWNER/NAME"})
         errors = [part.with_values(write=PASTED) if part in model else part for part in errors]
     if not is_right and len(model) < len(left):
         line = None
-    return [part.with_values(write=line, change=None) if part.write == PASTED else part for part in errors]
+    return [
+        part.with_values(write=line, change=None) if part.write == PASTED else part
+        for part in errors
+    ]
 
 
 _MOST_ERRORS = 8  # of one line: some are found only when others are put right
@@ -176,13 +203,17 @@ def _questions(options: argparse.Namespace, asking: Any) -> tuple[Question, Ques
     from dryfit.ask.question import question
     from dryfit.ask.run_cost import parse_run_options, with_run
 
-    run = parse_run_options(options) if any(getattr(options, name) for name in RUN_OPTIONS) else None
+    run = (
+        parse_run_options(options) if any(getattr(options, name) for name in RUN_OPTIONS) else None
+    )
     asked = question(options.what, asking)
     if asked.gpu is None and "--gpu" in COMMANDS[options.command].needs:
         raise UserError(
-            f"`{PROGRAM} {options.command}` needs a GPU, and the file names none.", where="the command line",
-            allowed=OPTIONS["--gpu"]["help"], change={"gpu": "24GiB"},
-        )  # fmt: skip
+            f"`{PROGRAM} {options.command}` needs a GPU, and the file names none.",
+            where="the command line",
+            allowed=OPTIONS["--gpu"]["help"],
+            change={"gpu": "24GiB"},
+        )
     if run:
         asked = with_run(asked, run, gpu_needed=options.command != "gpus")
     if options.command == "serve":
@@ -194,7 +225,9 @@ def _questions(options: argparse.Namespace, asking: Any) -> tuple[Question, Ques
 
         wanted(asked, options.tool_for, asking, run)
     is_batch = options.command == "batch"
-    alone = question(options.what, replace(asking, least_rows=1, micro_batch=1)) if is_batch else None
+    alone = (
+        question(options.what, replace(asking, least_rows=1, micro_batch=1)) if is_batch else None
+    )
     return asked, alone
 
 
@@ -202,7 +235,8 @@ def _is_typed(error: UserError, given: Iterable[str]) -> bool:
     """Whether the line itself is wrong, and not a file that it names; ``given``: the fields that its options set."""
     field, where = error.field or "", str(error.where or "")
     here = where.startswith(("--", "the command line")) or any(
-        own == field or own.partition(".")[0] == field or field.startswith(f"{own}.") for own in given
+        own == field or own.partition(".")[0] == field or field.startswith(f"{own}.")
+        for own in given
     )
     return here and bool(error.change)
 
@@ -210,7 +244,9 @@ def _is_typed(error: UserError, given: Iterable[str]) -> bool:
 # --- a question, answered ---------------------------------------------------------------------------------------------
 
 
-_ends_with_its_answer = False  # whether the process is the console script's (dryfit.tracing.imports)
+_ends_with_its_answer = (
+    False  # whether the process is the console script's (dryfit.tracing.imports)
+)
 
 
 def _answered(asked: UnderstoodLine, program: Sequence[str]) -> int:
@@ -221,11 +257,23 @@ def _answered(asked: UnderstoodLine, program: Sequence[str]) -> int:
     options, command = asked.options, asked.options.command
     if not can_trace() and not (options.quick or options.yaml or command == "serve"):
         missing = "The packages that trace a step are not installed"
-        if "--quick" not in (COMMANDS[command].takes or ()) or (options.rows and command in ("fit", "gpus")):
-            problem = f"{missing}, and `{PROGRAM} {'--rows' if options.rows else command}` needs a trace."
-            print(UserError(problem, allowed=f"`{PROGRAM} fit`, which estimates", write=INSTALL_TRACE), file=sys.stderr)
+        if "--quick" not in (COMMANDS[command].takes or ()) or (
+            options.rows and command in ("fit", "gpus")
+        ):
+            problem = (
+                f"{missing}, and `{PROGRAM} {'--rows' if options.rows else command}` needs a trace."
+            )
+            print(
+                UserError(
+                    problem, allowed=f"`{PROGRAM} fit`, which estimates", write=INSTALL_TRACE
+                ),
+                file=sys.stderr,
+            )
             return 3
-        print(f"{missing}: the estimate answers. For the exact answer: {INSTALL_TRACE}", file=sys.stderr)
+        print(
+            f"{missing}: the estimate answers. For the exact answer: {INSTALL_TRACE}",
+            file=sys.stderr,
+        )
         options.quick = True
     if command in ("measure", "compare"):
         from dryfit.ask import measure
@@ -249,7 +297,10 @@ def _answered(asked: UnderstoodLine, program: Sequence[str]) -> int:
 
     asked = replace(asked, words=[word for word in asked.words if word != "--fresh"])
     return kept_or_given(
-        asked.words, [asked.question, asked.alone], partial(_print_kind, asked), fresh=bool(options.fresh)
+        asked.words,
+        [asked.question, asked.alone],
+        partial(_print_kind, asked),
+        fresh=bool(options.fresh),
     )
 
 
@@ -260,7 +311,9 @@ def _print_kind(asked: UnderstoodLine) -> int:
             from dryfit.ask.serve import serve
 
             served = serve(question, options.requests or 1, options.weights)
-            print(json_line(served.to_mapping(), question.read_as) if options.json else served.text())
+            print(
+                json_line(served.to_mapping(), question.read_as) if options.json else served.text()
+            )
             return 0 if served.verdict.fits or served.gpu is None else 1
         case "config":
             from dryfit.ask.configure import configure, print_config, wanted
@@ -272,7 +325,9 @@ def _print_kind(asked: UnderstoodLine) -> int:
         case "divide":
             from dryfit.ask.divisions import print_divisions, print_fewest
 
-            return (print_fewest if options.fewest else print_divisions)(question, _Progress(), options.json)
+            return (print_fewest if options.fewest else print_divisions)(
+                question, _Progress(), options.json
+            )
         case "gpus" | "longest" | "batch":
             return _print_searched(asked)
     return _print_answer(question, options, asked.words)
@@ -287,14 +342,24 @@ def _print_searched(asked: UnderstoodLine) -> int:
         with working("tracing the step for every GPU"):
             found = answer.on_all_gpus(question, estimated=bool(options.quick))
         is_found = options.json or any(row["fits"] and not run_cost.is_late(row) for row in found)
-        shown = json.dumps(found, sort_keys=True) if options.json else text.cards_text(question, found, options.quick)
+        shown = (
+            json.dumps(found, sort_keys=True)
+            if options.json
+            else text.cards_text(question, found, options.quick)
+        )
     else:
         field = "sequence_length" if options.command == "longest" else "micro_batch"
         with working("looking for the largest step"):
-            found = answer.largest_that_fits(question, field, asked.alone, estimated=bool(options.quick))
+            found = answer.largest_that_fits(
+                question, field, asked.alone, estimated=bool(options.quick)
+            )
         is_found = found["value"]
         mapping = {"field": field, **found}
-        shown = json_line(mapping, question.read_as) if options.json else text.largest_text(question, field, found)
+        shown = (
+            json_line(mapping, question.read_as)
+            if options.json
+            else text.largest_text(question, field, found)
+        )
     print(shown)
     if not options.json:
         print(*(f"  warning: {warning}\n" for warning in question.asked.warnings), sep="", end="")
@@ -358,13 +423,20 @@ def _print_answer(asked: Any, options: argparse.Namespace, words: Sequence[str])
     if options.quick:
         answered = answer.quick(asked)
         if answered["analytic"] is None and answered["verdict"] is None:
-            print(printable("\n".join([answered["sentence"], *text.reading_lines(asked, answered)])), file=sys.stderr)
+            print(
+                printable("\n".join([answered["sentence"], *text.reading_lines(asked, answered)])),
+                file=sys.stderr,
+            )
             return 3
     else:
         with working("tracing the step"):
             answered = answer.traced(asked, watch=_Progress(), suggested=bool(options.suggest))
         answered |= _tensors(asked, options)
-    print(json_line(answered, asked.read_as) if options.json else text.full_text(asked, answered, words))
+    print(
+        json_line(answered, asked.read_as)
+        if options.json
+        else text.full_text(asked, answered, words)
+    )
     return answer.exit_status(answered)
 
 
@@ -383,14 +455,25 @@ def _print_as_it_comes(asked: Any, options: argparse.Namespace, words: Sequence[
 
     if sys.stderr.isatty():
         first = answer.quick(replace(asked, run=None), others=False)
-        line = first["sentence"] if first["analytic"] or first["verdict"] else "No estimate of this step"
-        print(f"{printable(line)}\nTracing the step itself, which takes some seconds ...", file=sys.stderr, flush=True)
+        line = (
+            first["sentence"]
+            if first["analytic"] or first["verdict"]
+            else "No estimate of this step"
+        )
+        print(
+            f"{printable(line)}\nTracing the step itself, which takes some seconds ...",
+            file=sys.stderr,
+            flush=True,
+        )
     progress, verdict, stopped = _Progress(), {}, False
 
     def shown(stands: Mapping[str, Any]) -> None:
         now_doing("")
         verdict.update(stands)
-        lines = [text.first_text(asked, stands), *(text.explanation(stands) if options.command == "explain" else ())]
+        lines = [
+            text.first_text(asked, stands),
+            *(text.explanation(stands) if options.command == "explain" else ()),
+        ]
         if tensors := _tensors(asked, options):
             from dryfit.ask.explain import table
 

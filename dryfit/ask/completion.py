@@ -26,16 +26,28 @@ def script(shell: str) -> str:
     try:
         import shtab
     except ImportError:
-        raise UserError("The package shtab is not installed, which makes the script.", where="--print-completion",
-                        write=INSTALL) from None  # fmt: skip
+        raise UserError(
+            "The package shtab is not installed, which makes the script.",
+            where="--print-completion",
+            write=INSTALL,
+        ) from None
     if shell not in _WHAT:
-        raise UserError("Completion is for three shells.", where="--print-completion", found=shell,
-                        allowed=", ".join(_WHAT), write=f"{options.PROGRAM} --print-completion bash")  # fmt: skip
+        raise UserError(
+            "Completion is for three shells.",
+            where="--print-completion",
+            found=shell,
+            allowed=", ".join(_WHAT),
+            write=f"{options.PROGRAM} --print-completion bash",
+        )
     from dryfit.scenario.hub import MODELS
 
     names = " ".join(sorted(path.stem for path in MODELS.glob("*.json")))
-    whole = _whole_parser({"bash": "_dryfit_what", "zsh": "_dryfit_what", "fish": shtab.FILE["fish"]})
-    return shtab.complete(whole, shell, preamble={one: text.format(names=names) for one, text in _WHAT.items()})
+    whole = _whole_parser(
+        {"bash": "_dryfit_what", "zsh": "_dryfit_what", "fish": shtab.FILE["fish"]}
+    )
+    return shtab.complete(
+        whole, shell, preamble={one: text.format(names=names) for one, text in _WHAT.items()}
+    )
 
 
 def _whole_parser(what: dict[str, str]) -> argparse.ArgumentParser:
@@ -53,6 +65,8 @@ def _whole_parser(what: dict[str, str]) -> argparse.ArgumentParser:
                 action.complete = what
             elif action.dest == "gpu":
                 action.choices = list(catalogue())
-        added = adds.add_parser(name, help=command.about.replace("%", "%%"), add_help=False, parents=[parent])
+        added = adds.add_parser(
+            name, help=command.about.replace("%", "%%"), add_help=False, parents=[parent]
+        )
         added.prog = f"{options.PROGRAM} {name}"
     return made

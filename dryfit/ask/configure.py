@@ -36,7 +36,10 @@ WRITERS = Path(__file__).resolve().parents[1] / "data" / "writers.yaml"
 MICRO_BATCHES = (16, 8, 4, 2, 1)
 ROWS_OF_AN_UPDATE = 16  # micro-batch x accumulation x GPUs, as the examples of these tools have it
 _FLASH_CAPABILITY = (8, 0)  # github.com/Dao-AILab/flash-attention, README: Ampere and newer
-_BF16_CAPABILITY = (8, 0)  # CUDA C++ Programming Guide, arithmetic instructions: bfloat16 from 8.0 on
+_BF16_CAPABILITY = (
+    8,
+    0,
+)  # CUDA C++ Programming Guide, arithmetic instructions: bfloat16 from 8.0 on
 _RATE = {"qlora": 2e-4, "lora": 2e-4, "full": 1e-5}
 _DATA = "YOUR_DATA"
 _FOLLOW_THE_METHOD = ("quantized", "adapter")  # places in a file where the method's text goes on
@@ -70,12 +73,18 @@ class Wanted:
     fill: float  # share of a padded row that is no padding: the rows' mean length over the longest
     run: Run | None
     pins: Mapping[str, str]  # knobs that the question sets, with their values
-    notes: Sequence[str]  # what was asked for that the tool's file can't say, and what stands there instead
+    notes: Sequence[
+        str
+    ]  # what was asked for that the tool's file can't say, and what stands there instead
 
 
 def named(one: Candidate) -> str:
     """What sets a candidate apart, in words."""
-    said = [f"{knob} {value}" for knob, value in one.way.items() if knob not in (*_FOLLOW_THE_METHOD, "parallel")]
+    said = [
+        f"{knob} {value}"
+        for knob, value in one.way.items()
+        if knob not in (*_FOLLOW_THE_METHOD, "parallel")
+    ]
     return ", ".join([f"{one.micro_batch} row{'s' * (one.micro_batch != 1)} a micro-batch", *said])
 
 
@@ -119,12 +128,15 @@ class Configured:
 
     def to_mapping(self) -> dict[str, Any]:
         return {
-            "tool": self.goal.tool, "file": writers()[self.goal.tool]["file"], "text": self.text(),
-            "start": self.start, "answer": self.best.answer,
+            "tool": self.goal.tool,
+            "file": writers()[self.goal.tool]["file"],
+            "text": self.text(),
+            "start": self.start,
+            "answer": self.best.answer,
             "settings": {**self.best.way, "micro_batch": self.best.micro_batch},
             "others": [{**one.way, "micro_batch": one.micro_batch} for one in self.others],
             "ranked_by": "traced times" if self.is_timed else "rules of thumb",
-        }  # fmt: skip
+        }
 
 
 def _own_ways(tool: str) -> list[str]:
@@ -141,29 +153,49 @@ def wanted(asked: Question, tool: str, options: QuestionOptions, run: Run | None
     form, scenario = writers()[tool], asked.scenario
     if asked.reading is not None and asked.reading.tool not in ("", "Hub"):
         raise UserError(
-            "A file is written for a model, and this is a file already.", where="the command line", found=asked.where,
-            allowed="a model's name or its id on the Hub", change={"model": asked.model or "qwen2.5-coder-7b"},
-        )  # fmt: skip
+            "A file is written for a model, and this is a file already.",
+            where="the command line",
+            found=asked.where,
+            allowed="a model's name or its id on the Hub",
+            change={"model": asked.model or "qwen2.5-coder-7b"},
+        )
     if not asked.gpu.is_modelled:
-        raise UserError("A file is written for a GPU.", where="the command line", allowed="--gpu NAME or NxNAME",
-                        change={"gpu": "4090"})  # fmt: skip
+        raise UserError(
+            "A file is written for a GPU.",
+            where="the command line",
+            allowed="--gpu NAME or NxNAME",
+            change={"gpu": "4090"},
+        )
     pins, notes = _pins(tool, options.settings)
     if options.method and options.method not in form["knobs"]["method"]:
         near = next(iter(form["knobs"]["method"]))
-        raise UserError(f"{tool} has no file for method {options.method}.", where="--method", found=options.method,
-                        allowed=", ".join(form["knobs"]["method"]), change={"method": near})  # fmt: skip
-    lora, has_bf16 = scenario.lora, asked.gpu.capability is None or asked.gpu.capability >= _BF16_CAPABILITY
+        raise UserError(
+            f"{tool} has no file for method {options.method}.",
+            where="--method",
+            found=options.method,
+            allowed=", ".join(form["knobs"]["method"]),
+            change={"method": near},
+        )
+    lora, has_bf16 = (
+        scenario.lora,
+        asked.gpu.capability is None or asked.gpu.capability >= _BF16_CAPABILITY,
+    )
     half = "bf16" if has_bf16 else "fp16"
     if half in form.get("instead", {}):
         half, why = form["instead"][half]
         notes.append(why)
     model = repository_of(asked.model)
     values = {
-        "model": model, "sequence_length": scenario.sequence_length, "data": _DATA,
-        "rank": lora.rank if lora else 16, "alpha": lora.alpha if lora else 32,
-        "dropout": lora.dropout if lora else 0.0, "epochs": f"{run.epochs if run else 1:g}",
-        "half": half, "dtype": {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}[half],
-    }  # fmt: skip
+        "model": model,
+        "sequence_length": scenario.sequence_length,
+        "data": _DATA,
+        "rank": lora.rank if lora else 16,
+        "alpha": lora.alpha if lora else 32,
+        "dropout": lora.dropout if lora else 0.0,
+        "epochs": f"{run.epochs if run else 1:g}",
+        "half": half,
+        "dtype": {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}[half],
+    }
     if tool == "torchtune":
         values |= torchtune.named_in_a_file(scenario.model, asked.model, form)
     if tool == "pipeline":
@@ -182,10 +214,13 @@ def _pins(tool: str, settings: Sequence[str]) -> tuple[dict[str, str], list[str]
             continue
         if name not in _PINS:
             raise UserError(
-                f"`config` chooses the settings itself; {name} can't be set beside them.", where="--set", found=text,
-                allowed=f"{', '.join([*_TAKES, *_PINS])}; --method, -s, -b", field=name,
+                f"`config` chooses the settings itself; {name} can't be set beside them.",
+                where="--set",
+                found=text,
+                allowed=f"{', '.join([*_TAKES, *_PINS])}; --method, -s, -b",
+                field=name,
                 change={name.partition(".")[0]: None},
-            )  # fmt: skip
+            )
         knob, words = _PINS[name]
         value = str(yaml_value(written, "--set"))
         value = words.get(value, value)
@@ -204,10 +239,13 @@ def _pipeline(asked: Question, model: str) -> dict[str, Any]:
     title = folder.resolve().name if folder.exists() else model.rpartition("/")[2]
     hub = f"type: hub\n    repository: {model}\n    revision: main"
     return {
-        "title": title, "slug": re.sub(r"[^a-z0-9._-]+", "-", title.lower()).strip("-._") or "model",
-        "source": f"type: folder\n    path: {folder}" if folder.exists() else hub, "profiled": asked.model,
-        "gpu": yaml_text(asked.gpu.setting), "gpus": asked.gpu.count,
-    }  # fmt: skip
+        "title": title,
+        "slug": re.sub(r"[^a-z0-9._-]+", "-", title.lower()).strip("-._") or "model",
+        "source": f"type: folder\n    path: {folder}" if folder.exists() else hub,
+        "profiled": asked.model,
+        "gpu": yaml_text(asked.gpu.setting),
+        "gpus": asked.gpu.count,
+    }
 
 
 def ways(goal: Wanted) -> Iterator[dict[str, str]]:
@@ -222,11 +260,17 @@ def ways(goal: Wanted) -> Iterator[dict[str, str]]:
         has_flash = goal.gpu.capability is not None and goal.gpu.capability >= _FLASH_CAPABILITY
         if way.get("attention") == "flash" and not has_flash:
             continue
-        if way.get("packing") == "on" and goal.pins.get("packing") != "on" and way.get("attention", "flash") != "flash":
+        if (
+            way.get("packing") == "on"
+            and goal.pins.get("packing") != "on"
+            and way.get("attention", "flash") != "flash"
+        ):
             continue  # rows of a pack see each other where the kernel has no borders
         way |= dict.fromkeys(follows, way["method"])
         if parallel:
-            way["parallel"] = "one" if goal.gpu.count == 1 else "fsdp2" if way["method"] == "full" else "ddp"
+            way["parallel"] = (
+                "one" if goal.gpu.count == 1 else "fsdp2" if way["method"] == "full" else "ddp"
+            )
         yield way
 
 
@@ -234,18 +278,25 @@ def rendered(goal: Wanted, way: Mapping[str, str], micro_batch: int) -> str:
     """The tool's file for a way and a micro-batch."""
     form, rows = writers()[goal.tool], micro_batch * goal.gpu.count
     values = {
-        **goal.values, "micro_batch": micro_batch, "gradient_accumulation": max(1, round(ROWS_OF_AN_UPDATE / rows)),
+        **goal.values,
+        "micro_batch": micro_batch,
+        "gradient_accumulation": max(1, round(ROWS_OF_AN_UPDATE / rows)),
         "learning_rate": f"{_RATE[way['method']]:.1e}",
-    }  # fmt: skip
+    }
     blocks: dict[str, str] = {}
     for knob in reversed(form["knobs"]):  # `method` may hold the others
         blocks[knob] = form["knobs"][knob][way[knob]].format(**values, **blocks)
     lines = form["text"].format(**values, **blocks).splitlines()
-    return "\n".join(line.rstrip() for line in lines if line.strip() or form["file"].endswith(".py"))
+    return "\n".join(
+        line.rstrip() for line in lines if line.strip() or form["file"].endswith(".py")
+    )
 
 
 def configure(
-    goal: Wanted, watch: Callable[[str, int, Sequence[Any]], None] | None = None, *, is_traced: bool = True
+    goal: Wanted,
+    watch: Callable[[str, int, Sequence[Any]], None] | None = None,
+    *,
+    is_traced: bool = True,
 ) -> Configured:
     """Search for the most tokens a second that fit; without a trace the estimate answers.
 
@@ -255,7 +306,11 @@ def configure(
     method = goal.method or next(iter(form["knobs"]["method"]))
     all_ways = list(ways(goal))
     # The most frugal has the last values of all knobs but the method.
-    saving = [way for way in reversed(all_ways) if way["method"] == method and way.get("checkpointing") != "off"]
+    saving = [
+        way
+        for way in reversed(all_ways)
+        if way["method"] == method and way.get("checkpointing") != "off"
+    ]
     with TemporaryDirectory() as folder:
         path = Path(folder) / form["file"]
 
@@ -270,9 +325,12 @@ def configure(
         done = search.answered(watch, named)
     if not done:
         raise UserError(
-            "The estimate describes none of these steps.", where="--quick", allowed="a trace, without --quick",
-            write=None if can_trace() else INSTALL_TRACE, field="--quick",
-        )  # fmt: skip
+            "The estimate describes none of these steps.",
+            where="--quick",
+            allowed="a trace, without --quick",
+            write=None if can_trace() else INSTALL_TRACE,
+            field="--quick",
+        )
     fitting = [one for one in done if one.fits]
     is_timed = all(one.tokens_per_second(goal.fill) is not None for one in done)
 
@@ -283,15 +341,23 @@ def configure(
         best, *others = sorted(fitting, key=speed, reverse=True)
     else:  # the nearest, with what is missing
         best, *others = sorted(done, key=lambda one: one.required_bytes or 0)
-    start = form["start" if goal.gpu.count == 1 or "start_several" not in form else "start_several"].format(
-        file=shlex.quote(form["file"]), gpus=goal.gpu.count, trains="full" if best.way["method"] == "full" else "lora"
+    start = form[
+        "start" if goal.gpu.count == 1 or "start_several" not in form else "start_several"
+    ].format(
+        file=shlex.quote(form["file"]),
+        gpus=goal.gpu.count,
+        trains="full" if best.way["method"] == "full" else "lora",
     )
     return Configured(best, others[:2], is_timed, start, goal)
 
 
 def _micro_batches(goal: Wanted) -> Sequence[int]:
     own = goal.options.micro_batch
-    return (own,) if own else [size for size in MICRO_BATCHES if size * goal.gpu.count <= ROWS_OF_AN_UPDATE] or [1]
+    return (
+        (own,)
+        if own
+        else [size for size in MICRO_BATCHES if size * goal.gpu.count <= ROWS_OF_AN_UPDATE] or [1]
+    )
 
 
 def print_config(found: Configured, options: Any, read_as: str) -> int:
@@ -305,6 +371,11 @@ def print_config(found: Configured, options: Any, read_as: str) -> int:
 
 def _write(path: Path, found: Configured) -> None:
     if path.exists():
-        raise UserError("The file is there already.", where="--output", found=str(path), allowed="a new file",
-                        change={"--output": f"{path.stem}-{found.goal.tool}{path.suffix}"})  # fmt: skip
+        raise UserError(
+            "The file is there already.",
+            where="--output",
+            found=str(path),
+            allowed="a new file",
+            change={"--output": f"{path.stem}-{found.goal.tool}{path.suffix}"},
+        )
     write_text(path, found.text())

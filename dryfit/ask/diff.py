@@ -26,7 +26,16 @@ from dryfit.common.terminal import working
 from dryfit.common.text import bytes_of, gib, printable, size_text, yaml_text
 from dryfit.scenario.fields import BY_NAME
 
-_READ = (".json", ".yaml", ".yml", ".toml", ".jinja", ".j2", ".py", ".ipynb")  # what a training file may name
+_READ = (
+    ".json",
+    ".yaml",
+    ".yml",
+    ".toml",
+    ".jinja",
+    ".j2",
+    ".py",
+    ".ipynb",
+)  # what a training file may name
 _LARGEST = 2**20  # bytes of such a file
 _MOST_SETTINGS = 6  # whose shares are traced one by one
 _LEAST = 2**20  # bytes of a component that is named
@@ -64,12 +73,21 @@ class StepDifference:
 
     def to_mapping(self) -> dict[str, Any]:
         told = ("verdict", "fits", "headroom_bytes", "gpu", "evidence", "warnings")
-        sides = {name: one and {key: one[key] for key in told}
-                 | {key: one["trace"][key] for key in ("required_bytes", "peak_allocated_bytes")}
-                 for name, one in (("before", self.before), ("after", self.after))}  # fmt: skip
-        settings = [{"field": one.field, "before": one.before, "after": one.after, "more_bytes": one.bytes}
-                    for one in self.settings]  # fmt: skip
-        return sides | {"more_bytes": self.more_bytes, "settings": settings, "components": dict(self.components)}
+        sides = {
+            name: one
+            and {key: one[key] for key in told}
+            | {key: one["trace"][key] for key in ("required_bytes", "peak_allocated_bytes")}
+            for name, one in (("before", self.before), ("after", self.after))
+        }
+        settings = [
+            {"field": one.field, "before": one.before, "after": one.after, "more_bytes": one.bytes}
+            for one in self.settings
+        ]
+        return sides | {
+            "more_bytes": self.more_bytes,
+            "settings": settings,
+            "components": dict(self.components),
+        }
 
     def sentence(self) -> str:
         """What happened, and whether the step fits."""
@@ -77,9 +95,11 @@ class StepDifference:
             return f"The file is new. {self.after['sentence']}"
         more, need = self.more_bytes, self.after["trace"]["required_bytes"]
         sizes = f"{gib(need - more)} before, {gib(need)} after"
-        changed = "takes as much as before" if not more else (
-            f"takes {size_text(abs(more))} {'more' if more > 0 else 'less'}"
-        )  # fmt: skip
+        changed = (
+            "takes as much as before"
+            if not more
+            else (f"takes {size_text(abs(more))} {'more' if more > 0 else 'less'}")
+        )
         return f"The step {changed} ({sizes}){self._fit()}."
 
     def _fit(self) -> str:
@@ -88,7 +108,9 @@ class StepDifference:
             return ""
         fits, spare = self.after["fits"], self.after["headroom_bytes"]
         word = said(self.after["verdict"])
-        if self.before["gpu"] == gpu and fits:  # else it is another card, or the first that is named
+        if (
+            self.before["gpu"] == gpu and fits
+        ):  # else it is another card, or the first that is named
             word = "still fits" if self.before["fits"] else "fits now"
         elif self.before["gpu"] == gpu:
             if self.before["verdict"] == self.after["verdict"]:
@@ -102,8 +124,15 @@ class StepDifference:
     def lines(self) -> list[str]:
         """The causes, one a line."""
         shares = [f"  {_signed(one.bytes):>11}  {one}" for one in self.settings]
-        parts = [f"  {_signed(size):>11}  {WORDS.get(name, name)}" for name, size in self.components.items()]
-        lines = ["what changed, and what each change adds after those above it:", *shares] if shares else []
+        parts = [
+            f"  {_signed(size):>11}  {WORDS.get(name, name)}"
+            for name, size in self.components.items()
+        ]
+        lines = (
+            ["what changed, and what each change adds after those above it:", *shares]
+            if shares
+            else []
+        )
         return [*lines, "at the peak:", *parts] if parts else lines
 
 
@@ -122,7 +151,8 @@ def compare_steps(before: Question | None, after: Question) -> StepDifference:
     settings = [
         Changed(name, one, other)
         for name in BY_NAME
-        if (one := _shown(before, name)) != (other := _shown(after, name)) and name not in ("gpu", "model_name")
+        if (one := _shown(before, name)) != (other := _shown(after, name))
+        and name not in ("gpu", "model_name")
     ]
     same = before.scenario == after.scenario and before.gpu == after.gpu
     first = last if same else _answer(before)  # a model's file may have changed under its name
@@ -130,7 +160,11 @@ def compare_steps(before: Question | None, after: Question) -> StepDifference:
         settings = list(_shares(before, after, settings, first, last))
     parts = (first["trace"]["components"], last["trace"]["components"])
     more = {name: parts[1].get(name, 0) - parts[0].get(name, 0) for name in {*parts[0], *parts[1]}}
-    shown = {name: size for name, size in sorted(more.items(), key=lambda item: -abs(item[1])) if abs(size) >= _LEAST}
+    shown = {
+        name: size
+        for name, size in sorted(more.items(), key=lambda item: -abs(item[1]))
+        if abs(size) >= _LEAST
+    }
     return StepDifference(first, last, settings, shown)
 
 
@@ -142,7 +176,11 @@ def _shown(asked: Question, name: str) -> Any:
 
 
 def _shares(
-    before: Question, after: Question, settings: Sequence[Changed], first: Mapping[str, Any], last: Mapping[str, Any]
+    before: Question,
+    after: Question,
+    settings: Sequence[Changed],
+    first: Mapping[str, Any],
+    last: Mapping[str, Any],
 ) -> Iterator[Changed]:
     """What each change adds after those before it; without a share where the steps between can't be."""
     needed, scenario, given = first["trace"]["required_bytes"], before.scenario, after.scenario
@@ -175,27 +213,48 @@ def _git(*words: str, input: bytes | None = None) -> bytes:
     try:
         done = subprocess.run(["git", *words], input=input, capture_output=True)
     except FileNotFoundError:
-        raise UserError("git is not installed, and `diff` asks it for the two versions.", allowed="git") from None
+        raise UserError(
+            "git is not installed, and `diff` asks it for the two versions.", allowed="git"
+        ) from None
     if done.returncode:
         said = done.stderr.decode(errors="replace").strip().splitlines()
         raise UserError(
-            f"git refuses: {printable(said[-1] if said else 'no reason')}", where=f"git {' '.join(words[:3])}",
-            allowed="a revision of this repository", write="dryfit diff main HEAD --file config.yml",
-        )  # fmt: skip
+            f"git refuses: {printable(said[-1] if said else 'no reason')}",
+            where=f"git {' '.join(words[:3])}",
+            allowed="a revision of this repository",
+            write="dryfit diff main HEAD --file config.yml",
+        )
     return done.stdout
 
 
 def checked_out(revision: str, folder: Path) -> None:
     """Write what training files may name, as a revision of this repository has it, into a folder."""
     if revision.startswith("-"):
-        raise UserError("A revision does not begin with a hyphen.", where="the command line", found=revision,
-                        write="dryfit diff main HEAD --file config.yml")  # fmt: skip
-    commit = _git("rev-parse", "--verify", "--quiet", "--end-of-options", f"{revision}^{{commit}}").decode().strip()
+        raise UserError(
+            "A revision does not begin with a hyphen.",
+            where="the command line",
+            found=revision,
+            write="dryfit diff main HEAD --file config.yml",
+        )
+    commit = (
+        _git("rev-parse", "--verify", "--quiet", "--end-of-options", f"{revision}^{{commit}}")
+        .decode()
+        .strip()
+    )
     names = []
-    for line in _git("ls-tree", "-r", "-l", "-z", "--full-tree", commit).decode(errors="replace").split("\0"):
+    for line in (
+        _git("ls-tree", "-r", "-l", "-z", "--full-tree", commit)
+        .decode(errors="replace")
+        .split("\0")
+    ):
         about, _, name = line.partition("\t")
         kind = about.split()  # mode, type, object, size
-        if len(kind) == 4 and kind[0] in ("100644", "100755") and int(kind[3]) <= _LARGEST and name.endswith(_READ):
+        if (
+            len(kind) == 4
+            and kind[0] in ("100644", "100755")
+            and int(kind[3]) <= _LARGEST
+            and name.endswith(_READ)
+        ):
             names.append(name)
     asked = "".join(f"{commit}:{name}\n" for name in names if "\n" not in name).encode()
     content = _git("cat-file", "--batch", input=asked)
@@ -226,9 +285,10 @@ def _refuse_two_tools(before: Question, after: Question, file: str, titles: Sequ
         raise UserError(
             f"The two versions of the file are of two tools: {tools[0]} in {titles[0]}, {tools[1]} in {titles[1]}."
             " Each tool has its own defaults, so a comparison would not show what somebody changed.",
-            where=file, allowed="two versions for the same tool",
+            where=file,
+            allowed="two versions for the same tool",
             write=f"dryfit {file}",
-        )  # fmt: skip
+        )
 
 
 # --- the commands --------------------------------------------------------------------------------------------------
@@ -246,10 +306,17 @@ def main(options: argparse.Namespace) -> int:
         for revision, folder in zip((options.base, options.head), folders, strict=True):
             if revision:
                 checked_out(revision, folder)
-        before, after = (_question(folder, file, asking, title) for folder, title in zip(folders, titles, strict=True))
+        before, after = (
+            _question(folder, file, asking, title)
+            for folder, title in zip(folders, titles, strict=True)
+        )
         if before is None and after is None:
-            raise UserError("Neither version has the file.", where=file, found=" and ".join(titles),
-                            allowed="a path from the repository's root")  # fmt: skip
+            raise UserError(
+                "Neither version has the file.",
+                where=file,
+                found=" and ".join(titles),
+                allowed="a path from the repository's root",
+            )
         if after is None:
             print(f"{file} is gone in {titles[1]}: there is no step to ask about.")
             return 0
@@ -261,14 +328,25 @@ def main(options: argparse.Namespace) -> int:
         print(json_line(found.to_mapping() | {"file": file, "over_most": over}))
     else:
         limit = f"That is more than the {size_text(most)} that --most allows." if over else ""
-        print(printable(markdown(found, file, titles, limit) if options.markdown else text(found, file, limit)))
+        print(
+            printable(
+                markdown(found, file, titles, limit)
+                if options.markdown
+                else text(found, file, limit)
+            )
+        )
     return 1 if over or found.after["fits"] is False else 0
 
 
 def _size(written: str) -> int:
     if (size := bytes_of(written)) is None:
-        raise UserError("`--most` takes a size.", where="--most", found=written, allowed="GiB, GB, MiB or MB",
-                        write="--most 0.5GiB")  # fmt: skip
+        raise UserError(
+            "`--most` takes a size.",
+            where="--most",
+            found=written,
+            allowed="GiB, GB, MiB or MB",
+            write="--most 0.5GiB",
+        )
     return size
 
 
@@ -277,16 +355,27 @@ def text(found: StepDifference, file: str, limit: str) -> str:
     evidence = f"evidence: {found.after['evidence']['text']}"
     warnings = [f"  warning: {warning}" for warning in found.after["warnings"]]
     return "\n".join(
-        line for line in (f"{file}: {found.sentence()}", limit, *found.lines(), evidence, *warnings) if line
+        line
+        for line in (f"{file}: {found.sentence()}", limit, *found.lines(), evidence, *warnings)
+        if line
     )
 
 
 def markdown(found: StepDifference, file: str, titles: Sequence[str], limit: str) -> str:
     """The difference as a comment's text."""
     mark = {True: "✅", False: "❌", None: "ℹ️"}[False if limit else found.after["fits"]]
-    lines = [f"### {mark} Memory of `{_plain(file)}`", "", found.sentence(), *([limit] if limit else []), ""]
+    lines = [
+        f"### {mark} Memory of `{_plain(file)}`",
+        "",
+        found.sentence(),
+        *([limit] if limit else []),
+        "",
+    ]
     if found.settings:
-        lines += [f"| setting | {_cell(titles[0])} | {_cell(titles[1])} | adds |", "| --- | --- | --- | ---: |"]
+        lines += [
+            f"| setting | {_cell(titles[0])} | {_cell(titles[1])} | adds |",
+            "| --- | --- | --- | ---: |",
+        ]
         lines += [
             f"| `{one.field}` | {_cell(one.before)} | {_cell(one.after)} | {_signed(one.bytes)} |"
             for one in found.settings
@@ -294,11 +383,16 @@ def markdown(found: StepDifference, file: str, titles: Sequence[str], limit: str
         lines.append("")
     if found.components:
         lines += ["| at the peak | more |", "| --- | ---: |"]
-        lines += [f"| {WORDS.get(name, name)} | {_signed(size)} |" for name, size in found.components.items()]
+        lines += [
+            f"| {WORDS.get(name, name)} | {_signed(size)} |"
+            for name, size in found.components.items()
+        ]
         lines.append("")
     lines += [f"> {warning}" for warning in found.after["warnings"]]
     evidence = f"{found.after['evidence']['text']}."
-    return "\n".join([*lines, evidence, "", "<sub>The step itself, traced without a GPU by dryfit.</sub>"])
+    return "\n".join(
+        [*lines, evidence, "", "<sub>The step itself, traced without a GPU by dryfit.</sub>"]
+    )
 
 
 def _plain(written: str) -> str:
@@ -321,20 +415,29 @@ def check(options: argparse.Namespace) -> int:
                 continue
             asked = question([file], QuestionOptions(gpu=options.gpu))
         except UserError as error:
-            wrong.append(error if file in str(error.where) else error.at(f"{file}: {error.where or 'the file'}"))
+            wrong.append(
+                error
+                if file in str(error.where)
+                else error.at(f"{file}: {error.where or 'the file'}")
+            )
             continue
         answered = quick(asked, others=False)
         if answered["fits"] is None:
             answered = traced(asked, suggested=False)
         if answered["fits"] is not True:
             refused.append(file)
-        print(f"{file}: {printable(answered['sentence'])}", file=sys.stderr if file in refused else sys.stdout)
+        print(
+            f"{file}: {printable(answered['sentence'])}",
+            file=sys.stderr if file in refused else sys.stdout,
+        )
     if wrong:
         raise UserError.several(wrong)
     return 1 if refused else 0
 
 
-_PASSED_OVER = "it has no step: a model's configuration, or settings that lie beside a training file"
+_PASSED_OVER = (
+    "it has no step: a model's configuration, or settings that lie beside a training file"
+)
 
 
 def _is_checked(path: Path) -> bool:
@@ -347,4 +450,6 @@ def _is_checked(path: Path) -> bool:
     if not path.is_file():
         raise UserError("The file isn't there.", where=str(path), allowed="a training file")
     kind = readers.kind_of(readers.mapping_of(path), path)
-    return kind not in ("model", "run") and not (kind in readers.READERS and readers.READERS[kind].beside)
+    return kind not in ("model", "run") and not (
+        kind in readers.READERS and readers.READERS[kind].beside
+    )

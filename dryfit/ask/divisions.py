@@ -18,13 +18,17 @@ def print_divisions(asked: Question, watch: Callable[..., None], as_json: bool) 
     gpu = asked.gpu
     if asked.scenario.parallel.gpus < 2:
         raise UserError(
-            "`dryfit divide` is for several GPUs, and one was asked for.", where="the command line",
-            allowed="--gpu with a count, or --fewest", change={"gpu": f"8x{gpu.name}"},
-        )  # fmt: skip
+            "`dryfit divide` is for several GPUs, and one was asked for.",
+            where="the command line",
+            allowed="--gpu with a count, or --fewest",
+            change={"gpu": f"8x{gpu.name}"},
+        )
 
     def shown(one: divisions.Division) -> None:
         now_doing("")
-        print(f"{title(one.verdict)} as asked, {one.way}: {gib(one.required_bytes)} of {gib(gpu.usable_bytes)}")
+        print(
+            f"{title(one.verdict)} as asked, {one.way}: {gib(one.required_bytes)} of {gib(gpu.usable_bytes)}"
+        )
         print(f"for: {step_line(asked.scenario.to_mapping())}", flush=True)
 
     with working("tracing the step as asked"):
@@ -33,7 +37,9 @@ def print_divisions(asked: Question, watch: Callable[..., None], as_json: bool) 
     if as_json:
         print(json_line(found | {"gpu": gpu.to_mapping()}, asked.read_as))
         return 0 if fits else 1
-    print(f"traced {len(found['divisions'])} of {found['considered']} ways on {found['gpus']} GPUs, the best first:")
+    print(
+        f"traced {len(found['divisions'])} of {found['considered']} ways on {found['gpus']} GPUs, the best first:"
+    )
     for row in found["divisions"]:
         print(_line(row))
     if fits:
@@ -58,7 +64,9 @@ def print_fewest(asked: Question, watch: Callable[..., None], as_json: bool) -> 
         print(*_left_out(found), sep="\n")
         return 1
     one, of = found["division"], f"{gpu.title}{'s' * (found['gpus'] > 1)}"
-    print(f"{found['gpus']} {of} hold the step, {one['way']}: {gib(one['headroom_bytes'])} to spare on each")
+    print(
+        f"{found['gpus']} {of} hold the step, {one['way']}: {gib(one['headroom_bytes'])} to spare on each"
+    )
     print(_line(one))
     for row in found["tried"]:
         print(_line(row))
@@ -69,10 +77,14 @@ def print_fewest(asked: Question, watch: Callable[..., None], as_json: bool) -> 
 
 def _left_out(found: Mapping[str, Any]) -> Iterator[str]:
     if found.get("ruled_out"):
-        rows = ", ".join(f"{row['way']} (at least {gib(row['at_least_bytes'])})" for row in found["ruled_out"])
+        rows = ", ".join(
+            f"{row['way']} (at least {gib(row['at_least_bytes'])})" for row in found["ruled_out"]
+        )
         yield f"can't fit, since weights, gradients and states alone are too much: {rows}"
     if found["not_traced"]:
-        rows = ", ".join(f"{row['way']} (roughly {gib(row['rough_bytes'])})" for row in found["not_traced"])
+        rows = ", ".join(
+            f"{row['way']} (roughly {gib(row['rough_bytes'])})" for row in found["not_traced"]
+        )
         yield f"not traced, since a rough estimate puts them behind the others: {rows}"
     if found.get("not_sharded"):
         yield f"FSDP2 was not tried: {found['not_sharded']}"
@@ -82,13 +94,19 @@ def _left_out(found: Mapping[str, Any]) -> Iterator[str]:
 
 def _line(row: Mapping[str, Any]) -> str:
     word = said(row["verdict"])
-    speed = f"{row['tokens_per_second']:>10,.0f} tokens/s" if row["tokens_per_second"] else f"{'':>19}"
+    speed = (
+        f"{row['tokens_per_second']:>10,.0f} tokens/s" if row["tokens_per_second"] else f"{'':>19}"
+    )
     place = f"   {row['place']} needs most" if row["place"] else ""
     needs = f"{row['parallel']['gpus']:>4} GPUs {gib(row['required_bytes']):>12}"
     return f"  {row['way']:<38}{needs}  {word:<20}{speed}{place}"
 
 
 def _write(row: Mapping[str, Any], asked: Question) -> str:
-    more = f", gradient_accumulation: {row['gradient_accumulation']}" if row["gradient_accumulation"] > 1 else ""
+    more = (
+        f", gradient_accumulation: {row['gradient_accumulation']}"
+        if row["gradient_accumulation"] > 1
+        else ""
+    )
     more += f", loss: {row['loss']}" if row["loss"] != asked.scenario.loss else ""
     return f"parallel: {yaml_text(divisions.written(row))}{more}"

@@ -15,7 +15,9 @@ from dryfit.tracing.trace import trace
 COLUMNS = ("bytes", "times", "component", "shape", "dtype", "module", "made by")
 
 
-def explain(scenario: Scenario, where: object = "scenario", *, count: int = 10, layers: bool = False) -> dict[str, Any]:
+def explain(
+    scenario: Scenario, where: object = "scenario", *, count: int = 10, layers: bool = False
+) -> dict[str, Any]:
     """Trace a scenario and name the largest tensors at its peak.
 
     Parameters
@@ -32,7 +34,9 @@ def explain(scenario: Scenario, where: object = "scenario", *, count: int = 10, 
         one), ``times``, ``component``, ``shape``, ``dtype``, ``module``, ``line``, ``operator``.
     """
     gpu = find(scenario.gpu, where) if scenario.gpu is not None else None
-    answer = trace(scenario, capability=gpu.capability if gpu else None, timeline=False, origins=True)
+    answer = trace(
+        scenario, capability=gpu.capability if gpu else None, timeline=False, origins=True
+    )
     tensors = [{**row, "times": 1} for row in answer["tensors"]]
     if layers:
         alike: dict[str, dict[str, Any]] = {}
@@ -58,4 +62,12 @@ def table(answer: dict[str, Any]) -> str:
 def _cells(row: dict[str, Any]) -> tuple[str, ...]:
     shape = " x ".join(map(str, row["shape"])) or "-"
     made = ", ".join(filter(None, (row["operator"], row["line"])))
-    return f"{row['bytes']:,}", str(row["times"]), row["component"], shape, row["dtype"], row["module"] or "-", made
+    return (
+        f"{row['bytes']:,}",
+        str(row["times"]),
+        row["component"],
+        shape,
+        row["dtype"],
+        row["module"] or "-",
+        made,
+    )

@@ -36,33 +36,57 @@ _INSTRUCTIONS = (
     " fit, ask what_fits. Sizes are bytes on one GPU. `verdict` is fits, too_close or does_not_fit; do not soften it."
 )
 _STEP: dict[str, Any] = {
-    "model": {"type": "string", "description": "Hub id, name, or a training file", "examples": ["Qwen/Qwen3-8B"]},
-    "gpu": {"type": "string", "description": "4090, 'A100 80GB', 2x3090, 24GiB", "examples": ["rtx-4090"]},
+    "model": {
+        "type": "string",
+        "description": "Hub id, name, or a training file",
+        "examples": ["Qwen/Qwen3-8B"],
+    },
+    "gpu": {
+        "type": "string",
+        "description": "4090, 'A100 80GB', 2x3090, 24GiB",
+        "examples": ["rtx-4090"],
+    },
     "method": {"enum": list(METHODS), "examples": ["qlora"]},
     "sequence_length": {"type": "integer", "minimum": 1, "examples": [2048]},
     "micro_batch": {"type": "integer", "minimum": 1, "examples": [4]},
-    "like": {"enum": list(LIKE), "description": "take unset fields from this tool's defaults", "examples": ["trl"]},
+    "like": {
+        "enum": list(LIKE),
+        "description": "take unset fields from this tool's defaults",
+        "examples": ["trl"],
+    },
     "settings": {
         "type": "object",
-        "description": "any other fields of a scenario: {\"lora.rank\": 64, \"optimizer\": \"adamw_8bit\"}",
+        "description": 'any other fields of a scenario: {"lora.rank": 64, "optimizer": "adamw_8bit"}',
         "examples": [{"lora.rank": 64}],
     },
-}  # fmt: skip
+}
 
 
 def _object(properties: Mapping[str, Any], *required: str) -> dict[str, Any]:
-    return {"type": "object", "properties": dict(properties), "required": [*required], "additionalProperties": False}
+    return {
+        "type": "object",
+        "properties": dict(properties),
+        "required": [*required],
+        "additionalProperties": False,
+    }
 
 
 _SIZE = {"type": ["integer", "null"]}
 _TEXTS = {"type": "array", "items": {"type": "string"}}
 _ANSWER = {
-    "verdict": {"type": ["string", "null"]}, "sentence": {"type": "string"}, "fits": {"type": ["boolean", "null"]},
+    "verdict": {"type": ["string", "null"]},
+    "sentence": {"type": "string"},
+    "fits": {"type": ["boolean", "null"]},
     "required_bytes": _SIZE,
-    "headroom_bytes": _SIZE, "peak_allocated_bytes": _SIZE, "seconds_per_step": {"type": ["number", "null"]},
-    "components": {"type": "object"}, "assumed": {"type": "string"}, "evidence": {"type": "string"},
-    "warnings": _TEXTS, "next": {"type": "string"},
-}  # fmt: skip
+    "headroom_bytes": _SIZE,
+    "peak_allocated_bytes": _SIZE,
+    "seconds_per_step": {"type": ["number", "null"]},
+    "components": {"type": "object"},
+    "assumed": {"type": "string"},
+    "evidence": {"type": "string"},
+    "warnings": _TEXTS,
+    "next": {"type": "string"},
+}
 
 
 def _asked(given: Mapping[str, Any]) -> Question:
@@ -103,24 +127,39 @@ def what_fits(given: Mapping[str, Any]) -> dict[str, Any]:
     if asked.gpu is None:
         rows = sorted(answer.on_all_gpus(asked), key=lambda row: row["usable_bytes"])
         cards = [
-            {"gpu": row["gpu"], "headroom_bytes": row["headroom_bytes"], "required_bytes": row["required_bytes"]}
-            for row in rows if row["fits"]
-        ]  # fmt: skip
+            {
+                "gpu": row["gpu"],
+                "headroom_bytes": row["headroom_bytes"],
+                "required_bytes": row["required_bytes"],
+            }
+            for row in rows
+            if row["fits"]
+        ]
         next_step = (
-            "Take the first, or ask again with a gpu." if cards else "Ask with gpu: 2xh100-80gb, which shards it."
+            "Take the first, or ask again with a gpu."
+            if cards
+            else "Ask with gpu: 2xh100-80gb, which shards it."
         )
         return {"fits": bool(cards), "gpus": cards[:_MOST], "changes": [], "next": next_step}
     answered = answer.traced(asked)
     words = [given["model"], *QuestionOptions.of(given).words]
     changes = [
-        {"changes": one["changes"], "cost": one["cost"], "headroom_bytes": one["headroom_bytes"],
-         "command": suggested(words, one["changes"])}
+        {
+            "changes": one["changes"],
+            "cost": one["cost"],
+            "headroom_bytes": one["headroom_bytes"],
+            "command": suggested(words, one["changes"]),
+        }
         for one in answered["suggestions"][:_MOST]
-    ]  # fmt: skip
+    ]
     if answered["fits"]:
         next_step = "It fits as it is: nothing has to change."
     else:
-        next_step = "Apply one of the changes, and ask dryfit." if changes else "No change helps: ask without a gpu."
+        next_step = (
+            "Apply one of the changes, and ask dryfit."
+            if changes
+            else "No change helps: ask without a gpu."
+        )
     return {"fits": answered["fits"], "gpus": [], "changes": changes, "next": next_step}
 
 
@@ -128,24 +167,35 @@ def explain_difference(given: Mapping[str, Any]) -> dict[str, Any]:
     after, measured = given.get("after"), given.get("measured")
     if (after is None) == (measured is None):
         raise UserError(
-            "A difference needs a second step, or what was measured.", where="the call",
-            allowed="`after` (a step's fields), or `measured`", write='measured: "nvidia-smi=14.2GiB"',
-        )  # fmt: skip
+            "A difference needs a second step, or what was measured.",
+            where="the call",
+            allowed="`after` (a step's fields), or `measured`",
+            write='measured: "nvidia-smi=14.2GiB"',
+        )
     before = _asked(given["before"])
     if measured is not None:
         said = difference(before, answer.traced(before, suggested=False), measured)
-        return {"text": said, "more_bytes": None, "settings": [], "components": {}, "fits": None,
-                "next": "Try the first cause, and measure again."}  # fmt: skip
+        return {
+            "text": said,
+            "more_bytes": None,
+            "settings": [],
+            "components": {},
+            "fits": None,
+            "next": "Try the first cause, and measure again.",
+        }
     found = compare_steps(before, _asked(after))
     return {
         "text": found.sentence(),
         "more_bytes": found.more_bytes,
         "settings": [
-            {"change": str(one), "adds": None if one.bytes is None else size_text(one.bytes)} for one in found.settings
+            {"change": str(one), "adds": None if one.bytes is None else size_text(one.bytes)}
+            for one in found.settings
         ],
         "components": dict(list(found.components.items())[:_MOST]),
         "fits": found.after["fits"],
-        "next": "Ask what_fits with the second step." if found.after["fits"] is False else "Nothing has to change.",
+        "next": "Ask what_fits with the second step."
+        if found.after["fits"] is False
+        else "Nothing has to change.",
     }
 
 
@@ -153,33 +203,69 @@ Tool = tuple[str, dict[str, Any], dict[str, Any], Callable[[Mapping[str, Any]], 
 TOOLS: dict[str, Tool] = {
     "dryfit": (
         "Whether a fine-tuning step fits a GPU: the step itself is traced without one, in 5 to 60 seconds.",
-        _object(_STEP, "model"), _object(_ANSWER, *_ANSWER), fit,
+        _object(_STEP, "model"),
+        _object(_ANSWER, *_ANSWER),
+        fit,
     ),
     "what_fits": (
         "What to change so that the step fits the GPU, the cheapest first; without `gpu` the GPUs that it fits.",
         _object(_STEP, "model"),
-        _object({"fits": _ANSWER["fits"], "gpus": {"type": "array"}, "changes": {"type": "array"},
-                 "next": {"type": "string"}}, "fits", "gpus", "changes", "next"),
+        _object(
+            {
+                "fits": _ANSWER["fits"],
+                "gpus": {"type": "array"},
+                "changes": {"type": "array"},
+                "next": {"type": "string"},
+            },
+            "fits",
+            "gpus",
+            "changes",
+            "next",
+        ),
         what_fits,
     ),
     "explain_difference": (
         "Why one step takes more memory than another, setting by setting; or why more was measured than predicted.",
-        _object({"before": _object(_STEP, "model"), "after": _object(_STEP, "model"),
-                 "measured": {"type": "string", "description": "nvidia-smi=, allocated=, reserved= or oom= and a size",
-                              "examples": ["nvidia-smi=14.2GiB"]}}, "before"),
-        _object({"text": {"type": "string"}, "more_bytes": _SIZE, "settings": {"type": "array"},
-                 "components": {"type": "object"}, "fits": _ANSWER["fits"], "next": {"type": "string"}},
-                "text", "more_bytes", "settings", "components", "fits", "next"),
+        _object(
+            {
+                "before": _object(_STEP, "model"),
+                "after": _object(_STEP, "model"),
+                "measured": {
+                    "type": "string",
+                    "description": "nvidia-smi=, allocated=, reserved= or oom= and a size",
+                    "examples": ["nvidia-smi=14.2GiB"],
+                },
+            },
+            "before",
+        ),
+        _object(
+            {
+                "text": {"type": "string"},
+                "more_bytes": _SIZE,
+                "settings": {"type": "array"},
+                "components": {"type": "object"},
+                "fits": _ANSWER["fits"],
+                "next": {"type": "string"},
+            },
+            "text",
+            "more_bytes",
+            "settings",
+            "components",
+            "fits",
+            "next",
+        ),
         explain_difference,
     ),
-}  # fmt: skip
+}
 
 
 def called(name: str, arguments: Mapping[str, Any] | None) -> tuple[dict[str, Any], bool]:
     """A tool's answer, and whether it is a refusal: ``problem``, ``where``, ``found``, ``allowed``, ``write``."""
     try:
         if name not in TOOLS:
-            raise UserError("There is no such tool.", found=name, allowed=", ".join(TOOLS), write="dryfit")
+            raise UserError(
+                "There is no such tool.", found=name, allowed=", ".join(TOOLS), write="dryfit"
+            )
         _, taken, _, answer = TOOLS[name]
         validate(dict(arguments or {}), taken, f"the call of {name}")
         return answer(arguments or {}), False
@@ -187,7 +273,10 @@ def called(name: str, arguments: Mapping[str, Any] | None) -> tuple[dict[str, An
         parts = error.parts or (error,)
         fields = ("problem", "where", "found", "allowed", "write")
         refusals = [{field: _plain(getattr(part, field)) for field in fields} for part in parts]
-        return {"refused": refusals, "next": "Correct the call as `write` says, and ask again."}, True
+        return {
+            "refused": refusals,
+            "next": "Correct the call as `write` says, and ask again.",
+        }, True
 
 
 def _plain(value: Any) -> Any:
@@ -214,10 +303,18 @@ async def _serve() -> None:
         text = json.dumps(answer, sort_keys=True, default=str)
         content = [types.TextContent(type="text", text=text)]
         return types.CallToolResult(
-            content=content, structured_content=None if refused else json.loads(text), is_error=refused
+            content=content,
+            structured_content=None if refused else json.loads(text),
+            is_error=refused,
         )
 
-    server = Server("dryfit", version=VERSION, instructions=_INSTRUCTIONS, on_list_tools=listed, on_call_tool=call)
+    server = Server(
+        "dryfit",
+        version=VERSION,
+        instructions=_INSTRUCTIONS,
+        on_list_tools=listed,
+        on_call_tool=call,
+    )
     async with stdio_server() as (reading, writing):
         await server.run(reading, writing, server.create_initialization_options())
 
@@ -228,8 +325,10 @@ def main(_: argparse.Namespace) -> int:
         import mcp  # noqa: F401
     except ModuleNotFoundError:
         raise UserError(
-            "The package mcp is not installed.", where="dryfit mcp", allowed="mcp 2",
+            "The package mcp is not installed.",
+            where="dryfit mcp",
+            allowed="mcp 2",
             write='pip install "dryfit[mcp]"',
-        ) from None  # fmt: skip
+        ) from None
     asyncio.run(_serve())
     return 0

@@ -60,27 +60,40 @@ _RECORD = {
         "device": {
             "type": ["object", "null"],
             "properties": {
-                "name": {"type": "string"}, "total_bytes": {"type": "integer"},
+                "name": {"type": "string"},
+                "total_bytes": {"type": "integer"},
                 "capability": {"type": "array", "items": {"type": "integer"}},
-                "beside_allocator_bytes": {"type": "integer"}, "gpus": {"type": "integer", "minimum": 1},
+                "beside_allocator_bytes": {"type": "integer"},
+                "gpus": {"type": "integer", "minimum": 1},
             },
             "required": ["name", "total_bytes", "capability", "beside_allocator_bytes"],
         },
-        "updates": {"type": "array", "items": {"type": "object", "properties": {
-            "seconds": {"type": ["number", "null"]}, "allocated_bytes": _SIZE, "reserved_bytes": _SIZE,
-        }, "required": ["seconds", "allocated_bytes", "reserved_bytes"]}},
+        "updates": {
+            "type": "array",
+            "items": {
+                "type": "object",
+                "properties": {
+                    "seconds": {"type": ["number", "null"]},
+                    "allocated_bytes": _SIZE,
+                    "reserved_bytes": _SIZE,
+                },
+                "required": ["seconds", "allocated_bytes", "reserved_bytes"],
+            },
+        },
     },
     "required": ["form", "updates", "device", "versions"],
-}  # fmt: skip
+}
 
 
 def measure(asked: Question, program: Sequence[str], record_path: Path | None) -> int:
     """``measure``: exit status 0, or 1 where the prediction was too low."""
     if not program:
         raise UserError(
-            "`dryfit measure` has no program to run.", where="the command line", allowed="a command behind --",
+            "`dryfit measure` has no program to run.",
+            where="the command line",
+            allowed="a command behind --",
             write="dryfit measure config.yml --gpu 4090 -- python train.py",
-        )  # fmt: skip
+        )
     record = run(program)
     if record_path:
         write_json(record_path, record)
@@ -110,8 +123,11 @@ def _snapshot(asked: Question, path: Path) -> int:
     try:
         record = step_record(asked.scenario, asked.gpu and asked.gpu.capability)
     except Unlike as error:
-        raise UserError(f"The step's events are not known one by one: {error}.", where="--measured",
-                        allowed="one GPU, and transformers 5.4 or newer") from None  # fmt: skip
+        raise UserError(
+            f"The step's events are not known one by one: {error}.",
+            where="--measured",
+            allowed="one GPU, and transformers 5.4 or newer",
+        ) from None
     found = compare_snapshot(record, path)
     print(printable(str(found)))
     return 0 if found.trace is None and found.snapshot is None else 1
@@ -125,19 +141,29 @@ def run(program: Sequence[str]) -> dict[str, Any]:
     with TemporaryDirectory() as folder:
         site, target = Path(folder) / "site", Path(folder) / "record.json"
         site.mkdir()
-        (site / "sitecustomize.py").write_text(_SITE.format(recorder=recorder.__file__, folder=str(site)))
+        (site / "sitecustomize.py").write_text(
+            _SITE.format(recorder=recorder.__file__, folder=str(site))
+        )
         before = os.environ.get("PYTHONPATH")
         environment = {
-            **os.environ, recorder.TARGET: str(target),
+            **os.environ,
+            recorder.TARGET: str(target),
             "PYTHONPATH": f"{site}{os.pathsep}{before}" if before else str(site),
-        }  # fmt: skip
+        }
         try:
             status = subprocess.run(program, env=environment, stdout=sys.stderr).returncode
         except OSError as error:
-            raise UserError("The program can't be started.", where="measure", found=f"{program[0]}: {error.strerror}",
-                            write="dryfit measure config.yml -- python train.py") from None  # fmt: skip
+            raise UserError(
+                "The program can't be started.",
+                where="measure",
+                found=f"{program[0]}: {error.strerror}",
+                write="dryfit measure config.yml -- python train.py",
+            ) from None
         if target.is_file():
-            return _whole(json.loads(target.read_text(encoding="utf-8")), f"the program (its status was {status})")
+            return _whole(
+                json.loads(target.read_text(encoding="utf-8")),
+                f"the program (its status was {status})",
+            )
     return _whole({"updates": []}, f"the program (its status was {status})")
 
 
@@ -147,9 +173,10 @@ def _whole(record: dict[str, Any], where: object) -> dict[str, Any]:
         raise UserError(
             f"The run ended after {count} update{'s' if count != 1 else ''}, and {recorder.UPDATES} are needed: the"
             " first one makes the optimizer's states, and the time is that of the others.",
-            where=where, allowed=f"a program whose PyTorch optimizer makes {recorder.UPDATES} updates",
+            where=where,
+            allowed=f"a program whose PyTorch optimizer makes {recorder.UPDATES} updates",
             write="more rows, or a smaller gradient accumulation",
-        )  # fmt: skip
+        )
     return record
 
 
@@ -168,7 +195,9 @@ def read_record(path: Path) -> dict[str, Any]:
     return _whole(content, path)
 
 
-def compared(asked: Question, record: Mapping[str, Any]) -> tuple[Question, MeasuredStep, dict[str, Any]]:
+def compared(
+    asked: Question, record: Mapping[str, Any]
+) -> tuple[Question, MeasuredStep, dict[str, Any]]:
     """The question for the very card that a record was made on, the row that the record is, and the answer.
 
     UserError: if the run used no GPU.
@@ -176,9 +205,11 @@ def compared(asked: Question, record: Mapping[str, Any]) -> tuple[Question, Meas
     device = record["device"]
     if device is None or not all(one[name] for one in record["updates"] for name in _MEASURED):
         raise UserError(
-            "The run used no GPU, so there is no GPU memory to compare.", where="measure",
-            allowed="a program that trains on CUDA", write="dryfit compare config.yml --measured run.json",
-        )  # fmt: skip
+            "The run used no GPU, so there is no GPU memory to compare.",
+            where="measure",
+            allowed="a program that trains on CUDA",
+            write="dryfit compare config.yml --measured run.json",
+        )
     card = from_device(device["name"], device["total_bytes"], tuple(device["capability"]))
     if asked.gpu is None:
         asked = replace(asked, gpu=card, scenario=asked.scenario.changed(gpu=card.setting))
@@ -186,8 +217,14 @@ def compared(asked: Question, record: Mapping[str, Any]) -> tuple[Question, Meas
     updates, trace, time = record["updates"], answer["trace"], answer.get("time")
     allocated, reserved = (max(one[name] for one in updates) for name in _MEASURED)
     seconds = statistics.median(one["seconds"] for one in updates if one["seconds"] is not None)
-    scenario, platform = asked.scenario, "windows" if record.get("platform", "").startswith("win") else "linux"
-    versions = {name: record["versions"].get(name, "") for name in ("torch", "transformers", "peft", "bitsandbytes")}
+    scenario, platform = (
+        asked.scenario,
+        "windows" if record.get("platform", "").startswith("win") else "linux",
+    )
+    versions = {
+        name: record["versions"].get(name, "")
+        for name in ("torch", "transformers", "peft", "bitsandbytes")
+    }
     form = answer["analytic"]
     step = MeasuredStep(
         id=f"own-{datetime.now(UTC):%Y%m%dT%H%M%S%f}",
@@ -208,7 +245,7 @@ def compared(asked: Question, record: Mapping[str, Any]) -> tuple[Question, Meas
         form_error=round(form["peak_allocated_bytes"] / allocated - 1, 6) if form else None,
         memory_known=UNREAD,
         time_known=UNREAD if time else "",
-    )  # fmt: skip
+    )
     return asked, step, answer
 
 
@@ -224,27 +261,56 @@ def _beside(found: int, gpu: Gpu | None) -> list[str]:
     if gpu is None:
         return [f"beside the allocator, with the CUDA context: {size_text(found)}"]
     predicted = size_text(gpu.context_bytes)
-    lines = [f"beside the allocator, with the CUDA context: {size_text(found)}  (predicted: {predicted})"]
+    lines = [
+        f"beside the allocator, with the CUDA context: {size_text(found)}  (predicted: {predicted})"
+    ]
     if abs(found - gpu.context_bytes) >= MIB:
         own = replace(gpu, context_bytes=-(-found // MIB) * MIB, context_source=GIVEN, count=1)
-        write = f'write `gpu: {yaml_text(own.setting)}` in a file, or --gpu "{yaml_text(own.setting)}"'
+        write = (
+            f'write `gpu: {yaml_text(own.setting)}` in a file, or --gpu "{yaml_text(own.setting)}"'
+        )
         lines.append(f"{write}: {size_text(find(own.setting).usable_bytes)} are usable then")
     return lines
 
 
-def text(asked: Question, step: MeasuredStep, answer: Mapping[str, Any], record: Mapping[str, Any]) -> str:
+def text(
+    asked: Question, step: MeasuredStep, answer: Mapping[str, Any], record: Mapping[str, Any]
+) -> str:
     """What was measured beside what was predicted, the card's own figures, and where the difference may come from."""
     trace, time, device = answer["trace"], answer.get("time"), record["device"]
     rows = [
-        ("allocated", gib(step.allocated_bytes), gib(trace["peak_allocated_bytes"]), step.allocated_error),
-        ("reserved", gib(step.reserved_bytes), gib(trace["peak_reserved_bytes"]), step.reserved_error),
+        (
+            "allocated",
+            gib(step.allocated_bytes),
+            gib(trace["peak_allocated_bytes"]),
+            step.allocated_error,
+        ),
+        (
+            "reserved",
+            gib(step.reserved_bytes),
+            gib(trace["peak_reserved_bytes"]),
+            step.reserved_error,
+        ),
     ]
     if time:
-        rows.append(("a step", f"{step.step_seconds:.4g} s", f"{time['seconds_per_step']:.4g} s", step.time_error))
+        rows.append(
+            (
+                "a step",
+                f"{step.step_seconds:.4g} s",
+                f"{time['seconds_per_step']:.4g} s",
+                step.time_error,
+            )
+        )
     lines = [f"{'':<12}{'measured':>12}{'predicted':>12}{'difference':>12}"]
-    lines += [f"{name:<12}{own:>12}{other:>12}{100 * error:>+10.2f} %" for name, own, other, error in rows]
+    lines += [
+        f"{name:<12}{own:>12}{other:>12}{100 * error:>+10.2f} %" for name, own, other, error in rows
+    ]
     lines += _beside(device["beside_allocator_bytes"], asked.gpu)
     if abs(step.allocated_error) > _CLOSE:
-        lines += ["", difference(asked, answer, f"allocated={step.allocated_bytes / 2**20:.0f}MiB"), ""]
+        lines += [
+            "",
+            difference(asked, answer, f"allocated={step.allocated_bytes / 2**20:.0f}MiB"),
+            "",
+        ]
     lines.append(f"kept as a row of {own_table()}; later answers name it")
     return "\n".join(lines)

@@ -52,7 +52,9 @@ def outcome(path: Path) -> Outcome:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m dryfit.ask.predict", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m dryfit.ask.predict", description=__doc__.splitlines()[0]
+    )
     parser.add_argument("scenarios", nargs="+", type=Path, metavar="SCENARIO.yaml")
     parser.add_argument("--table", action="store_true", help="for people instead of JSON")
     options = parser.parse_args(arguments)
@@ -64,7 +66,10 @@ def main(arguments: list[str] | None = None) -> int:
         if answer is None:
             print(message, file=sys.stderr)
         else:
-            print(table(str(path), answer) if options.table else json.dumps(answer, sort_keys=True), flush=True)
+            print(
+                table(str(path), answer) if options.table else json.dumps(answer, sort_keys=True),
+                flush=True,
+            )
     return status
 
 

@@ -29,12 +29,17 @@ from dryfit.scenario.scenario import Scenario
 from dryfit.scenario.strategies import AXES, NONE, STRATEGIES
 
 _FILES = (".yaml", ".yml", ".json", ".py", ".ipynb", ".sh", ".toml", ".jinja", ".j2")
-_MODEL_ALONE = "model alone"  # a question whose first word is a model: no field, and taken out of them
+_MODEL_ALONE = (
+    "model alone"  # a question whose first word is a model: no field, and taken out of them
+)
 _LEARNED_POSITIONS = ("gpt2", "gpt_neo", "opt", "gpt_bigcode", "biogpt", "xglm")
 _AS_NF4 = "4-bit weights of {} are counted as NF4"
 # Formats of weights that are quantized already, and how they are counted.
 _QUANTIZED = {
-    "mxfp4": (EITHER_WAY, "mxfp4 weights are made bf16 for training, and counted so (experts.quantized=mxfp4: kept)"),
+    "mxfp4": (
+        EITHER_WAY,
+        "mxfp4 weights are made bf16 for training, and counted so (experts.quantized=mxfp4: kept)",
+    ),
     "fp8": (TOO_HIGH, "8-bit weights are counted as the bf16 that training makes of them"),
     "gptq": (EITHER_WAY, _AS_NF4.format("GPTQ")),
     "awq": (EITHER_WAY, _AS_NF4.format("AWQ")),
@@ -76,7 +81,10 @@ class QuestionOptions:
     @property
     def set(self) -> list[tuple[str, str]]:
         """The fields and parts of ``settings`` with their values, as they are typed."""
-        return [(name.strip(), value.strip()) for name, _, value in (text.partition("=") for text in self.settings)]
+        return [
+            (name.strip(), value.strip())
+            for name, _, value in (text.partition("=") for text in self.settings)
+        ]
 
     @property
     def fields(self) -> set[str]:
@@ -86,10 +94,19 @@ class QuestionOptions:
     @property
     def words(self) -> list[str]:
         """The options as they are typed."""
-        flags = {"--gpu": self.gpu, "--method": self.method, "-s": self.sequence_length, "-b": self.micro_batch,
-                 "--strategy": self.strategy, "--from": self.tool, "--like": self.like}  # fmt: skip
+        flags = {
+            "--gpu": self.gpu,
+            "--method": self.method,
+            "-s": self.sequence_length,
+            "-b": self.micro_batch,
+            "--strategy": self.strategy,
+            "--from": self.tool,
+            "--like": self.like,
+        }
         typed = [(flag, str(value)) for flag, value in flags.items() if value is not None]
-        return [word for pair in (*typed, *(("--set", one) for one in self.settings)) for word in pair]
+        return [
+            word for pair in (*typed, *(("--set", one) for one in self.settings)) for word in pair
+        ]
 
 
 @dataclass
@@ -125,9 +142,12 @@ def question(what: Sequence[str | Path], options: QuestionOptions) -> Question:
     _refuse_what_is_open(reading, options)
     if not fields.get("model"):
         raise UserError(
-            "The file names no model.", where="the command line", found=where,
-            allowed="a model in the file, or --set model=NAME", change={"--set": "model=Qwen/Qwen3-8B"},
-        )  # fmt: skip
+            "The file names no model.",
+            where="the command line",
+            found=where,
+            allowed="a model in the file, or --set model=NAME",
+            change={"--set": "model=Qwen/Qwen3-8B"},
+        )
     by_name = isinstance(fields["model"], str)
     model = fields["model"] if by_name else str(fields.get("model_name") or "")
     base = reading or Reading("", "", Path(where))
@@ -141,18 +161,28 @@ def question(what: Sequence[str | Path], options: QuestionOptions) -> Question:
     except UserError as error:
         raise _of_the_file(error, reading, options) from None
     if reading is not None:
-        named = {one.partition(".")[0] for said in reading.understood.values() for one in said.split(", ")}
+        named = {
+            one.partition(".")[0]
+            for said in reading.understood.values()
+            for one in said.split(", ")
+        }
         named |= options.fields
-        reading.older = {name: value for name, value in reading.older.items() if name not in options.given}
+        reading.older = {
+            name: value for name, value in reading.older.items() if name not in options.given
+        }
         mapping = request.scenario.to_mapping()
-        assumed = {name: mapping[name] for name in DECIDING if name in reading.fields and name not in named}
+        assumed = {
+            name: mapping[name] for name in DECIDING if name in reading.fields and name not in named
+        }
         request = replace(request, mapping={}, assumed=assumed, assumed_by=reading.tool)
     scenario = request.scenario
     if by_name and not request.warnings:
         request = replace(request, warnings=left_out(model, scenario, where))
     own = gpu or (find(scenario.gpu, where) if scenario.gpu is not None else None)
     if model_alone and options.like is None and model.lower().startswith("unsloth/"):
-        base.notes.append("the id is of Unsloth's account: --like unsloth asks with Unsloth's defaults")
+        base.notes.append(
+            "the id is of Unsloth's account: --like unsloth asks with Unsloth's defaults"
+        )
     if reading is None and (base.remarks or base.notes):
         reading = replace(base, tool="Hub")
     return Question(request, scenario, where, own, reading, beside, model)
@@ -179,7 +209,9 @@ def _request(
     """The request of some fields. About a model alone it is the step of a tool that people use, if that has one."""
     if model_alone:
         with suppress(UserError):  # what was named does not go with the tool's settings
-            return _without_a_mask(parse_request({**fields, "like": DEFAULT_LIKE}, where, capability))
+            return _without_a_mask(
+                parse_request({**fields, "like": DEFAULT_LIKE}, where, capability)
+            )
     return parse_request(fields, where, capability)
 
 
@@ -188,7 +220,9 @@ def with_method(asked: Question, method: str) -> Scenario:
     request = asked.asked
     if request.like_is_default:
         capability = asked.gpu.capability if asked.gpu else None
-        return _request({**request.mapping, "method": method}, asked.where, capability, True).scenario
+        return _request(
+            {**request.mapping, "method": method}, asked.where, capability, True
+        ).scenario
     return apply(asked.scenario, {"method": method})
 
 
@@ -197,14 +231,18 @@ def _without_a_mask(request: ScenarioRequest) -> ScenarioRequest:
     kept = {name: value for name, value in request.set_by_like.items() if name != "attention_mask"}
     mask = {"attention_mask": "none"} if kept != request.set_by_like else {}
     scenario, assumed = request.scenario.changed(**mask), {**request.assumed, **mask}
-    return replace(request, scenario=scenario, set_by_like=kept, assumed=assumed, like_is_default=True)
+    return replace(
+        request, scenario=scenario, set_by_like=kept, assumed=assumed, like_is_default=True
+    )
 
 
 def _of_the_file(error: UserError, reading: Reading | None, options: QuestionOptions) -> UserError:
     """An error as one of another tool's file, where a key of that and no option decides the field."""
     is_own = reading is not None and reading.file.suffix not in (".py", ".ipynb")
     return (
-        reading.in_own_words(error) if is_own and (error.field or "").partition(".")[0] not in options.fields else error
+        reading.in_own_words(error)
+        if is_own and (error.field or "").partition(".")[0] not in options.fields
+        else error
     )
 
 
@@ -225,11 +263,15 @@ def _main(
     path = Path(what).expanduser()
     if path.is_file():
         return _file(path, tool, gpu, objective)
-    registry, _, part = what.rpartition(":")  # a function of a program: torchtitan's registries hold several
+    registry, _, part = what.rpartition(
+        ":"
+    )  # a function of a program: torchtitan's registries hold several
     if registry.endswith(".py") and Path(registry).expanduser().is_file():
         from dryfit.readers.scripts import read_program
 
-        reading = read_program(Path(registry).expanduser(), gpu.count if gpu and gpu.count > 1 else None, part)
+        reading = read_program(
+            Path(registry).expanduser(), gpu.count if gpu and gpu.count > 1 else None, part
+        )
         return dict(reading.fields), what, reading
     if path.is_dir():
         if (path / "adapter_config.json").is_file() and not (path / "config.json").is_file():
@@ -239,27 +281,39 @@ def _main(
         folder = path.parent if path.parent.is_dir() else Path()
         near = difflib.get_close_matches(path.name, [other.name for other in folder.iterdir()], n=1)
         raise UserError(
-            "The file isn't there.", where="the command line", found=what, allowed="a file, or a model's name",
+            "The file isn't there.",
+            where="the command line",
+            found=what,
+            allowed="a file, or a model's name",
             change={"model": str(folder / near[0]) if near else "qwen2.5-coder-7b"},
-        )  # fmt: skip
+        )
     return {"model": what, _MODEL_ALONE: True}, "the command line", None
 
 
 def _file(
     path: Path, tool: str | None, gpu: Gpu | None, objective: str | None = None
 ) -> tuple[dict[str, Any], str, Reading | None]:
-    count, capability = gpu.count if gpu and gpu.count > 1 else None, gpu.capability if gpu else None
+    count, capability = (
+        gpu.count if gpu and gpu.count > 1 else None,
+        gpu.capability if gpu else None,
+    )
     if path.suffix in (".py", ".ipynb", ".sh"):
         from dryfit.readers.scripts import read_program, read_script
 
-        reading = (read_script if path.suffix == ".sh" else read_program)(path, count, capability=capability)
+        reading = (read_script if path.suffix == ".sh" else read_program)(
+            path, count, capability=capability
+        )
         return dict(reading.fields), str(path), reading
     mapping = readers.mapping_of(path)
     kind = tool or readers.kind_of(mapping, path)
     if kind == "model":
         return {"model": str(path), _MODEL_ALONE: True}, str(path), None
     if kind in ("scenario", "run"):
-        return dict(mapping) if kind == "scenario" else readers.pipeline(path)(mapping), str(path), None
+        return (
+            dict(mapping) if kind == "scenario" else readers.pipeline(path)(mapping),
+            str(path),
+            None,
+        )
     if objective and kind == "trl" and "command" not in mapping:  # `trl dpo --config FILE`
         mapping = {**mapping, "command": objective}
     reading = _read_tool(path, kind, mapping, gpu)
@@ -288,7 +342,11 @@ def said_by(path: Path) -> dict[str, str]:
     """
     fields, _, reading = _file(path, None, None)
     if reading is None:
-        return {name: f"{name}: {yaml_text(value)}" for name, value in fields.items() if name != "model_name"}
+        return {
+            name: f"{name}: {yaml_text(value)}"
+            for name, value in fields.items()
+            if name != "model_name"
+        }
     own = reading.own
     return {
         field: f"{key}: {yaml_text(own[key])}" if key in own else key
@@ -300,15 +358,21 @@ def said_by(path: Path) -> dict[str, str]:
 def _beside(path: Path, gpu: Gpu | None) -> Reading:
     """A file of accelerate, DeepSpeed or PEFT beside the first."""
     if not path.is_file():
-        raise UserError("The file isn't there.", where=str(path), allowed="a file of accelerate, DeepSpeed or PEFT")
+        raise UserError(
+            "The file isn't there.",
+            where=str(path),
+            allowed="a file of accelerate, DeepSpeed or PEFT",
+        )
     mapping = readers.mapping_of(path)
     kind = readers.kind_of(mapping, path)
     if kind not in readers.READERS or not readers.READERS[kind].beside:
         raise UserError(
             "Give one model or training file; only accelerate, DeepSpeed or PEFT files may follow it.",
-            where=str(path), found=kind, allowed="one of the two",
+            where=str(path),
+            found=kind,
+            allowed="one of the two",
             write=f"dryfit {path}",
-        )  # fmt: skip
+        )
     return _read_tool(path, kind, mapping, gpu)
 
 
@@ -319,7 +383,11 @@ def _join(fields: dict[str, Any], other: Reading) -> None:
             fields.pop("lora", None)
         if name == "autocast" and str(fields.get("precision", "")).endswith("-mixed"):
             continue
-        if name == "parallel" or fields.get(name) is None or (name == "adapter" and other.tool == "PEFT"):
+        if (
+            name == "parallel"
+            or fields.get(name) is None
+            or (name == "adapter" and other.tool == "PEFT")
+        ):
             fields[name] = value
 
 
@@ -343,16 +411,21 @@ def _apply_options(fields: dict[str, Any], options: QuestionOptions, gpu: Gpu | 
 
 def _change_strategy(fields: dict[str, Any], strategy: str, gpu: Gpu | None) -> None:
     before = fields.get("parallel") or {}
-    count = gpu.count if gpu and gpu.count > 1 else max(before.get("gpus", 1), gpu_count(fields.get("gpu")))
+    count = (
+        gpu.count
+        if gpu and gpu.count > 1
+        else max(before.get("gpus", 1), gpu_count(fields.get("gpu")))
+    )
     if strategy == "none" and not any(before.get(axis, 1) != 1 for axis in AXES):
         fields["parallel"] = {"strategy": "none", "gpus": 1}
     elif count < 2:
         raise UserError(
             f"`--strategy {strategy}` is for several GPUs, and one was asked for.",
-            where="the command line", found=f"--strategy {strategy}",
+            where="the command line",
+            found=f"--strategy {strategy}",
             allowed="--gpu with a count, or no --strategy",
             change={"gpu": f"2x{_kind(gpu, fields.get('gpu'))}"},
-        )  # fmt: skip
+        )
     else:
         mesh = {axis: before[axis] for axis in AXES if axis in before}
         kept = before if before.get("strategy") == strategy else mesh
@@ -387,24 +460,40 @@ def _set(fields: dict[str, Any], text: str) -> None:
     """``field=value`` or ``field.part=value``, the value as a YAML file would have it."""
     name, equals, written = text.partition("=")
     if not equals or not name.strip():
-        raise UserError("`--set` takes field=value.", where="--set", found=text, field=name.strip(),
-                        change={"lora": {"rank": 64}})  # fmt: skip
+        raise UserError(
+            "`--set` takes field=value.",
+            where="--set",
+            found=text,
+            field=name.strip(),
+            change={"lora": {"rank": 64}},
+        )
     first, _, part = name.strip().partition(".")
     if first not in BY_NAME:
         near = nearest_field(name.strip())
         head, _, tail = (near or "sequence_length").partition(".")
-        change = {head: {tail: yaml_value(written, "--set")} if tail else yaml_value(written, "--set")}
+        change = {
+            head: {tail: yaml_value(written, "--set")} if tail else yaml_value(written, "--set")
+        }
         raise UserError(
-            f"`--set` names a field that a scenario doesn't have: {first}.", where="--set", found=text,
-            allowed=", ".join(sorted(BY_NAME)), field=name.strip(), change=change if near else {head: 2048},
-        )  # fmt: skip
+            f"`--set` names a field that a scenario doesn't have: {first}.",
+            where="--set",
+            found=text,
+            allowed=", ".join(sorted(BY_NAME)),
+            field=name.strip(),
+            change=change if near else {head: 2048},
+        )
     try:
         value = yaml_value(written, "--set")
     except UserError as error:
         plain = written.strip().lstrip("0") or "0"
         value = int(plain) if plain.isdigit() else BY_NAME[first].example
-        raise error.with_values(where="--set", found=text, field=name.strip(), write=None,
-                                change={first: {part: value} if part else value}) from None  # fmt: skip
+        raise error.with_values(
+            where="--set",
+            found=text,
+            field=name.strip(),
+            write=None,
+            change={first: {part: value} if part else value},
+        ) from None
     if part:
         before = fields.get(first)
         if before is None and first == "lora":
@@ -419,14 +508,23 @@ def _set(fields: dict[str, Any], text: str) -> None:
 def _resolve(fields: dict[str, Any], reading: Reading, where: str) -> None:
     """The model's configuration in place of its name; formats that training unpacks are counted as it does."""
     model, name = configuration(fields["model"], where)
-    quantized = model.get("quantization_config") or (model.get("text_config") or {}).get("quantization_config")
-    method = str((quantized or {}).get("quant_method", "")) if isinstance(quantized, Mapping) else ""
+    quantized = model.get("quantization_config") or (model.get("text_config") or {}).get(
+        "quantization_config"
+    )
+    method = (
+        str((quantized or {}).get("quant_method", "")) if isinstance(quantized, Mapping) else ""
+    )
     if method in _QUANTIZED:
         model = {key: value for key, value in model.items() if key != "quantization_config"}
         if isinstance(model.get("text_config"), Mapping):
-            model["text_config"] = {k: v for k, v in model["text_config"].items() if k != "quantization_config"}
+            model["text_config"] = {
+                k: v for k, v in model["text_config"].items() if k != "quantization_config"
+            }
         errs, why = _QUANTIZED[method]
-        if method in ("gptq", "awq", "aqlm", "bitsandbytes") and fields.get("method", "qlora") != "full":
+        if (
+            method in ("gptq", "awq", "aqlm", "bitsandbytes")
+            and fields.get("method", "qlora") != "full"
+        ):
             fields["method"] = "qlora"
             if quantized.get("load_in_8bit") and "quantization" not in fields:
                 fields["quantization"] = {"type": "int8"}
@@ -441,4 +539,6 @@ def _resolve(fields: dict[str, Any], reading: Reading, where: str) -> None:
     if is_file and length > positions and model.get("model_type") not in _LEARNED_POSITIONS:
         longer = {**text, "max_position_embeddings": length}
         fields["model"] = longer if text is model else {**model, "text_config": longer}
-        reading.notes.append(f"{length} tokens are more than the model's {positions} positions; counted all the same")
+        reading.notes.append(
+            f"{length} tokens are more than the model's {positions} positions; counted all the same"
+        )

@@ -32,8 +32,20 @@ if TYPE_CHECKING:
     from dryfit.recipes.trainers import TrainerFile
 
 _RANK = 16  # of `--method lora` where none is named
-_TAKEN = ("what", "command", "gpu", "method", "sequence_length", "micro_batch", "set", "json", "suggest", "yaml",
-          "fresh", "recipe")  # fmt: skip
+_TAKEN = (
+    "what",
+    "command",
+    "gpu",
+    "method",
+    "sequence_length",
+    "micro_batch",
+    "set",
+    "json",
+    "suggest",
+    "yaml",
+    "fresh",
+    "recipe",
+)
 
 
 @dataclass(frozen=True)
@@ -68,10 +80,12 @@ def answered(words: Sequence[str]) -> int | None:
     options = parse(line)
     if model is None:
         raise UserError(
-            "Recipes are for models that continue no text.", where="--recipe", found=named,
+            "Recipes are for models that continue no text.",
+            where="--recipe",
+            found=named,
             allowed="a model of images, films, speech or classes; without --recipe any model that continues a text",
             write=f"{PROGRAM} openai/whisper-large-v3 --recipe {options.recipe}",
-        )  # fmt: skip
+        )
     try:
         asked = question(model, options, file)
     except UserError as error:
@@ -80,7 +94,9 @@ def answered(words: Sequence[str]) -> int | None:
         line, wrong = changed(line, error.change), [*wrong, error]
         question(model, parse(line), file)  # what is wrong in this line too is shown instead of it
     if not all(isinstance(one, Understood) for one in wrong):
-        raise UserError.several([one.with_values(write=shlex.join([PROGRAM, *line]), change=None) for one in wrong])
+        raise UserError.several(
+            [one.with_values(write=shlex.join([PROGRAM, *line]), change=None) for one in wrong]
+        )
     if wrong:
         words, asked = line, replace(asked, read_as=read_as(line, asked.gpu))
         if not options.json:
@@ -88,7 +104,9 @@ def answered(words: Sequence[str]) -> int | None:
     if options.yaml:
         print(asked.recipe.program({"model": model.name, **asked.values}), end="")
         return 0
-    return kept_or_given(words, asked, partial(_print, asked, options, words), fresh=bool(options.fresh))
+    return kept_or_given(
+        words, asked, partial(_print, asked, options, words), fresh=bool(options.fresh)
+    )
 
 
 def _file(what: str) -> TrainerFile | None:
@@ -108,26 +126,37 @@ def _listed(model: OtherModel | None) -> list[str]:
     return [f"{'*' if one.name == own else ' '} {one.name:<{width}}  {one.about}" for one in rows]
 
 
-def question(model: OtherModel, options: argparse.Namespace, file: TrainerFile | None = None) -> RecipeQuestion:
+def question(
+    model: OtherModel, options: argparse.Namespace, file: TrainerFile | None = None
+) -> RecipeQuestion:
     """What a line asks about a model, or about the training that a file describes.
 
     UserError: if an option says nothing to a recipe, or a setting is wrong.
     """
-    wrong = [name for name, value in vars(options).items() if value not in (None, [], False) and name not in _TAKEN]
+    wrong = [
+        name
+        for name, value in vars(options).items()
+        if value not in (None, [], False) and name not in _TAKEN
+    ]
     if wrong or len(options.what) > 1:
         name = f"--{wrong[0].replace('_', '-')}" if wrong else options.what[1]
         raise UserError(
-            f"{model.name} is answered by a recipe, which does not use {name}.", where="the command line", found=name,
+            f"{model.name} is answered by a recipe, which does not use {name}.",
+            where="the command line",
+            found=name,
             allowed="--gpu, --method, -b, -s, --set, --recipe, --json, --suggest, --yaml, --fresh",
             write=f"{PROGRAM} {model.name} --gpu {options.gpu or '4090'}",
-        )  # fmt: skip
+        )
     chosen = recipe(options.recipe or (file.recipe if file else model.recipe))
     gpu = card(options.gpu, "--gpu") if options.gpu else None
     if gpu and gpu.count > 1:
         raise UserError(
-            "A recipe runs on one GPU.", where="--gpu", found=options.gpu, allowed="one GPU; your program on several",
+            "A recipe runs on one GPU.",
+            where="--gpu",
+            found=options.gpu,
+            allowed="one GPU; your program on several",
             write=f"{PROGRAM} run --gpus {gpu.count} --gpu {gpu.name} train.py",
-        )  # fmt: skip
+        )
     given = {**(file.given if file else {}), **chosen.checked(_given(chosen, options))}
     own = {name: setting.value for name, setting in chosen.settings.items() if name != "model"}
     own |= {name: value for name, value in model.settings.items() if name in own}
@@ -147,9 +176,13 @@ def _given(chosen: Recipe, options: argparse.Namespace) -> dict[str, Any]:
         if options.method == "qlora":
             given["quantization"] = "nf4"
     given |= {
-        name: value for name in ("sequence_length", "micro_batch") if (value := getattr(options, name)) is not None
+        name: value
+        for name in ("sequence_length", "micro_batch")
+        if (value := getattr(options, name)) is not None
     }
-    if "size" in chosen.settings and "sequence_length" in given:  # `sdxl 1024`: what a length is to an image
+    if (
+        "size" in chosen.settings and "sequence_length" in given
+    ):  # `sdxl 1024`: what a length is to an image
         given["size"] = given.pop("sequence_length")
     for text in options.set:
         name, equals, written = text.partition("=")
@@ -172,12 +205,18 @@ def _print(asked: RecipeQuestion, options: argparse.Namespace, words: Sequence[s
     found = follow(asked.recipe, asked.model, asked.values, asked.gpu, beside)
     found["recipe"] |= {"assumed": dict(asked.assumed)}
     if asked.file:
-        found["recipe"]["file"] = {name: getattr(asked.file, name) for name in ("tool", "program", "beside", "notes")}
+        found["recipe"]["file"] = {
+            name: getattr(asked.file, name) for name in ("tool", "program", "beside", "notes")
+        }
     found["sentence"] = of_program(found, asked.model.name)
     wanted = found["gpu"] is not None and found["verdict"] != "fits"
     if options.json:
         if options.suggest:
-            tried = spared(asked.recipe, asked.model, asked.values, asked.gpu, found, beside) if wanted else ()
+            tried = (
+                spared(asked.recipe, asked.model, asked.values, asked.gpu, found, beside)
+                if wanted
+                else ()
+            )
             found["suggestions"] = [_suggestion(changes, one, words) for changes, one in tried]
         print(json_line(found, asked.read_as))
     else:
@@ -194,9 +233,13 @@ def _lines(found: Mapping[str, Any]) -> list[str]:
     settings = ", ".join(f"{name} {yaml_text(value)}" for name, value in told["settings"].items())
     first = [found["sentence"], f"recipe {told['name']}: {told['about']}", f"  with {settings}"]
     if told["assumed"]:
-        first.append(f"  the recipe's own, since the line does not say: {', '.join(told['assumed'])}")
+        first.append(
+            f"  the recipe's own, since the line does not say: {', '.join(told['assumed'])}"
+        )
     if file := told.get("file"):
-        first.append(f"  read from a file of {file['tool']} for {file['program']}, run as diffusers' own step")
+        first.append(
+            f"  read from a file of {file['tool']} for {file['program']}, run as diffusers' own step"
+        )
         first += [f"  {line}" for line in file["notes"]]
     first += [f"  {line}" for line in told["assumptions"]]
     return [*first, f"  configuration: {told['configuration']}", *text(found)[2:]]
@@ -207,14 +250,21 @@ def _print_spared(asked: RecipeQuestion, words: Sequence[str], spared: Any) -> N
     try:
         for changes, one in spared(asked.recipe, asked.model, asked.values, asked.gpu):
             row = _suggestion(changes, one, words)
-            what = ", ".join(f"{name.replace('_', ' ')} {yaml_text(value)}" for name, value in changes.items())
-            print(printable(f"{gib(row['required_bytes']):>12}, {said(row['verdict'])}: {what}"), flush=True)
+            what = ", ".join(
+                f"{name.replace('_', ' ')} {yaml_text(value)}" for name, value in changes.items()
+            )
+            print(
+                printable(f"{gib(row['required_bytes']):>12}, {said(row['verdict'])}: {what}"),
+                flush=True,
+            )
             print(printable(f"{'':14}{row['command']}"), flush=True)
     except KeyboardInterrupt:
         print("stopped: what is shown was found until now", file=sys.stderr)
 
 
-def _suggestion(changes: Mapping[str, Any], one: Mapping[str, Any], words: Sequence[str]) -> dict[str, Any]:
+def _suggestion(
+    changes: Mapping[str, Any], one: Mapping[str, Any], words: Sequence[str]
+) -> dict[str, Any]:
     return {
         "changes": dict(changes),
         "verdict": one["verdict"],

@@ -26,11 +26,12 @@ def parse_run_options(options: argparse.Namespace) -> Run | None:
             if getattr(options, name):
                 raise _wrong(f"--{name.replace('_', '-')} needs --rows", None, {"--rows": 50000})
         return None
-    other = [f"--{name}" for name in ("quick", "yaml")
-             if getattr(options, name.replace("-", "_"))]  # fmt: skip
+    other = [f"--{name}" for name in ("quick", "yaml") if getattr(options, name.replace("-", "_"))]
     if other:
         raise _wrong(
-            f"--rows and {other[0]} contradict each other: hours come from one traced step", None, {other[0]: None}
+            f"--rows and {other[0]} contradict each other: hours come from one traced step",
+            None,
+            {other[0]: None},
         )
     deadline, grams, tokens = options.deadline, options.grams_per_kwh, options.tokens_per_row
     return Run(
@@ -50,30 +51,40 @@ def with_run(asked: Question, run: Run, *, gpu_needed: bool = True) -> Question:
     """
     if gpu_needed and asked.gpu is None:
         raise UserError(
-            "--rows needs --gpu.", where="the command line", allowed="--gpu; or `dryfit gpus`",
+            "--rows needs --gpu.",
+            where="the command line",
+            allowed="--gpu; or `dryfit gpus`",
             change={"gpu": "a100-80gb"},
-        )  # fmt: skip
+        )
     if asked.gpu is None and not isinstance(run.price_per_hour, Mapping):
         raise UserError(
-            "--price names no GPU, and no single one is asked about.", where="the command line",
-            found=f"{run.price_per_hour:g}", allowed="NAME=PER_HOUR; or a number, with --gpu",
+            "--price names no GPU, and no single one is asked about.",
+            where="the command line",
+            found=f"{run.price_per_hour:g}",
+            allowed="NAME=PER_HOUR; or a number, with --gpu",
             change={"--price": f"a100-80gb={run.price_per_hour:g}"},
-        )  # fmt: skip
+        )
     most = asked.scenario.sequence_length
     if (run.tokens_per_row or 0) > most:
         raise UserError(
-            f"--tokens-per-row is larger than the sequence length ({most}).", where="--tokens-per-row",
-            found=f"{run.tokens_per_row:g}", allowed=f"up to {most}, or a longer sequence",
+            f"--tokens-per-row is larger than the sequence length ({most}).",
+            where="--tokens-per-row",
+            found=f"{run.tokens_per_row:g}",
+            allowed=f"up to {most}, or a longer sequence",
             change={"--tokens-per-row": most},
-        )  # fmt: skip
+        )
     return dataclasses.replace(asked, run=run)
 
 
-def _wrong(problem: str, found: Any, change: Mapping[str, Any], where: object = "the command line") -> UserError:
+def _wrong(
+    problem: str, found: Any, change: Mapping[str, Any], where: object = "the command line"
+) -> UserError:
     return UserError(f"{problem}.", where=where, found=found, change=change)
 
 
-def _number(name: str, text: Any, example: Any, where: object = "the command line", key: str | None = None) -> float:
+def _number(
+    name: str, text: Any, example: Any, where: object = "the command line", key: str | None = None
+) -> float:
     """A number above 0; thousands may be set apart by commas or underscores. ``key``: where to write it."""
     try:
         value = float(re.sub(r"(?<=\d)[,_](?=\d)", "", text) if isinstance(text, str) else text)
@@ -81,7 +92,13 @@ def _number(name: str, text: Any, example: Any, where: object = "the command lin
         value = math.nan
     if isinstance(text, bool) or not (math.isfinite(value) and value > 0):
         change = {key or name: example}
-        raise UserError(f"{name} takes a number above 0.", where=where, found=text, allowed="above 0", change=change)
+        raise UserError(
+            f"{name} takes a number above 0.",
+            where=where,
+            found=text,
+            allowed="above 0",
+            change=change,
+        )
     return value
 
 
@@ -93,14 +110,24 @@ def _deadline(text: str) -> float:
     except ValueError:
         hours = math.nan
     if not (math.isfinite(hours) and hours > 0):
-        raise UserError("--deadline takes a number above 0 of minutes, hours or days.", where="the command line",
-                        found=text, allowed="90min, 24h, 3d", change={"--deadline": "24h"})  # fmt: skip
+        raise UserError(
+            "--deadline takes a number above 0 of minutes, hours or days.",
+            where="the command line",
+            found=text,
+            allowed="90min, 24h, 3d",
+            change={"--deadline": "24h"},
+        )
     return hours
 
 
 def _prices(texts: Sequence[str]) -> dict[str, float] | float:
     """``NAME=PER_HOUR``, or files of ``NAME: PER_HOUR``; or a number alone, for the GPU that is asked about."""
-    if len(texts) == 1 and re.match(r"[-+.\d]", texts[0]) and "=" not in texts[0] and not Path(texts[0]).is_file():
+    if (
+        len(texts) == 1
+        and re.match(r"[-+.\d]", texts[0])
+        and "=" not in texts[0]
+        and not Path(texts[0]).is_file()
+    ):
         return _number("--price", texts[0], 1.29)
     prices: dict[str, float] = {}
     for text in texts:
@@ -112,13 +139,19 @@ def _prices(texts: Sequence[str]) -> dict[str, float] | float:
 def _price_file(path: str) -> dict[str, float]:
     if not Path(path).is_file():
         raise UserError(
-            "--price takes a number, NAME=PER_HOUR, or a file with a price for each GPU.", where="the command line",
-            found=path, change={"--price": "a100-80gb=1.29"},
-        )  # fmt: skip
+            "--price takes a number, NAME=PER_HOUR, or a file with a price for each GPU.",
+            where="the command line",
+            found=path,
+            change={"--price": "a100-80gb=1.29"},
+        )
     content = read_yaml(path)
     if not isinstance(content, Mapping) or not content:
-        raise UserError("A price file must map GPU names to prices, one per line.", where=path, found=content,
-                        write="a100-80gb: 1.29")  # fmt: skip
+        raise UserError(
+            "A price file must map GPU names to prices, one per line.",
+            where=path,
+            found=content,
+            write="a100-80gb: 1.29",
+        )
     return dict(_price(str(name), price, path) for name, price in content.items())
 
 
@@ -129,8 +162,13 @@ def _price(name: str, price: Any, where: str) -> tuple[str, float]:
     try:
         gpu = find(name.strip(), where)
     except UserError as error:
-        raise UserError(error.problem, where=where, found=name, allowed=error.allowed,
-                        change=change(str((error.change or {}).get("gpu", "a100-80gb")))) from None  # fmt: skip
+        raise UserError(
+            error.problem,
+            where=where,
+            found=name,
+            allowed=error.allowed,
+            change=change(str((error.change or {}).get("gpu", "a100-80gb"))),
+        ) from None
     if gpu.count > 1:
         raise _wrong("A price is for one GPU: leave the count out", name, change(gpu.name), where)
     ((key, example),) = change(gpu.name).items()
@@ -154,7 +192,9 @@ def ranked(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     best = cheapest(runs)
     if runs and all(run.in_time is False for run in runs):
         nearest = min(runs, key=lambda run: run.hours)
-        lines.append(f"NO GPU that fits ends by the deadline. The nearest is {nearest.gpu}: {_hours(nearest)}")
+        lines.append(
+            f"NO GPU that fits ends by the deadline. The nearest is {nearest.gpu}: {_hours(nearest)}"
+        )
     elif best is None:
         lines += ["no price was given: --price NAME=PER_HOUR ranks by cost"] if runs else []
     else:
@@ -162,8 +202,14 @@ def ranked(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         lines.append(f"the cheapest{by}: {best.gpu}, {_hours(best)}, {_cost(best)}")
         sure = cheapest([run for run in runs if run.hours_range])
         if best.hours_range is None:
-            lines[-1] += ". No step was measured on this GPU: its hours are an estimate without a range"
-            lines += [f"of GPUs with measured steps: {sure.gpu}, {_hours(sure)}, {_cost(sure)}"] if sure else []
+            lines[-1] += (
+                ". No step was measured on this GPU: its hours are an estimate without a range"
+            )
+            lines += (
+                [f"of GPUs with measured steps: {sure.gpu}, {_hours(sure)}, {_cost(sure)}"]
+                if sure
+                else []
+            )
     return lines
 
 
@@ -184,7 +230,9 @@ def run_lines(run: Mapping[str, Any] | None, asked: Run) -> list[str]:
     if time.cost is not None:
         lines.append(f"  {_cost(time)} at {time.price_per_hour:g} an hour{each}")
     else:
-        lines.append(f"  cost: not known, since no price of {time.gpu} was given (--price {time.gpu}=1.29)")
+        lines.append(
+            f"  cost: not known, since no price of {time.gpu} was given (--price {time.gpu}=1.29)"
+        )
     co2 = "" if time.co2_kg_at_most is None else f", {time.co2_kg_at_most:.2g} kg of CO2"
     lines.append(f"  at most {time.kwh_at_most:.3g} kWh{co2}, if the boards take all that they can")
     if time.in_time is not None:
@@ -194,7 +242,9 @@ def run_lines(run: Mapping[str, Any] | None, asked: Run) -> list[str]:
     return lines
 
 
-def sooner_lines(changes: Sequence[Mapping[str, Any]], shown: Callable[[Mapping[str, Any]], str]) -> list[str]:
+def sooner_lines(
+    changes: Sequence[Mapping[str, Any]], shown: Callable[[Mapping[str, Any]], str]
+) -> list[str]:
     """What would end in time on the same GPU; ``shown`` makes the line to type."""
     if not changes:
         return []
@@ -203,7 +253,9 @@ def sooner_lines(changes: Sequence[Mapping[str, Any]], shown: Callable[[Mapping[
     if not runs[0].in_time:
         lines = ["no change that fits this GPU ends in time; the soonest:"]
     for item, run in zip(changes, runs, strict=True):
-        lines.append(f"  {shown(item)}\n      {item['cost']}; {_hours(run)}; {gib(item['headroom_bytes'])} to spare")
+        lines.append(
+            f"  {shown(item)}\n      {item['cost']}; {_hours(run)}; {gib(item['headroom_bytes'])} to spare"
+        )
     return lines
 
 

@@ -85,7 +85,9 @@ def answer_of(asked: ProgramRequest, ranks: Sequence[int], label: str = "") -> d
         one = replace(asked, rank=rank)
         try:
             of_rank = f"rank {rank}" if len(ranks) > 1 else ""
-            answers[rank] = answer.answer(one, run(one, label=", ".join(filter(None, (label, of_rank)))))
+            answers[rank] = answer.answer(
+                one, run(one, label=", ".join(filter(None, (label, of_rank))))
+            )
         except UserError as error:
             if len(ranks) == 1:
                 raise
@@ -101,10 +103,12 @@ def _ranks(text: str | None, asked: ProgramRequest) -> list[int]:
     ranks = [int(word) for word in words if word.strip().isdecimal()]
     if len(ranks) != len(words) or max(ranks) >= asked.gpus:
         raise UserError(
-            "`--ranks` names a process that the program does not have.", where="--ranks", found=text,
+            "`--ranks` names a process that the program does not have.",
+            where="--ranks",
+            found=text,
             allowed=f"all, or numbers from 0 to {asked.gpus - 1}: as many as --gpus says",
             write=f"dryfit run --gpus {max(asked.gpus, 2)} --ranks all ...",
-        )  # fmt: skip
+        )
     return list(dict.fromkeys(ranks))
 
 
@@ -114,10 +118,12 @@ def _vary(asked: ProgramRequest, ranks: Sequence[int], options: argparse.Namespa
     multiple = whole_number(step) if step else 0
     if multiple is None or not asked.gpu or options.all_gpus or bool(name) == options.longest:
         raise UserError(
-            "A search takes one GPU, and steps of 1 or more.", where="--vary, --longest", found=options.vary,
+            "A search takes one GPU, and steps of 1 or more.",
+            where="--vary, --longest",
+            found=options.vary,
             allowed="NAME or NAME:STEP, or --longest in its place; with --gpu and without --all-gpus",
             write=f"dryfit run --{f'vary {name}:64' if name else 'longest'} --gpu 4090 ...",
-        )  # fmt: skip
+        )
     found = setting(asked, name) if name else length(asked)
     multiple = multiple or (64 if found.value >= 64 else 1)
 
@@ -125,7 +131,11 @@ def _vary(asked: ProgramRequest, ranks: Sequence[int], options: argparse.Namespa
         answered = answer_of(found.changed(value), ranks, f"{found.name} {value}")
         remember(asked)
         required = answered["trace"]["required_bytes"]
-        print(f"{found.name} {value}: {gib(required)}, {said(answered['verdict'])}", file=sys.stderr, flush=True)
+        print(
+            f"{found.name} {value}: {gib(required)}, {said(answered['verdict'])}",
+            file=sys.stderr,
+            flush=True,
+        )
         return required, answered["fits"] is True
 
     gpu = find(asked.gpu)
@@ -133,26 +143,40 @@ def _vary(asked: ProgramRequest, ranks: Sequence[int], options: argparse.Namespa
     if tried.is_flat:
         raise UserError(
             f"The program takes the same memory with {found.name} at {' and '.join(map(str, sorted(tried.required)))}.",
-            where=found.where, allowed="a setting that decides how large a batch is, and data with rows as long",
+            where=found.where,
+            allowed="a setting that decides how large a batch is, and data with rows as long",
             write=None if asked.batch else f"dryfit run --batch 8x{found.value} ...",
-        )  # fmt: skip
+        )
     if options.json:
-        values = to_mapping(tried, found.name, multiple) | {"where": found.where, "gpu": gpu.to_mapping()}
+        values = to_mapping(tried, found.name, multiple) | {
+            "where": found.where,
+            "gpu": gpu.to_mapping(),
+        }
         print(json_line(values))
     else:
-        print(printable("\n".join([*_varied(tried, found.name, gpu), f"{found.name} was found at: {found.where}"])))
+        print(
+            printable(
+                "\n".join(
+                    [*_varied(tried, found.name, gpu), f"{found.name} was found at: {found.where}"]
+                )
+            )
+        )
     return 0 if tried.largest else 1
 
 
 def _varied(tried: Any, name: str, gpu: Any) -> list[str]:
     size = gib(gpu.usable_bytes)
     if tried.largest is None:
-        lines = [f"DOES NOT FIT: {name} {tried.too_large} is too large for the {gpu.title}, which has {size} usable"]
+        lines = [
+            f"DOES NOT FIT: {name} {tried.too_large} is too large for the {gpu.title}, which has {size} usable"
+        ]
     else:
         lines = [f"FITS up to {name} {tried.largest} on the {gpu.title}, which has {size} usable"]
     for value in sorted(tried.fits):
         need = gib(tried.required[value]) if value in tried.required else tried.refused[value]
-        lines.append(f"  {value:>10}  {need:>10}  {'fits' if tried.fits[value] else 'does not fit for sure'}")
+        lines.append(
+            f"  {value:>10}  {need:>10}  {'fits' if tried.fits[value] else 'does not fit for sure'}"
+        )
     return lines
 
 
@@ -165,30 +189,56 @@ def request(options: argparse.Namespace) -> ProgramRequest:
     for name in ("gpus", "steps", "seconds"):
         value = getattr(options, name)
         if value is not None and value < 1:
-            raise UserError(f"--{name} is a whole number from 1 on.", found=value, where="the command line",
-                            write=f"--{name} {2 if name == 'steps' else 8}")  # fmt: skip
+            raise UserError(
+                f"--{name} is a whole number from 1 on.",
+                found=value,
+                where="the command line",
+                write=f"--{name} {2 if name == 'steps' else 8}",
+            )
     gpus = options.gpus or (gpu.count if gpu else 1)
-    limits = Limits(_size(options.memory, "--memory"), _size(options.file_size, "--file-size"), options.seconds)
+    limits = Limits(
+        _size(options.memory, "--memory"), _size(options.file_size, "--file-size"), options.seconds
+    )
     return ProgramRequest(
-        options.program, tuple(options.arguments), module=options.module, gpus=gpus,
-        torchrun=options.gpus is not None or gpus > 1, gpu=gpu.name if gpu else None, steps=options.steps,
-        answers=dict(_answer(text) for text in options.answer), batch=_batch(options.batch), network=options.network,
-        in_place=options.in_place, limits=limits, writable=_folders(options.write),
-    )  # fmt: skip
+        options.program,
+        tuple(options.arguments),
+        module=options.module,
+        gpus=gpus,
+        torchrun=options.gpus is not None or gpus > 1,
+        gpu=gpu.name if gpu else None,
+        steps=options.steps,
+        answers=dict(_answer(text) for text in options.answer),
+        batch=_batch(options.batch),
+        network=options.network,
+        in_place=options.in_place,
+        limits=limits,
+        writable=_folders(options.write),
+    )
 
 
 def _folders(names: Sequence[str]) -> tuple[str, ...]:
     for name in names:
         if not Path(name).is_dir():
-            raise UserError("There is no such folder.", where="--write", found=name, allowed="a folder that exists",
-                            write=f"mkdir -p {name}")  # fmt: skip
+            raise UserError(
+                "There is no such folder.",
+                where="--write",
+                found=name,
+                allowed="a folder that exists",
+                write=f"mkdir -p {name}",
+            )
     return tuple(str(Path(name).resolve()) for name in names)
 
 
 def _size(text: str, option: str) -> int:
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(GiB|GB|G|MiB|MB|M)", text.strip(), re.IGNORECASE)
     if not found:
-        raise UserError("This is no size.", where=option, found=text, allowed="GiB or MiB", write=f"{option} 16GiB")
+        raise UserError(
+            "This is no size.",
+            where=option,
+            found=text,
+            allowed="GiB or MiB",
+            write=f"{option} 16GiB",
+        )
     return round(float(found[1]) * (GIB if found[2][0] in "gG" else 2**20))
 
 
@@ -199,7 +249,11 @@ def _batch(text: str | None) -> tuple[int, int] | None:
     sizes = whole_number(rows), whole_number(tokens)
     if None in sizes:
         raise UserError(
-            "This is no batch.", where="--batch", found=text, allowed="rows x tokens", write="--batch 8x1024"
+            "This is no batch.",
+            where="--batch",
+            found=text,
+            allowed="rows x tokens",
+            write="--batch 8x1024",
         )
     return sizes
 
@@ -212,9 +266,12 @@ def _answer(text: str) -> tuple[str, float]:
         return line, float({"true": "1", "false": "0"}.get(value.lower(), value))
     except ValueError:
         raise UserError(
-            "This does not say what a line reads.", where="--answer", found=text,
-            allowed="a file, its line and a number", write="--answer train.py:57=0.5",
-        ) from None  # fmt: skip
+            "This does not say what a line reads.",
+            where="--answer",
+            found=text,
+            allowed="a file, its line and a number",
+            write="--answer train.py:57=0.5",
+        ) from None
 
 
 def check(asked: ProgramRequest) -> None:
@@ -224,24 +281,30 @@ def check(asked: ProgramRequest) -> None:
     """
     if sys.platform == "win32":
         raise UserError(
-            "Programs run on Linux and macOS.", where="dryfit run", allowed="Linux, also within Windows (WSL)",
+            "Programs run on Linux and macOS.",
+            where="dryfit run",
+            allowed="Linux, also within Windows (WSL)",
             write="wsl dryfit run train.py",
-        )  # fmt: skip
+        )
     if asked.module:
         return
     path = Path(asked.program)
     if not path.is_file():
         raise UserError(
-            "There is no such program.", where="the command line", found=asked.program,
-            allowed="a file of Python, or -m and a module", write="dryfit run train.py",
-        )  # fmt: skip
+            "There is no such program.",
+            where="the command line",
+            found=asked.program,
+            allowed="a file of Python, or -m and a module",
+            write="dryfit run train.py",
+        )
     try:
         compile(path.read_bytes(), str(path), "exec")
     except (SyntaxError, ValueError) as error:
         raise UserError(
             f"This program is not Python {sys.version_info.major}.{sys.version_info.minor}: {error}.",
-            where=asked.program, allowed="a file of Python",
-        ) from None  # fmt: skip
+            where=asked.program,
+            allowed="a file of Python",
+        ) from None
 
 
 # --- a program that did not run before -----------------------------------------------------------------------------
@@ -272,8 +335,12 @@ def consent(asked: ProgramRequest) -> None:
         if sys.stdin.readline().strip().lower() in ("y", "yes"):
             return
         raise UserError("The program was not run.", where=asked.program)
-    raise UserError(f"{about} It did not run before.", where=asked.program, allowed="a program that you trust",
-                    write="dryfit run --yes ...")  # fmt: skip
+    raise UserError(
+        f"{about} It did not run before.",
+        where=asked.program,
+        allowed="a program that you trust",
+        write="dryfit run --yes ...",
+    )
 
 
 def remember(asked: ProgramRequest) -> None:
@@ -291,8 +358,13 @@ def remember(asked: ProgramRequest) -> None:
 
 # --- the answer in words -------------------------------------------------------------------------------------------
 
-_PHASES = {"load": "loading", "forward": "forward", "backward": "backward", "optimizer": "optimizer",
-           "evaluation": "evaluation"}  # fmt: skip
+_PHASES = {
+    "load": "loading",
+    "forward": "forward",
+    "backward": "backward",
+    "optimizer": "optimizer",
+    "evaluation": "evaluation",
+}
 
 
 def text(answered: Mapping[str, Any]) -> list[str]:
@@ -303,13 +375,21 @@ def text(answered: Mapping[str, Any]) -> list[str]:
         f"for: {' '.join([program['name'], *program['arguments']])}, {_how_far(answered)}",
     ]
     peak, reserved = trace["peak_allocated_bytes"], trace["peak_reserved_bytes"]
-    lines.append(f"  {'peak':<20}{gib(peak):>10} allocated, {gib(reserved)} reserved on a GPU with memory to spare")
+    lines.append(
+        f"  {'peak':<20}{gib(peak):>10} allocated, {gib(reserved)} reserved on a GPU with memory to spare"
+    )
     if (known := trace.get("peak_allocated_range_bytes")) is not None:
         most = "without a bound" if known[1] is None else gib(known[1])
         lines.append(f"  {'peak, as a range':<20}{gib(known[0]):>10} to {most}: see the warning")
     lines.append(f"  {'required':<20}{gib(trace['required_bytes']):>10} of usable GPU memory")
-    lines += allocators(answered["allocators"], answered["allocators"]["own"] == "expandable_segments")
-    peaks = ", ".join(f"{word} {gib(size)}" for name, word in _PHASES.items() if (size := trace["phases"].get(name)))
+    lines += allocators(
+        answered["allocators"], answered["allocators"]["own"] == "expandable_segments"
+    )
+    peaks = ", ".join(
+        f"{word} {gib(size)}"
+        for name, word in _PHASES.items()
+        if (size := trace["phases"].get(name))
+    )
     lines.append(f"  {'by phase':<20}{peaks}")
     if len(answered["ranks"]) > 1:
         told = (f"rank {row['rank']} {gib(row['required_bytes'])}" for row in answered["ranks"])
@@ -325,10 +405,17 @@ def text(answered: Mapping[str, Any]) -> list[str]:
     lines.append("the same by module:")
     modules = sorted(trace["modules"].items(), key=lambda item: -item[1])[:8]
     width = max([44, *(len(name) for name, _ in modules)])
-    lines += [f"  {name or '(outside modules)':<{width}}{size_text(size):>11}" for name, size in modules]
-    lines += [line.replace("`peak_allocated_range_bytes`", "the range above") for line in warning_lines(answered)]
+    lines += [
+        f"  {name or '(outside modules)':<{width}}{size_text(size):>11}" for name, size in modules
+    ]
+    lines += [
+        line.replace("`peak_allocated_range_bytes`", "the range above")
+        for line in warning_lines(answered)
+    ]
     host = answered["host"]
-    lines.append(f"  here it took {host['seconds']:.0f} s and {gib(host['peak_bytes'])} of this machine's memory")
+    lines.append(
+        f"  here it took {host['seconds']:.0f} s and {gib(host['peak_bytes'])} of this machine's memory"
+    )
     if program["written"]:
         shown = ", ".join(program["written"][:6]) + (", ..." if len(program["written"]) > 6 else "")
         lines.append(f"  the program wrote {len(program['written'])} files: {shown}")

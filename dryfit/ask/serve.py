@@ -60,7 +60,11 @@ class Serving:
 
     def to_mapping(self) -> dict[str, Any]:
         kept = {name: value for name, value in asdict(self).items() if name != "gpu"}
-        more = {"total_bytes": self.total_bytes, **self.verdict.to_mapping(), "most_requests": self.most_requests}
+        more = {
+            "total_bytes": self.total_bytes,
+            **self.verdict.to_mapping(),
+            "most_requests": self.most_requests,
+        }
         return kept | more | {"gpu": self.gpu.to_mapping() if self.gpu else None}
 
     def text(self) -> str:
@@ -81,9 +85,15 @@ class Serving:
             lines.append(f"at most {self.most_requests:,} such requests at once fit this GPU")
         elif self.gpu is not None:
             one = self.weights_bytes + self.step_bytes + self.cache_bytes_a_token * self.tokens
-            fewer = "or shorter requests (-s)" if BITS[self.weights] <= 5 else "or fewer bits: --weights q4_k_m"
+            fewer = (
+                "or shorter requests (-s)"
+                if BITS[self.weights] <= 5
+                else "or fewer bits: --weights q4_k_m"
+            )
             lines.append(f"one such request needs {gib(one)}: {_smallest(one)}; {fewer}")
-        lines.append("a server that takes memory in advance (vLLM: 90 % of the GPU) has room for more with the rest")
+        lines.append(
+            "a server that takes memory in advance (vLLM: 90 % of the GPU) has room for more with the rest"
+        )
         return "\n".join(lines)
 
 
@@ -96,10 +106,12 @@ def refuse_several(asked: Question) -> None:
     """Refuse to serve on several GPUs."""
     if asked.scenario.parallel.gpus > 1:
         raise UserError(
-            "Serving on several GPUs has no answer: weights and cache are counted on one.", where="--gpu",
-            found=f"{asked.scenario.parallel.gpus} GPUs", allowed="one GPU",
+            "Serving on several GPUs has no answer: weights and cache are counted on one.",
+            where="--gpu",
+            found=f"{asked.scenario.parallel.gpus} GPUs",
+            allowed="one GPU",
             change={"gpu": asked.gpu.name} if asked.gpu else None,
-        )  # fmt: skip
+        )
 
 
 def serve(asked: Question, requests: int, weights: str | None) -> Serving:
@@ -109,36 +121,56 @@ def serve(asked: Question, requests: int, weights: str | None) -> Serving:
     """
     scenario = asked.scenario
     refuse_several(asked)
-    kind = (weights or ("nf4" if scenario.method == "qlora" and "method" in asked.asked.mapping else "bf16")).lower()
+    kind = (
+        weights
+        or ("nf4" if scenario.method == "qlora" and "method" in asked.asked.mapping else "bf16")
+    ).lower()
     if kind not in BITS:
         raise UserError(
-            "This format of weights is not known.", where="--weights", found=weights, allowed=", ".join(BITS),
+            "This format of weights is not known.",
+            where="--weights",
+            found=weights,
+            allowed=", ".join(BITS),
             write="--weights q4_k_m",
-        )  # fmt: skip
+        )
     try:
         decoder = describe(scenario.model)
         if isinstance(decoder, Hybrid):
             raise NotDescribed("its layers keep states of several kinds")
     except NotDescribed as error:
         raise UserError(
-            f"What serving this architecture takes is not described: {error}.", where=asked.where,
+            f"What serving this architecture takes is not described: {error}.",
+            where=asked.where,
             found=f"model_type {scenario.model['model_type']}",
             allowed="a decoder that the analytic estimate describes: Llama, Qwen, Mistral, Gemma, Phi, ...",
-        ) from None  # fmt: skip
+        ) from None
     counts = decoder.parameter_counts()
     packed = counts["linear"] + counts.get("experts", 0)
     rest = counts["total"] - packed
     all_packed = kind.startswith(("q", "int"))  # GGUF quantizes embeddings and head too
-    size = round(packed * BITS[kind] / 8 + rest * (BITS[kind] / 8 if all_packed else (4 if kind == "fp32" else 2)))
+    size = round(
+        packed * BITS[kind] / 8
+        + rest * (BITS[kind] / 8 if all_packed else (4 if kind == "fp32" else 2))
+    )
     a_token = 2 * decoder.sizes["L"] * decoder.sizes["k"] * 2
     step, how = _step(scenario, decoder.sizes, kind, asked.gpu)
     return Serving(
-        scenario.model_name or scenario.model["model_type"], kind, requests, scenario.sequence_length, size,
-        requests * scenario.sequence_length * a_token, a_token, step, how, asked.gpu,
-    )  # fmt: skip
+        scenario.model_name or scenario.model["model_type"],
+        kind,
+        requests,
+        scenario.sequence_length,
+        size,
+        requests * scenario.sequence_length * a_token,
+        a_token,
+        step,
+        how,
+        asked.gpu,
+    )
 
 
-def _step(scenario: Scenario, sizes: Mapping[str, int], kind: str, gpu: Gpu | None) -> tuple[int, str]:
+def _step(
+    scenario: Scenario, sizes: Mapping[str, int], kind: str, gpu: Gpu | None
+) -> tuple[int, str]:
     """What the forward pass of one request needs beside weights and cache: traced where torch is there.
 
     It computes in 16 bits unless the weights have 32: a training's dtype says nothing of it.
@@ -161,10 +193,16 @@ def _step(scenario: Scenario, sizes: Mapping[str, int], kind: str, gpu: Gpu | No
     def step() -> None:
         with torch.inference_mode():
             model(
-                torch.zeros(1, tokens, dtype=torch.long, device="meta"), use_cache=True, logits_to_keep=1
+                torch.zeros(1, tokens, dtype=torch.long, device="meta"),
+                use_cache=True,
+                logits_to_keep=1,
             ).logits.float()
 
-    report = trace_step(model, None, step, options=Options(steps=1, scalars=0, capability=capability))
-    weights = sum(tensor.numel() * tensor.element_size() for tensor in (*model.parameters(), *model.buffers()))
+    report = trace_step(
+        model, None, step, options=Options(steps=1, scalars=0, capability=capability)
+    )
+    weights = sum(
+        tensor.numel() * tensor.element_size() for tensor in (*model.parameters(), *model.buffers())
+    )
     cache = tokens * 2 * sizes["L"] * sizes["k"] * (4 if dtype == "float32" else 2)
     return max(0, report.peak_allocated_bytes - weights - cache), "traced, one prompt read at once"

@@ -18,8 +18,12 @@ from dryfit.scenario.fields import BY_NAME
 from dryfit.scenario.fields import line as step_line  # what an answer is for
 from dryfit.scenario.model import PACKAGE_TITLES
 
-NAMES = {"rule_of_thumb": "rule of thumb", "analytic": "analytic estimate", "trace": "trace of the step",
-         "measurement": "measurement"}  # fmt: skip
+NAMES = {
+    "rule_of_thumb": "rule of thumb",
+    "analytic": "analytic estimate",
+    "trace": "trace of the step",
+    "measurement": "measurement",
+}
 WORDS = {
     "weights_4bit": "weights in 4 bits",
     "weights_8bit": "weights in 8 bits",
@@ -51,9 +55,16 @@ def head(answer: Mapping[str, Any], like: str = "like: ", file: str | None = Non
     ``like``: how a tool is named where this is shown; ``file``: what was asked about.
     """
     about = [f"file: {file}"] if file else []
-    lines = [answer["sentence"], *tool_lines(answer, like), *about, f"for: {step_line(answer['scenario'])}"]
+    lines = [
+        answer["sentence"],
+        *tool_lines(answer, like),
+        *about,
+        f"for: {step_line(answer['scenario'])}",
+    ]
     if answer.get("like"):
-        lines.append(f"as {TITLES[answer['like']['tool']]} has it: {_fields(answer['like']['fields'])}")
+        lines.append(
+            f"as {TITLES[answer['like']['tool']]} has it: {_fields(answer['like']['fields'])}"
+        )
     if defaults := defaults_used(answer):
         lines.append(defaults)
     return lines
@@ -81,7 +92,9 @@ def _fields(values: Mapping[str, Any]) -> str:
             return {key: item for key, item in value.items() if item is not None}
         return value
 
-    return ", ".join(f"{name} {yaml_text(shown(value))}" for name, value in values.items() if value is not None)
+    return ", ".join(
+        f"{name} {yaml_text(shown(value))}" for name, value in values.items() if value is not None
+    )
 
 
 def answers(answer: Mapping[str, Any]) -> list[str]:
@@ -173,22 +186,32 @@ def other_kernels(answer: Mapping[str, Any]) -> list[str]:
     """The same step by other kernels: without packages that can be missed in silence, and with them."""
     lines, own = [], answer["trace"] and answer["trace"]["required_bytes"]
     for other in answer.get("other_kernels") or []:
-        names = " and ".join(PACKAGE_TITLES.get(name, name) for name in other["packages"] or other["without"])
+        names = " and ".join(
+            PACKAGE_TITLES.get(name, name) for name in other["packages"] or other["without"]
+        )
         how = f"{'with' if other['packages'] else 'without'} {names}"
         size = f"{'at least ' if other['lower_bound'] else ''}{gib(other['required_bytes'])}"
-        lines.append(f"  {how}: {size} ({(other['required_bytes'] - own) / GIB:+.2f} GiB){which(other['verdict'])}")
+        lines.append(
+            f"  {how}: {size} ({(other['required_bytes'] - own) / GIB:+.2f} GiB){which(other['verdict'])}"
+        )
     return lines
 
 
 def suggestions(answer: Mapping[str, Any], shown: Callable[[Mapping[str, Any]], str]) -> list[str]:
     """What would fit; ``shown`` makes the line to type."""
     failed = answer.get("searches_failed")
-    left_out = [f"left out, since its search failed: {', '.join(failed).replace('_', ' ')}"] if failed else []
+    left_out = (
+        [f"left out, since its search failed: {', '.join(failed).replace('_', ' ')}"]
+        if failed
+        else []
+    )
     if not answer["suggestions"]:
         return left_out
     lines = ["what would fit, the cheapest first:"]
     for item in answer["suggestions"]:
-        lines.append(f"  {shown(item)}\n      {item['cost']}; {gib(item['headroom_bytes'])} to spare")
+        lines.append(
+            f"  {shown(item)}\n      {item['cost']}; {gib(item['headroom_bytes'])} to spare"
+        )
     return lines + left_out
 
 
@@ -199,7 +222,10 @@ def field_lines() -> list[str]:
         for part in field.parts or (field,):
             name = field.name if part is field else f"{field.name}.{part.name}"
             values = ", ".join(map(yaml_text, part.words)) or f"such as {yaml_text(part.example)}"
-            lines += [f"{name}: {values}", *wrap(part.about, 116, initial_indent="    ", subsequent_indent="    ")]
+            lines += [
+                f"{name}: {values}",
+                *wrap(part.about, 116, initial_indent="    ", subsequent_indent="    "),
+            ]
     return lines
 
 
@@ -210,13 +236,20 @@ def explanation(answer: Mapping[str, Any]) -> list[str]:
     total = shown["peak_allocated_bytes"]
     for part, size in sorted(shown["components"].items(), key=lambda item: -item[1]):
         if size >= 2**20:
-            lines.append(f"  {WORDS.get(part, part):<34}{gib(size):>11}{100 * size / total:>6.0f} %")
+            lines.append(
+                f"  {WORDS.get(part, part):<34}{gib(size):>11}{100 * size / total:>6.0f} %"
+            )
     return lines
 
 
 def table(name: str, answer: dict[str, Any]) -> str:
     """The answer to a scenario's file as text for a terminal."""
-    lines = [*head(answer, file=name), *_how_it_came_about(answer), *other_kernels(answer), *other_ways(answer)]
+    lines = [
+        *head(answer, file=name),
+        *_how_it_came_about(answer),
+        *other_kernels(answer),
+        *other_ways(answer),
+    ]
     lines += [*explanation(answer), *suggestions(answer, lambda item: item["write"])]
     return printable("\n".join(lines))
 
@@ -256,8 +289,10 @@ def cycle_lines(answer: Mapping[str, Any]) -> list[str]:
             for name, size in phase["owners"].items()
             if size[1] >= GIB / 100
         )
-        lines.append(f"  {phase['phase'] + place:<30}{_between([phase['least_bytes'], phase['most_bytes']]):>13}"
-                     f"   {', '.join(parts)}")  # fmt: skip
+        lines.append(
+            f"  {phase['phase'] + place:<30}{_between([phase['least_bytes'], phase['most_bytes']]):>13}"
+            f"   {', '.join(parts)}"
+        )
     lines += _time_lines(cycle["time"]) if cycle["time"] else []
     server = cycle.get("server")
     if not server:
@@ -270,25 +305,35 @@ def cycle_lines(answer: Mapping[str, Any]) -> list[str]:
         " still run all at once"
     )
     if cycle["largest_utilization"] is not None:
-        lines.append(f"the largest utilization with which the cycle fits for sure: {cycle['largest_utilization']:g}")
+        lines.append(
+            f"the largest utilization with which the cycle fits for sure: {cycle['largest_utilization']:g}"
+        )
     for knob in cycle["knobs"]:
-        parts = ", ".join(f"{name}: {yaml_text(value)}" for name, value in knob["changes"]["generation"].items())
+        parts = ", ".join(
+            f"{name}: {yaml_text(value)}" for name, value in knob["changes"]["generation"].items()
+        )
         word = "fits" if knob["fits"] else "does not fit for sure"
         slower = knob["more_seconds"]
         time = "" if slower is None or abs(slower) < 0.005 else f"; {slower:+.3g} s a cycle"
-        lines.append(f"  saves {gib(knob['saves_bytes'])}: generation {{{parts}}}; {word}\n      {knob['cost']}{time}")
+        lines.append(
+            f"  saves {gib(knob['saves_bytes'])}: generation {{{parts}}}; {word}\n      {knob['cost']}{time}"
+        )
     return lines
 
 
 def _time_lines(time: Mapping[str, Any]) -> list[str]:
     """Seconds of a cycle by phase, and how fast answers come."""
-    parts = ", ".join(f"{phase} {seconds:.3g}" for phase, seconds in time["seconds_by_phase"].items())
+    parts = ", ".join(
+        f"{phase} {seconds:.3g}" for phase, seconds in time["seconds_by_phase"].items()
+    )
     updates = f"{time['updates_per_cycle']:g} update{'s' * (time['updates_per_cycle'] != 1)}"
     lines = [f"a cycle of {updates} takes {time['seconds_per_cycle']:.3g} s: {parts}"]
     rate = time["answer_tokens_per_second_of_generation"]
     if rate:
         waves = f", in {time['waves']} waves" if (time["waves"] or 1) > 1 else ""
-        lines.append(f"  while it generates {rate:,.0f} tokens a second{waves}; each answer counts as the longest")
+        lines.append(
+            f"  while it generates {rate:,.0f} tokens a second{waves}; each answer counts as the longest"
+        )
     return [*lines, f"  not counted: {time['not_counted']}"]
 
 
@@ -304,7 +349,11 @@ def exchange_lines(exchanges: Sequence[Mapping[str, Any]]) -> list[str]:
     """What a GPU exchanges in a step, a line for each group that talks."""
     lines = []
     for row in exchanges:
-        where = "in a node" if row["on_node"] == row["gpus"] else f"{row['on_node']} in a node, over the network"
+        where = (
+            "in a node"
+            if row["on_node"] == row["gpus"]
+            else f"{row['on_node']} in a node, over the network"
+        )
         lines.append(
             f"  {row['axis']}, {row['gpus']} GPUs, {where}: {row['sent_bytes'] / 1e9:,.2f} GB sent by each in"
             f" {row['collectives']:,} collectives, {row['seconds']:.3g} s"
@@ -315,7 +364,10 @@ def exchange_lines(exchanges: Sequence[Mapping[str, Any]]) -> list[str]:
 def host_lines(host: Mapping[str, Any]) -> list[str]:
     """What the processes of a host take of its memory."""
     count, process = host["processes"], host["process_bytes"]
-    each = [f"{gib(process + host['loading_bytes'])} each while they load", f"{gib(process + host['step_bytes'])} then"]
+    each = [
+        f"{gib(process + host['loading_bytes'])} each while they load",
+        f"{gib(process + host['step_bytes'])} then",
+    ]
     return [
         f"host memory: {count} processes on a host, {', '.join(each)}; with the job that starts them"
         f" {gib(host['peak_bytes'])} at most, while {_WHILE[host['peak_phase']]}"
@@ -350,20 +402,30 @@ def reading_lines(asked: Question, answer: Mapping[str, Any]) -> list[str]:
     for reading in asked.readings:
         if reading.tool != "Hub":
             count = len(reading.understood)
-            lines.append(f"read as {reading.tool} {reading.version}: {reading.file} ({count} settings)")
+            lines.append(
+                f"read as {reading.tool} {reading.version}: {reading.file} ({count} settings)"
+            )
         for remark in reading.remarks:
             size = bound_bytes(remark.bound, asked.scenario, answer)
             most = f" by up to {gib(size)}" if size else ""
             lines.append(f"  not described: {remark}{most}")
         for key, near in reading.unknown.items():
-            lines.append(f"  unknown: {key}" + (f" (is {near} meant?)" if near else "") + ", which is left out")
+            lines.append(
+                f"  unknown: {key}"
+                + (f" (is {near} meant?)" if near else "")
+                + ", which is left out"
+            )
         lines += [f"  note: {note}" for note in reading.notes]
     return lines
 
 
 def first_text(asked: Question, answer: Mapping[str, Any]) -> str:
     """The verdict, and how it came about: all that stands as soon as the step is traced."""
-    return printable("\n".join([*head(answer, "--like "), *_how_it_came_about(answer, reading_lines(asked, answer))]))
+    return printable(
+        "\n".join(
+            [*head(answer, "--like "), *_how_it_came_about(answer, reading_lines(asked, answer))]
+        )
+    )
 
 
 def rest_text(asked: Question, answer: Mapping[str, Any], command: Sequence[str]) -> str:
@@ -371,20 +433,30 @@ def rest_text(asked: Question, answer: Mapping[str, Any], command: Sequence[str]
     lines = [*other_kernels(answer), *other_ways(answer)]
     if asked.run:
         lines += run_cost.run_lines(answer.get("run"), asked.run)
-        lines += run_cost.sooner_lines(answer.get("sooner") or [], lambda item: suggested(command, item["changes"]))
+        lines += run_cost.sooner_lines(
+            answer.get("sooner") or [], lambda item: suggested(command, item["changes"])
+        )
     lines += suggestions(answer, lambda item: suggested(command, item["changes"]))
     return printable("\n".join(lines))
 
 
-def cards_text(asked: Question, rows: Sequence[Mapping[str, Any]], is_estimated: bool | None) -> str:
+def cards_text(
+    asked: Question, rows: Sequence[Mapping[str, Any]], is_estimated: bool | None
+) -> str:
     """Which GPUs the step fits, a line each; with a run its hours and cost too."""
     fitting = sum(row["fits"] is True for row in rows)
     known = [row for row in rows if row["required_bytes"] is not None]
-    by = " by the analytic estimate" if is_estimated and not all(row["recorded"] for row in known) else ""
+    by = (
+        " by the analytic estimate"
+        if is_estimated and not all(row["recorded"] for row in known)
+        else ""
+    )
     lines = [f"FITS {fitting} of {len(rows)} GPUs{by}: {step_line(asked.scenario.to_mapping())}"]
     for row in rows:
         if row["required_bytes"] is None:
-            lines.append(f"  {row['gpu']:<20}{'no record':>12} of {gib(row['usable_bytes']):>11}   ask without --quick")
+            lines.append(
+                f"  {row['gpu']:<20}{'no record':>12} of {gib(row['usable_bytes']):>11}   ask without --quick"
+            )
             continue
         spare = f"{row['headroom_bytes'] / GIB:+.2f} GiB{run_cost.cells(row['run']) if 'run' in row else ''}"
         lines.append(f"{card_line(row, 21)}{spare}")
@@ -410,8 +482,16 @@ def largest_text(asked: Question, field: str, largest: Mapping[str, Any]) -> str
     if "too_large" in largest:
         by = "by a record of its trace" if largest["recorded"] else "by the analytic estimate"
         too_large = largest["too_large"]
-        lines = [f"{value:,} {what} fit {on} {by}{spare}" if value else f"NOTHING FITS {on} for sure {by}"]
-        lines += [f"{too_large:,} {what} don't fit; ask without --quick for what lies between"] if too_large else []
+        lines = [
+            f"{value:,} {what} fit {on} {by}{spare}"
+            if value
+            else f"NOTHING FITS {on} for sure {by}"
+        ]
+        lines += (
+            [f"{too_large:,} {what} don't fit; ask without --quick for what lies between"]
+            if too_large
+            else []
+        )
         if value and value == largest.get("recorded_to") and not largest["limited_by_positions"]:
             lines.append(f"more {what} have no record; ask without --quick for them")
         return "\n".join([*lines, f"for: {step}"])
@@ -419,8 +499,17 @@ def largest_text(asked: Question, field: str, largest: Mapping[str, Any]) -> str
         return f"NOTHING FITS {on}, not even the smallest: {step}"
     grown = asked.scenario.allocator.expandable_segments
     other = f"{largest['with_other_allocator']:,} {what} {'without' if grown else 'with'} {EXPANDABLE_LINE}"
-    more = f"everything below fits as well; more {what} may fit by chance, depending on fragmentation"
-    return "\n".join([f"{value:,} {what} fit {on}{spare}", other, f"for: {step}", *([] if grown or end else [more])])
+    more = (
+        f"everything below fits as well; more {what} may fit by chance, depending on fragmentation"
+    )
+    return "\n".join(
+        [
+            f"{value:,} {what} fit {on}{spare}",
+            other,
+            f"for: {step}",
+            *([] if grown or end else [more]),
+        ]
+    )
 
 
 def full_text(asked: Question, answer: Mapping[str, Any], command: Sequence[str]) -> str:
@@ -436,7 +525,11 @@ def scenario_yaml(mapping: dict[str, Any], asked: str) -> str:
     from dryfit.scenario.model import read_model
 
     defaults = scenario_defaults()
-    kept = {name: value for name, value in mapping.items() if value is not None and value != defaults.get(name)}
+    kept = {
+        name: value
+        for name, value in mapping.items()
+        if value is not None and value != defaults.get(name)
+    }
     kept = {"model": kept.pop("model"), **kept}
     try:
         if asked and read_model(asked, "the scenario")[0] == mapping["model"]:

@@ -25,8 +25,14 @@ from dryfit.readers.reading import keys
 from dryfit.readers.request import ScenarioRequest
 from dryfit.scenario.scenario import Scenario
 
-_KINDS = {"SFTConfig": "sft", "DPOConfig": "dpo", "RewardConfig": "reward", "KTOConfig": "kto", "GRPOConfig": "grpo",
-          "RLOOConfig": "rloo"}  # fmt: skip
+_KINDS = {
+    "SFTConfig": "sft",
+    "DPOConfig": "dpo",
+    "RewardConfig": "reward",
+    "KTOConfig": "kto",
+    "GRPOConfig": "grpo",
+    "RLOOConfig": "rloo",
+}
 _DTYPES = {"torch.float32": "fp32", "torch.bfloat16": "bf16", "torch.float16": "fp16"}
 
 
@@ -54,7 +60,9 @@ class MeasureSteps(TrainerCallback):
         self.text: str | None = None
         self._recorder = RunRecorder()
 
-    def on_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+    def on_optimizer_step(
+        self, args: Any, state: Any, control: Any, model: Any = None, **_: Any
+    ) -> None:
         if self.record is not None:
             return
         self._recorder.after_update()
@@ -89,7 +97,9 @@ class StopIfItWontFit(TrainerCallback):
         self.gpu, self.sequence_length = gpu, sequence_length
         self.answer: Answer | None = None
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+    def on_train_begin(
+        self, args: Any, state: Any, control: Any, model: Any = None, **_: Any
+    ) -> None:
         card = find(self.gpu, "StopIfItWontFit") if self.gpu is not None else _device()
         asked = question_of(args, model, card, self.sequence_length)
         self.answer = answered(asked, [asked.model])
@@ -100,10 +110,18 @@ class StopIfItWontFit(TrainerCallback):
 def question_of(args: Any, model: Any, card: Gpu | None, sequence_length: int | None) -> Question:
     """The question that a trainer's arguments and model are."""
     table = keys(*trl.TABLE)
-    given = {key: value for key, value in vars(args).items() if table.kind(key) == "understood" and value is not None}
+    given = {
+        key: value
+        for key, value in vars(args).items()
+        if table.kind(key) == "understood" and value is not None
+    }
     given.pop("deepspeed", None)
     optimizer = given.get("optim")
-    given |= {"optim": getattr(optimizer, "value", optimizer), "fsdp": None, "model_init_kwargs": None}
+    given |= {
+        "optim": getattr(optimizer, "value", optimizer),
+        "fsdp": None,
+        "model_init_kwargs": None,
+    }
     peft = getattr(model, "peft_config", None)
     base = model.get_base_model() if peft else model
     packed = {name: bool(getattr(base, f"is_loaded_in_{name}", False)) for name in ("4bit", "8bit")}
@@ -114,26 +132,40 @@ def question_of(args: Any, model: Any, card: Gpu | None, sequence_length: int | 
         given["max_length"] = sequence_length
     kind = _KINDS.get(type(args).__name__, "transformers")
     reading = trl.read(given, Path(f"the {type(args).__name__}"), None, kind)
-    weights = next(p for p in base.parameters() if p.is_floating_point() and not p.requires_grad) if peft else next(
-        base.parameters()
-    )  # fmt: skip
+    weights = (
+        next(p for p in base.parameters() if p.is_floating_point() and not p.requires_grad)
+        if peft
+        else next(base.parameters())
+    )
     mixed = "bf16" if args.bf16 else "fp16" if args.fp16 else None
     dtype = _DTYPES.get(str(weights.dtype), "bf16")
-    model_fields = {key: value for key, value in base.config.to_dict().items() if key != "quantization_config"}
+    model_fields = {
+        key: value for key, value in base.config.to_dict().items() if key != "quantization_config"
+    }
     fields = reading.fields | {"model": model_fields, "precision": dtype, "autocast": mixed}
     if dtype == "fp32" and mixed and not quantized:
         fields |= {"precision": f"{mixed}-mixed", "autocast": None}
     if peft:
         fields.pop("lora", None)
         adapter = next(iter(peft.values())).to_dict()
-        plain = {key: sorted(value) if isinstance(value, set) else value for key, value in adapter.items()}
+        plain = {
+            key: sorted(value) if isinstance(value, set) else value
+            for key, value in adapter.items()
+        }
         fields["adapter"] = plain | {"peft_type": adapter["peft_type"].value}
     fields["model_name"] = base.config.name_or_path or base.config.model_type
     if card is not None:
         fields["gpu"] = card.setting
     fields = approximate(fields, reading)
     scenario = Scenario.from_mapping(fields, where="the trainer")
-    return Question(ScenarioRequest(scenario, {}), scenario, "the trainer", card, reading, model=fields["model_name"])
+    return Question(
+        ScenarioRequest(scenario, {}),
+        scenario,
+        "the trainer",
+        card,
+        reading,
+        model=fields["model_name"],
+    )
 
 
 def _device() -> Gpu | None:

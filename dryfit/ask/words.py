@@ -43,14 +43,24 @@ from dryfit.scenario.nested_fields import gpu_count
 
 PASTED = "the line with all of it put right"  # stands for it until it is known
 _EXAMPLE = "qwen2.5-coder-7b"
-FLAGS = {"sequence_length": "-s", "micro_batch": "-b", "method": "--method", "gpu": "--gpu", "like": "--like"}
+FLAGS = {
+    "sequence_length": "-s",
+    "micro_batch": "-b",
+    "method": "--method",
+    "gpu": "--gpu",
+    "like": "--like",
+}
 _SERVED = COMMANDS["serve"].takes
 _LONG = {one["long"]: name for name, one in OPTIONS.items() if "long" in one}
 
 # --- a line, as options and plain words -------------------------------------------------------------------------------
 
 
-_OF_MODELS = ("config.json", "adapter_config.json", "model_index.json")  # one of them lies in a model's folder
+_OF_MODELS = (
+    "config.json",
+    "adapter_config.json",
+    "model_index.json",
+)  # one of them lies in a model's folder
 
 
 class Item(NamedTuple):
@@ -69,7 +79,11 @@ class Item(NamedTuple):
     def is_beside(self) -> bool:
         """Whether this is a plain word that names no file."""
         path = Path(self.value or "")
-        return not self.name and not path.is_file() and not any((path / name).is_file() for name in _OF_MODELS)
+        return (
+            not self.name
+            and not path.is_file()
+            and not any((path / name).is_file() for name in _OF_MODELS)
+        )
 
 
 def items(words: Sequence[str]) -> list[Item]:
@@ -79,30 +93,44 @@ def items(words: Sequence[str]) -> list[Item]:
         start, word = at, words[at]
         at += 1
         if not _is_option(word):
-            parts = [word] if _is_one(word) else [part for said in word.split() if (part := said.rstrip(",;?!"))]
+            parts = (
+                [word]
+                if _is_one(word)
+                else [part for said in word.split() if (part := said.rstrip(",;?!"))]
+            )
             found += [Item("", part, (part,)) for part in (_URL.sub(r"\1", part) for part in parts)]
             continue
         name, equals, value = word.partition("=")
         if short := re.fullmatch(r"(-[a-z])(\d.*)", word):
             name, equals, value = short[1], "=", short[2]
         option = _LONG.get(name, name)
-        follows = words[at] if at < len(words) and not equals and not _is_option(words[at]) else None
+        follows = (
+            words[at] if at < len(words) and not equals and not _is_option(words[at]) else None
+        )
         if (
             follows is not None
             and _takes_next(option, follows)
             and not (option not in OPTIONS and _only_model(words, at))
         ):
             value, at = follows, at + 1
-        found.append(Item(option, value if equals or at > start + 1 else None, tuple(words[start:at])))
+        found.append(
+            Item(option, value if equals or at > start + 1 else None, tuple(words[start:at]))
+        )
     return found
 
 
-_URL = re.compile(r"^(?:https?://)?(?:www\.)?(?:huggingface\.co|hf\.co)/([\w.-]+/[\w.-]+)(?:[/?#].*)?$")
+_URL = re.compile(
+    r"^(?:https?://)?(?:www\.)?(?:huggingface\.co|hf\.co)/([\w.-]+/[\w.-]+)(?:[/?#].*)?$"
+)
 
 
 def _is_one(word: str) -> bool:
     """Whether a word is one: a question in quotes is several, and the name of a file may hold spaces."""
-    return word[:1] in "./~" or Path(word).suffix[1:].isalpha() or (len(word) < 200 and Path(word).exists())
+    return (
+        word[:1] in "./~"
+        or Path(word).suffix[1:].isalpha()
+        or (len(word) < 200 and Path(word).exists())
+    )
 
 
 def _is_option(word: str) -> bool:
@@ -115,16 +143,24 @@ def _takes_next(name: str, follows: str) -> bool:
         return OPTIONS[name].get("action") != "store_true"
     if not _says(_key(name)) and not _key(name).startswith("no_"):
         return True
-    return follows.lower() in (*_ON, *_OFF) or bool(_says(_key(follows))) or _key(follows) in STRATEGIES
+    return (
+        follows.lower() in (*_ON, *_OFF)
+        or bool(_says(_key(follows)))
+        or _key(follows) in STRATEGIES
+    )
 
 
 def _only_model(words: Sequence[str], at: int) -> bool:
     """Whether a word behind an unknown option is the line's model: ``--verbose qwen3-8b``."""
-    others = any(not _is_option(word) for place, word in enumerate(words) if place not in (at, at - 1))
+    others = any(
+        not _is_option(word) for place, word in enumerate(words) if place not in (at, at - 1)
+    )
     return not others and _key(words[at - 1]) not in _names() and bool(_exact_model(words[at]))
 
 
-def suggested(command: Sequence[str], changes: Mapping[str, Any], *, instead_of: str | None = None) -> str:
+def suggested(
+    command: Sequence[str], changes: Mapping[str, Any], *, instead_of: str | None = None
+) -> str:
     """A command line to paste: what was typed, with what has to change in its place.
 
     ``changes``: fields of a scenario, those with parts as mappings, or options (``--rows``), with their values. None
@@ -134,7 +170,9 @@ def suggested(command: Sequence[str], changes: Mapping[str, Any], *, instead_of:
     return shlex.join([PROGRAM, *changed(command, changes, instead_of=instead_of)])
 
 
-def changed(command: Sequence[str], changes: Mapping[str, Any], *, instead_of: str | None = None) -> list[str]:
+def changed(
+    command: Sequence[str], changes: Mapping[str, Any], *, instead_of: str | None = None
+) -> list[str]:
     """The words of :func:`suggested`."""
     _, rest = split(command)
     own = items(rest)
@@ -150,7 +188,13 @@ def read_as(words: Sequence[str], gpu: str | None) -> str:
         words = changed(words, {"gpu": {"name": gpu, "count": gpu_count(typed)}})
     _, rest = split(words)
     own = sorted(items(rest), key=lambda item: bool(item.name))
-    return shlex.join([PROGRAM, *words[: len(words) - len(rest)], *chain.from_iterable(item.words for item in own)])
+    return shlex.join(
+        [
+            PROGRAM,
+            *words[: len(words) - len(rest)],
+            *chain.from_iterable(item.words for item in own),
+        ]
+    )
 
 
 def _changed(own: list[Item], name: str, value: Any, instead_of: str | None) -> list[Item]:
@@ -166,17 +210,30 @@ def _changed(own: list[Item], name: str, value: Any, instead_of: str | None) -> 
         flag = _LONG.get(flag, flag)
         new = [] if value is None else [flag, gpu_text(value) if name == "gpu" else str(value)]
         return _replaced(own, new, lambda item: item.name == flag or item.field in olds)
-    if name == "parallel" and value and "strategy" in value and not any(one.startswith("parallel") for one in fields):
-        return _replaced(own, ["--strategy", str(value["strategy"])], lambda item: item.name == "--strategy")
+    if (
+        name == "parallel"
+        and value
+        and "strategy" in value
+        and not any(one.startswith("parallel") for one in fields)
+    ):
+        return _replaced(
+            own, ["--strategy", str(value["strategy"])], lambda item: item.name == "--strategy"
+        )
     if not isinstance(value, Mapping):
         olds |= {one for one in fields if one.startswith(f"{name}.")}
-        new = [] if value is None and olds & set(fields) else ["--set", f"{name}={yaml_text(value)}"]
+        new = (
+            [] if value is None and olds & set(fields) else ["--set", f"{name}={yaml_text(value)}"]
+        )
         return _replaced(own, new, lambda item: item.field in olds)
     for part, one in value.items():
         if one is not None:
             whole = f"{name}.{part}"
             parts = {whole, *([instead_of] if instead_of else [])} - {name}
-            own = _replaced(own, ["--set", f"{whole}={yaml_text(one)}"], lambda item: item.field in parts)  # noqa: B023
+            own = _replaced(
+                own,
+                ["--set", f"{whole}={yaml_text(one)}"],
+                lambda item, parts=parts: item.field in parts,
+            )
     return own
 
 
@@ -184,7 +241,9 @@ def _replaced(
     own: list[Item], new: Sequence[str], goes: Callable[[Item], bool], place: int | None = None
 ) -> list[Item]:
     """Items with new words where the first of those stood that go."""
-    at = next((at for at, item in enumerate(own) if goes(item)), len(own) if place is None else place)
+    at = next(
+        (at for at, item in enumerate(own) if goes(item)), len(own) if place is None else place
+    )
     kept = [item for item in own if not goes(item)]
     return [*kept[:at], *items(new), *kept[at:]]
 
@@ -236,9 +295,16 @@ def _key(name: str) -> str:
 
 def _names() -> dict[str, str]:
     """Options, fields and their parts, by all that may be typed for them."""
-    parts = {f"{field.name}_{part.name}": f"{field.name}.{part.name}"
-             for field in BY_NAME.values() for part in field.parts}  # fmt: skip
-    own = {dest(spelling): name for name, one in OPTIONS.items() for spelling in (name, one.get("long", name))}
+    parts = {
+        f"{field.name}_{part.name}": f"{field.name}.{part.name}"
+        for field in BY_NAME.values()
+        for part in field.parts
+    }
+    own = {
+        dest(spelling): name
+        for name, one in OPTIONS.items()
+        for spelling in (name, one.get("long", name))
+    }
     return {**_table("names"), **ELSEWHERE, **parts, **{name: name for name in BY_NAME}, **own}
 
 
@@ -249,7 +315,11 @@ def _known(command: str) -> dict[str, str]:
     known = {key: _LONG.get(name, name) for key, name in known.items()}
     if "--requests" in takes:
         known = {key: "--requests" if name == "-b" else name for key, name in known.items()}
-    return {key: name for key, name in known.items() if name in takes or ("--set" in takes and name[0] != "-")}
+    return {
+        key: name
+        for key, name in known.items()
+        if name in takes or ("--set" in takes and name[0] != "-")
+    }
 
 
 def nearest_field(name: str) -> str | None:
@@ -267,7 +337,10 @@ def _typed(name: str, value: str | None) -> list[str]:
         return ["--set", f"{name}={value if value is not None else 'true'}"]
     if OPTIONS[name].get("action") == "store_true":
         return [name]
-    return [name, value if value is not None else str(EXAMPLES.get(name) or OPTIONS[name]["choices"][0])]
+    return [
+        name,
+        value if value is not None else str(EXAMPLES.get(name) or OPTIONS[name]["choices"][0]),
+    ]
 
 
 def _in_other_files(key: str, value: str | None) -> list[str] | str | None:
@@ -280,7 +353,9 @@ def _in_other_files(key: str, value: str | None) -> list[str] | str | None:
             continue
         try:
             one = {key: yaml_value(value, f"--{key}") if value is not None else True}
-            before, after = (readers.read_tool(Path(tool), tool, least | more, None).fields for more in ({}, one))
+            before, after = (
+                readers.read_tool(Path(tool), tool, least | more, None).fields for more in ({}, one)
+            )
         except UserError:
             continue
         changes = {name: item for name, item in after.items() if before.get(name) != item}
@@ -307,8 +382,13 @@ class _Fix(NamedTuple):
     words: Sequence[str]
 
     def error(self) -> UserError:
-        return UserError(self.problem, where="the command line", found=self.found or None, allowed=self.allowed,
-                         write=PASTED)  # fmt: skip
+        return UserError(
+            self.problem,
+            where="the command line",
+            found=self.found or None,
+            allowed=self.allowed,
+            write=PASTED,
+        )
 
 
 def meant(words: Sequence[str]) -> tuple[list[str], list[UserError]]:
@@ -317,7 +397,9 @@ def meant(words: Sequence[str]) -> tuple[list[str], list[UserError]]:
     if COMMANDS[command].takes is None or {"-h", "--help"} & set(rest):
         return list(words), []
     own = items(rest)
-    fixes: dict[int, _Fix] = {at: fix for at, item in enumerate(own) if item.name and (fix := _option(command, item))}
+    fixes: dict[int, _Fix] = {
+        at: fix for at, item in enumerate(own) if item.name and (fix := _option(command, item))
+    }
     first, plain, errors = _plain(command, own)
     errors = [*(fix.error() for fix in fixes.values()), *errors]
     kept = []
@@ -327,12 +409,18 @@ def meant(words: Sequence[str]) -> tuple[list[str], list[UserError]]:
     command, start = first or (command, words[: len(words) - len(rest)])
     if not any(not item.name for item in items(kept)):
         errors.append(
-            _Fix("No model or file is named.", "", "a model's name, its id on the Hub, or a file", []).error()
+            _Fix(
+                "No model or file is named.", "", "a model's name, its id on the Hub, or a file", []
+            ).error()
         )
         kept = [_EXAMPLE, *kept]
     typed = {item.name for item in items(kept)} | {word for word in start if word.startswith("--")}
-    if command != "config" and any(not item.name and Path(str(item.value)).is_file() for item in items(kept)):
-        typed.add("--gpu")  # a file may name its GPU; whether it does is known when it has been read
+    if command != "config" and any(
+        not item.name and Path(str(item.value)).is_file() for item in items(kept)
+    ):
+        typed.add(
+            "--gpu"
+        )  # a file may name its GPU; whether it does is known when it has been read
     for name in COMMANDS[command].needs:
         if name not in typed:
             kept += [name, "24GiB" if name == "--gpu" else str(EXAMPLES[name])]
@@ -348,7 +436,9 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     """
     line, errors = meant(words)
     if errors:
-        raise UserError.several([error.with_values(write=shlex.join([PROGRAM, *line])) for error in errors])
+        raise UserError.several(
+            [error.with_values(write=shlex.join([PROGRAM, *line])) for error in errors]
+        )
     return parsed(words)
 
 
@@ -367,10 +457,16 @@ def _option(command: str, item: Item) -> _Fix | None:
         near = closest(value, form["choices"])
         words = [name, near] if near else _says(_key(value))
         left = "" if words else ", and the line below leaves it out"
-        return _Fix(f"`{as_typed}` does not take {value}{left}.", typed, ", ".join(form["choices"]), words)
+        return _Fix(
+            f"`{as_typed}` does not take {value}{left}.", typed, ", ".join(form["choices"]), words
+        )
     if form.get("type") and form["type"](value) is None:
-        return _Fix(f"`{as_typed}` takes a whole number of at least 1, not {value}.", typed,
-                    "1, 2, 3, ...; thousands may be set apart, as in 2,048", [name, str(EXAMPLES[name])])  # fmt: skip
+        return _Fix(
+            f"`{as_typed}` takes a whole number of at least 1, not {value}.",
+            typed,
+            "1, 2, 3, ...; thousands may be set apart, as in 2,048",
+            [name, str(EXAMPLES[name])],
+        )
     return None
 
 
@@ -388,7 +484,12 @@ def _unknown(command: str, item: Item) -> _Fix:
     if words and not isinstance(words, str):
         return _Fix(f"{PROGRAM} has no option `{name}`.", found, allowed, words)
     why = f", {words}" if words else ""
-    return _Fix(f"{PROGRAM} has no option `{name}`{why}, and the line below leaves it out.", found, allowed, [])
+    return _Fix(
+        f"{PROGRAM} has no option `{name}`{why}, and the line below leaves it out.",
+        found,
+        allowed,
+        [],
+    )
 
 
 def _means(command: str, key: str, value: str | None) -> Sequence[str] | str | None:
@@ -402,19 +503,28 @@ def _means(command: str, key: str, value: str | None) -> Sequence[str] | str | N
     if (said := _says(_key(value or ""))) and _takes(said, takes):
         return said
     if key in known and not (is_bare := str(value).lower() in _ON and not _is_switch(known[key])):
-        if known[key] == "--gpu" and key in _table("memory") and re.fullmatch(r"[\d.]+", value or ""):
+        if (
+            known[key] == "--gpu"
+            and key in _table("memory")
+            and re.fullmatch(r"[\d.]+", value or "")
+        ):
             value = f"{value}GiB"
         return _typed(known[key], value)
     if "--set" in takes and (
-        read := _in_other_files(typed, value) or (key in known and is_bare and _typed(known[key], value))
+        read := _in_other_files(typed, value)
+        or (key in known and is_bare and _typed(known[key], value))
     ):
         return read
     if key.startswith("no_") and key[3:] in known and not known[key[3:]].startswith("-"):
         return _typed(known[key[3:]], "false")
     if _says(key) and str(value).lower() in _OFF:
         return None
-    begins = [dest(name) for name in takes if name.startswith("--") and dest(name).startswith(key)]  # -g
-    near = next(iter(begins), None) or closest(key.removeprefix("no_"), known, 0.65)  # --tokenz is not --set kernels
+    begins = [
+        dest(name) for name in takes if name.startswith("--") and dest(name).startswith(key)
+    ]  # -g
+    near = next(iter(begins), None) or closest(
+        key.removeprefix("no_"), known, 0.65
+    )  # --tokenz is not --set kernels
     return _typed(known[near], "false" if key.startswith("no_") else value) if near else None
 
 
@@ -435,7 +545,9 @@ def _said_once(words: Sequence[str]) -> list[str]:
     for value in (str(item.value) for item in own if item.name == "--gpu"):
         (counts if re.fullmatch(r"\d{1,3}", value) else cards).append(value)
     if counts and cards:
-        own = _replaced(own, ["--gpu", f"{counts[0]}x{cards[0]}"], lambda item: item.name == "--gpu")
+        own = _replaced(
+            own, ["--gpu", f"{counts[0]}x{cards[0]}"], lambda item: item.name == "--gpu"
+        )
     return [*chain.from_iterable(item.words for item in own)]
 
 
@@ -473,7 +585,9 @@ def _plain(
     has_what = beside != places and (beside[0] != places[0] or is_start)
     named = {item.field or item.name: item.value for item in own}
     parts = list(_parts(texts, command, has_what, dict(named)))
-    if asked := next((part.words[0] for part in parts if part.kind == "command"), ""):  # other words depend on it
+    if asked := next(
+        (part.words[0] for part in parts if part.kind == "command"), ""
+    ):  # other words depend on it
         parts = list(_parts(texts, asked, has_what, dict(named)))
     if not has_what and not any(part.kind == "model" for part in parts):
         parts = _with_a_model(parts, texts)
@@ -482,9 +596,21 @@ def _plain(
     new: dict[int, Sequence[str]] = {}
     asked, left, guessed, at, lost = None, [], [], 0, ""
     runs = [text for text in texts if _table("asks").get(_bare(text)) == "--method"]
-    is_alone = {1} == {1, *(gpu_count(word) for part in parts for word in part.words if part.words[0] == "--gpu")}
-    if runs and command == "fit" and is_alone and "--method" not in known and _takes([*known], _SERVED):
-        asked, guessed = ("serve", ["serve"]), runs[:1]  # `can i run llama on a 4090`: nothing is trained
+    is_alone = {1} == {
+        1,
+        *(gpu_count(word) for part in parts for word in part.words if part.words[0] == "--gpu"),
+    }
+    if (
+        runs
+        and command == "fit"
+        and is_alone
+        and "--method" not in known
+        and _takes([*known], _SERVED)
+    ):
+        asked, guessed = (
+            ("serve", ["serve"]),
+            runs[:1],
+        )  # `can i run llama on a 4090`: nothing is trained
         known |= {"--method"}
     for part in parts:
         here, said = beside[at : at + part.count], texts[at : at + part.count]
@@ -497,22 +623,42 @@ def _plain(
         if part.kind == "unknown":
             left += said
         elif part.kind in ("filler", "command"):
-            left += [text for text in said if _table("asks").get(plain := _bare(text), plain) not in {plain, *known}]
+            left += [
+                text
+                for text in said
+                if _table("asks").get(plain := _bare(text), plain) not in {plain, *known}
+            ]
         if part.kind == "model":
             name = "-".join(said).lower()
-            stands = f" The line below takes {part.words[0]} for a model of {name}." if name in _table("sizes") else ""
+            stands = (
+                f" The line below takes {part.words[0]} for a model of {name}."
+                if name in _table("sizes")
+                else ""
+            )
             lost = stands or lost_format(name, part.words[0])
         guessed += [] if part.is_sure or (part.kind == "model" and lost) else [" ".join(said)]
     kinds = [part.kind for part in parts]
-    problem = "A model's name is one word." if {*kinds} == {"model"} else "A question is a model and options."
-    if kinds[0] == "command" and _command([texts[0].lower()], False) is None and parts[0].count == 1:
+    problem = (
+        "A model's name is one word."
+        if {*kinds} == {"model"}
+        else "A question is a model and options."
+    )
+    if (
+        kinds[0] == "command"
+        and _command([texts[0].lower()], False) is None
+        and parts[0].count == 1
+    ):
         problem = f"{PROGRAM} has no command `{texts[0]}`."
     gone = f" The line below leaves out: {', '.join(left)}." if left else ""
     gone += f" The line below guesses what is meant by: {', '.join(guessed)}." if guessed else ""
     is_understood = not (left or guessed or lost)
     allowed = "a command, a model's name or a file, then options; a file of accelerate, DeepSpeed or PEFT beside it"
     one = (Understood if is_understood else UserError)(
-        problem + gone + lost, where="the command line", found=" ".join(texts), allowed=allowed, write=PASTED
+        problem + gone + lost,
+        where="the command line",
+        found=" ".join(texts),
+        allowed=allowed,
+        write=PASTED,
     )
     return asked, new, [one]
 
@@ -528,18 +674,25 @@ def _with_a_model(parts: list[_Part], texts: Sequence[str]) -> list[_Part]:
     for is_unknown, run in groupby(parts, lambda part: part.kind == "unknown"):
         count = len(own := list(run))
         words = texts[at : (at := at + sum(part.count for part in own))]
-        letters, mixed = (any(re.search(kind, word, re.I) for word in words) for kind in ("[a-z]", r"\d[a-z]|[a-z]\d"))
+        letters, mixed = (
+            any(re.search(kind, word, re.I) for word in words)
+            for kind in ("[a-z]", r"\d[a-z]|[a-z]\d")
+        )
         if is_unknown:
             runs.append((not mixed, not letters, place, count, words))
         place += count
     if runs:
         *_, place, count, words = min(runs)
         name = "-".join(words)
-        parts[place : place + count] = [_Part(len(words), "model", [_table("sizes").get(name.lower(), name)], False)]
+        parts[place : place + count] = [
+            _Part(len(words), "model", [_table("sizes").get(name.lower(), name)], False)
+        ]
     return parts
 
 
-def _parts(texts: Sequence[str], command: str, has_what: bool, named: dict[str, str | None]) -> Iterator[_Part]:
+def _parts(
+    texts: Sequence[str], command: str, has_what: bool, named: dict[str, str | None]
+) -> Iterator[_Part]:
     """Plain words as parts of a question, the longest phrase that means something first.
 
     ``named``: the options and fields that the line has, with their values.
@@ -547,15 +700,20 @@ def _parts(texts: Sequence[str], command: str, has_what: bool, named: dict[str, 
     at, asked = 0, command if command != "fit" else ""
     while at < len(texts):
         part = next(
-            (part for count in range(min(_LONGEST_PHRASE, len(texts) - at), 0, -1)
-             if not any(text.endswith(",") for text in texts[at : at + count - 1])
-             and (part := _phrase(texts[at : at + count], asked, has_what, named, at == 0))),
+            (
+                part
+                for count in range(min(_LONGEST_PHRASE, len(texts) - at), 0, -1)
+                if not any(text.endswith(",") for text in texts[at : at + count - 1])
+                and (part := _phrase(texts[at : at + count], asked, has_what, named, at == 0))
+            ),
             None,
-        ) or _slip(texts[at], asked, has_what, named)  # fmt: skip
+        ) or _slip(texts[at], asked, has_what, named)
         asked = part.words[0] if part.kind == "command" else asked
         has_what = has_what or part.kind == "model"
         given = {item.field or item.name: item.value for item in items(part.words)}
-        named |= {} if re.fullmatch(r"\d{1,3}", str(given.get("--gpu"))) else given  # `4 gpus` may stand beside `a100`
+        named |= (
+            {} if re.fullmatch(r"\d{1,3}", str(given.get("--gpu"))) else given
+        )  # `4 gpus` may stand beside `a100`
         at += part.count
         yield part
 
@@ -563,7 +721,9 @@ def _parts(texts: Sequence[str], command: str, has_what: bool, named: dict[str, 
 def _slip(text: str, *asked: Any) -> _Part:
     """A word that means nothing as it stands: one that asks for nothing, a slip in a known one, or unknown."""
     word = _bare(text)
-    sought = {"longest": "-s", "batch": "-b"}.get(asked[0])  # `longest context` and `batch size` say it once more
+    sought = {"longest": "-s", "batch": "-b"}.get(
+        asked[0]
+    )  # `longest context` and `batch size` say it once more
     if sought and (_names().get(word) == sought or (word == "size" and sought == "-b")):
         return _Part(1, "filler", ())
     if word in _quiet():
@@ -577,7 +737,11 @@ def _slip(text: str, *asked: Any) -> _Part:
 
 
 def _phrase(
-    words: Sequence[str], command: str, has_what: bool, named: Mapping[str, str | None], is_first: bool
+    words: Sequence[str],
+    command: str,
+    has_what: bool,
+    named: Mapping[str, str | None],
+    is_first: bool,
 ) -> _Part | None:
     """What some words mean together; None: nothing."""
     typed, words = words, [_bare(word) for word in words]
@@ -589,13 +753,26 @@ def _phrase(
     card = _card(words) if "--gpu" not in named else None
     if card and count == 1 and card[0].isalpha():  # a B200 is no batch of 200
         return _Part(count, "option", ["--gpu", card])
-    if option := _sized(words, command or "fit") or _counted(words, takes) or _said(words, command, takes):
+    if (
+        option := _sized(words, command or "fit")
+        or _counted(words, takes)
+        or _said(words, command, takes)
+    ):
         own = {item: named.get(item.field or item.name, "") for item in items(option)}
         # A kind of LoRA may come beside another: `lora in 4 bit`.
-        is_out = any(old not in ("", item.value) and not {old, item.value} <= {"lora", "qlora"}
-                     for item, old in own.items())  # fmt: skip
-        is_out |= option[-1].startswith("generation.") and "objective" not in named  # nothing else generates
-        new = [word for item, old in own.items() if old != item.value and not is_out for word in item.words]
+        is_out = any(
+            old not in ("", item.value) and not {old, item.value} <= {"lora", "qlora"}
+            for item, old in own.items()
+        )
+        is_out |= (
+            option[-1].startswith("generation.") and "objective" not in named
+        )  # nothing else generates
+        new = [
+            word
+            for item, old in own.items()
+            if old != item.value and not is_out
+            for word in item.words
+        ]
         return _Part(count, "unknown" if is_out else "option", new)
     if count == 2 and words[0].isdigit() and words[1].rstrip("s") in ("gpu", "card"):
         return _Part(count, "option", ["--gpu", words[0]])
@@ -612,7 +789,9 @@ def _phrase(
 
 def _command(words: Sequence[str], alone: bool) -> list[str] | None:
     """``max batch size``, ``longest``, ``which gpu``, ``how many gpus``, ``serving``; or a slip in the first word."""
-    of = "_".join(word for word in words[1:] if word not in ("a", "the", "of", "big", "large", "long"))
+    of = "_".join(
+        word for word in words[1:] if word not in ("a", "the", "of", "big", "large", "long")
+    )
     names = {key: FLAGS.get(name, name) for key, name in _names().items()}
     if words[:2] == ["how", "many"]:
         of = "_".join(words[2:])
@@ -621,7 +800,11 @@ def _command(words: Sequence[str], alone: bool) -> list[str] | None:
     elif words[-1].rstrip("s") in ("gpu", "card"):
         asked = " ".join(words[:-1])
         return (
-            ["gpus"] if closest(asked, _table("which"), 0.8) else ["divide", "--fewest"] if asked == "fewest" else None
+            ["gpus"]
+            if closest(asked, _table("which"), 0.8)
+            else ["divide", "--fewest"]
+            if asked == "fewest"
+            else None
         )
     if len(words) > 1 and (words[0] in _table("most") | _table("asked")):
         option = names.get(of, names.get(of.removesuffix("_size")))
@@ -637,7 +820,11 @@ def _with_options(words: Sequence[str]) -> list[str] | None:
     """Words that are a command with an option: ``trl script``, ``nvidia-smi says 21GB``."""
     if len(words) == 2 and words[1] == "script" and words[0] in _table("scripts"):
         return ["config", "--for", _table("scripts")[words[0]]]
-    if len(words) > 1 and words[-2] in _table("measures") and re.fullmatch(r"\d+(\.\d+)?[gm]i?b", words[-1]):
+    if (
+        len(words) > 1
+        and words[-2] in _table("measures")
+        and re.fullmatch(r"\d+(\.\d+)?[gm]i?b", words[-1])
+    ):
         source = f"{words[0]}=" if words[0] == "nvidia-smi" else ""
         return ["compare", "--measured", source + words[-1]] if source or len(words) == 2 else None
     return None
@@ -659,12 +846,18 @@ def _sized(words: Sequence[str], command: str) -> list[str] | None:
     """``seq len 4096``, ``4k context``, ``batch size 4``, ``r=16``, ``50k rows``."""
     known = _known(command)
     if len(words) == 1:
-        pair = re.fullmatch(r"([a-z_-]+)[=:](.+)", words[0]) or re.fullmatch(r"([a-z_-]+?)(\d+k?)", words[0])
+        pair = re.fullmatch(r"([a-z_-]+)[=:](.+)", words[0]) or re.fullmatch(
+            r"([a-z_-]+?)(\d+k?)", words[0]
+        )
         sides = [(pair[1], pair[2])] if pair else []
     else:
-        first, *rest = [word for word in words if word not in ("of", "=", "size", "at", "with")] or [""]
+        first, *rest = [
+            word for word in words if word not in ("of", "=", "size", "at", "with")
+        ] or [""]
         sides = [("_".join([first, *rest[:-1]]), rest[-1])] if rest else []
-        if not _card([first]) and (first.isdigit() or known.get("_".join(rest)) != "-b"):  # not `4090 batch 2`
+        if not _card([first]) and (
+            first.isdigit() or known.get("_".join(rest)) != "-b"
+        ):  # not `4090 batch 2`
             sides.append(("_".join(rest), first))
     for name, value in sides:
         key = _key(name)
@@ -694,17 +887,25 @@ def _said(words: Sequence[str], command: str, takes: Sequence[str]) -> list[str]
     if not said:
         known = len(key) > 2 and key != "none" and key not in _quiet()
         fields = [name for name, field in BY_NAME.items() if known and key in field.words]
-        said = ["--set", f"{fields[0]}={key}"] if fields and (len(fields) == 1 or fields[0] == "precision") else None
+        said = (
+            ["--set", f"{fields[0]}={key}"]
+            if fields and (len(fields) == 1 or fields[0] == "precision")
+            else None
+        )
     return said if said and _takes(said, takes) else None
 
 
 def _card(words: Sequence[str]) -> str | None:
     """``rtx 4090``, ``2x a100 80gb``, ``two 3090s``; a name of several sizes too, whose error then lists them."""
     text = " ".join(_table("numbers").get(word, word) for word in words)
-    is_name = re.search(r"\d|....", text) and not re.match(r"\d{3,} \d{4}", text)  # `1024 4090`: a length and a card
+    is_name = re.search(r"\d|....", text) and not re.match(
+        r"\d{3,} \d{4}", text
+    )  # `1024 4090`: a length and a card
     if not is_name or {*words} & _quiet() - {"gpu", "card"}:
         return None
-    for name in dict.fromkeys((text, re.sub(r"(?<=[\dix])s$", "", re.sub(r"^(\d{1,3})\s*x?\s+", r"\1x", text)))):
+    for name in dict.fromkeys(
+        (text, re.sub(r"(?<=[\dix])s$", "", re.sub(r"^(\d{1,3})\s*x?\s+", r"\1x", text)))
+    ):
         try:
             find(name)
         except UserError as error:
@@ -722,7 +923,9 @@ _CARD = re.compile(  # a host, or a card by its maker or series, known or not: i
     r"colab|kaggle|(?:\d+x)?(?:(?:(?:amd|radeon|rx|nvidia|geforce|rtx|gtx|intel|arc|tesla|quadro|instinct) ?)+"
     r"[a-z]?\d{2,4}[a-z]*|\d0[3-9]0)(?: (?:xtx?|ti|super|gre|ada|pro|laptop|mobile|\d+ ?gb))*"
 )
-_MAC = re.compile(r"(?:(?:i?mac|macbook|mini|studio|apple|silicon|air|pro|max|ultra|m\d|laptop|1[3-6]|\d+ ?gi?b?) ?)+")
+_MAC = re.compile(
+    r"(?:(?:i?mac|macbook|mini|studio|apple|silicon|air|pro|max|ultra|m\d|laptop|1[3-6]|\d+ ?gi?b?) ?)+"
+)
 
 
 def _exact_model(name: str) -> str | None:
@@ -733,7 +936,9 @@ def _exact_model(name: str) -> str | None:
     if "/" in name:
         return name if HubId.read(name) else None
     short = (hub for entry in index()["models"].values() for hub in entry["hub"])
-    return next((hub for hub in short if hub.partition("/")[2].lower() == plain), None) or known_name(name)
+    return next(
+        (hub for hub in short if hub.partition("/")[2].lower() == plain), None
+    ) or known_name(name)
 
 
 def lost_format(typed: object, model: object) -> str:

@@ -87,16 +87,27 @@ class Beside:
 
     def room_bytes(self, usable_bytes: int) -> int:
         """The most that a step may need so that it fits for sure."""
-        return max(int((usable_bytes - sum(part.most_bytes for part in self.parts)) / (1 + self.most_share)), 0)
+        return max(
+            int(
+                (usable_bytes - sum(part.most_bytes for part in self.parts)) / (1 + self.most_share)
+            ),
+            0,
+        )
 
     def widest_bytes(self, usable_bytes: int) -> int:
         """The most that a step may need so that it fits at best."""
-        return int((usable_bytes - sum(part.least_bytes for part in self.parts)) / (1 + self.least_share))
+        return int(
+            (usable_bytes - sum(part.least_bytes for part in self.parts)) / (1 + self.least_share)
+        )
 
     def to_mapping(self, needed_bytes: int) -> dict[str, Any]:
         """Plain values for JSON, for a step that needs so much."""
-        fragments = Part("fragments", round(self.least_share * needed_bytes),
-                         round(self.most_share * needed_bytes), self.evidence)  # fmt: skip
+        fragments = Part(
+            "fragments",
+            round(self.least_share * needed_bytes),
+            round(self.most_share * needed_bytes),
+            self.evidence,
+        )
         parts = [fragments, *self.parts] if self.evidence else list(self.parts)
         return {
             "least_bytes": self.least_bytes(needed_bytes),
@@ -111,8 +122,13 @@ NOTHING = Beside()
 def beside(process: Process, gpu: Gpu) -> Beside:
     """What a process has on a card beside its step."""
     table = _table()
-    kinds = {"recipe": process.recipe, "compiled": process.compiled, "mesh": process.meshed,
-             "expandable": process.expandable_segments, "any": True}  # fmt: skip
+    kinds = {
+        "recipe": process.recipe,
+        "compiled": process.compiled,
+        "mesh": process.meshed,
+        "expandable": process.expandable_segments,
+        "any": True,
+    }
     fragments = next(row for row in table["fragments"] if kinds[row["when"]])
     parts = tuple(_parts(process, gpu, table))
     return Beside(parts, fragments["least_share"], fragments["most_share"], fragments["evidence"])
@@ -133,7 +149,9 @@ def _parts(process: Process, gpu: Gpu, table: Mapping[str, Any]) -> Iterator[Par
         row = table["kernels"]
         more = int(row["most_context_mib"] * MIB) - gpu.context_bytes
         yield Part("kernels loaded late", 0, max(more, 0), row["evidence"])
-    if gpu.total_source != MEASURED and any(title in gpu.title for title in table["desktop"]["titles"]):
+    if gpu.total_source != MEASURED and any(
+        title in gpu.title for title in table["desktop"]["titles"]
+    ):
         row = table["desktop"][process.platform]
         yield Part("a desktop", 0, int(row["most_mib"] * MIB), row["evidence"])
     if process.groups:

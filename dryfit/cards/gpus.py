@@ -29,8 +29,12 @@ UNMODELLED = {
 }
 GIVEN = "as given"  # by the scenario, not by the catalogue
 MEASURED = "torch.cuda.get_device_properties"  # on this machine
-FEW_KERNELS = "kernels loaded later add to it"  # in the source of a context that was measured before a step
-EXPANDABLE_LINE = "PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True"  # 2.9 and later also know PYTORCH_ALLOC_CONF
+FEW_KERNELS = (
+    "kernels loaded later add to it"  # in the source of a context that was measured before a step
+)
+EXPANDABLE_LINE = (
+    "PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True"  # 2.9 and later also know PYTORCH_ALLOC_CONF
+)
 
 
 @dataclass(frozen=True)
@@ -52,7 +56,9 @@ class Gpu:
     allocator: str = "cuda"  # PyTorch's for this kind of GPU: cuda, or one of UNMODELLED
     note: str = ""  # what its owner can change
     count: int = 1  # of such GPUs; every figure is that of one
-    index: int | None = None  # among those that CUDA_VISIBLE_DEVICES shows, in its order; None: not one of several
+    index: int | None = (
+        None  # among those that CUDA_VISIBLE_DEVICES shows, in its order; None: not one of several
+    )
     others: tuple[Gpu, ...] = ()  # of this machine, which the processes of the same training use
 
     @property
@@ -62,7 +68,11 @@ class Gpu:
 
     @property
     def usable_bytes(self) -> int:
-        return min(self.total_bytes, self.free_pool_bytes or self.total_bytes) - self.context_bytes - self.held_bytes
+        return (
+            min(self.total_bytes, self.free_pool_bytes or self.total_bytes)
+            - self.context_bytes
+            - self.held_bytes
+        )
 
     @property
     def free_pool_bytes(self) -> int:
@@ -77,14 +87,20 @@ class Gpu:
     @property
     def context_has_kernels(self) -> bool:
         """Whether the context is that of a process that took a step: CUDA loads a kernel when it first runs."""
-        return not self.context_source.startswith("assumed") and FEW_KERNELS not in self.context_source
+        return (
+            not self.context_source.startswith("assumed") and FEW_KERNELS not in self.context_source
+        )
 
     @property
     def capacity_line(self) -> str:
         """What is usable, and why it is not all, in words."""
-        left_out = f"{self.total_bytes / GIB:.2f} less {self.context_bytes / GIB:.2f} of CUDA context"
+        left_out = (
+            f"{self.total_bytes / GIB:.2f} less {self.context_bytes / GIB:.2f} of CUDA context"
+        )
         if 0 < self.free_pool_bytes < self.total_bytes:
-            left_out += f" and {(self.total_bytes - self.free_pool_bytes) / GIB:.2f} that the system holds"
+            left_out += (
+                f" and {(self.total_bytes - self.free_pool_bytes) / GIB:.2f} that the system holds"
+            )
         if self.held_bytes:
             named = f" by {', '.join(self.holders)}" if self.holders else " by other processes"
             left_out += f" and {self.held_bytes / GIB:.2f} held{named}"
@@ -92,14 +108,18 @@ class Gpu:
         if self.others:
             line += f", and of {len(self.others) + 1} GPUs it has the least left beside the step"
         if any(other.title != self.title for other in self.others):
-            kinds = [f"{other.label} has {other.usable_bytes / GIB:.2f} GiB" for other in self.others]
+            kinds = [
+                f"{other.label} has {other.usable_bytes / GIB:.2f} GiB" for other in self.others
+            ]
             line += f"; the GPUs are of different kinds: {', '.join(kinds)}"
         return line
 
     @property
     def setting(self) -> str | dict[str, Any]:
         """How a scenario names it."""
-        kind: dict[str, Any] = {"name": self.name} if self.name in known() else {"vram_gib": self.total_bytes / GIB}
+        kind: dict[str, Any] = (
+            {"name": self.name} if self.name in known() else {"vram_gib": self.total_bytes / GIB}
+        )
         own: dict[str, Any] = {"count": self.count} if self.count > 1 else {}
         if self.context_source == GIVEN:
             whole, rest = divmod(self.context_bytes, MIB)
@@ -153,7 +173,11 @@ def _catalogue(*sections: str) -> dict[str, Gpu]:
 @cache
 def _sizes_on_boxes() -> dict[str, float]:
     sections = ("gpus", "others", "unified")
-    return {name: entry["nominal_gb"] for section in sections for name, entry in _content()[section].items()}
+    return {
+        name: entry["nominal_gb"]
+        for section in sections
+        for name, entry in _content()[section].items()
+    }
 
 
 @cache
@@ -165,9 +189,14 @@ def _apple() -> dict[str, Gpu]:
     for size in kinds["sizes_gb"]:
         share = next(share for share in kinds["shares"] if size <= share.get("up_to_gb", size))
         entry = {
-            "title": f"GPU of a Mac with {size} GB", "total_gib": size * share["share"], "source": share["source"],
-            "pool_gib": size, "allocator": "mps", "context_mib": 0, "context_source": "Metal's own is not known",
-        }  # fmt: skip
+            "title": f"GPU of a Mac with {size} GB",
+            "total_gib": size * share["share"],
+            "source": share["source"],
+            "pool_gib": size,
+            "allocator": "mps",
+            "context_mib": 0,
+            "context_source": "Metal's own is not known",
+        }
         cards[f"apple-{size}gb"] = _from_entry(f"apple-{size}gb", entry, content["assumptions"])
     return cards
 
@@ -179,7 +208,10 @@ def _from_entry(name: str, entry: Mapping[str, Any], assumptions: Mapping[str, f
         source = entry["source"]
     else:
         share = assumptions["total_share"]
-        total, source = int(entry["nominal_gb"] * GIB * share), f"assumed: {share} x {entry['nominal_gb']} GiB"
+        total, source = (
+            int(entry["nominal_gb"] * GIB * share),
+            f"assumed: {share} x {entry['nominal_gb']} GiB",
+        )
     if "context_mib" in entry:
         context, context_source = entry["context_mib"], entry["context_source"]
     else:
@@ -187,13 +219,24 @@ def _from_entry(name: str, entry: Mapping[str, Any], assumptions: Mapping[str, f
     pool = int(entry.get("pool_gib", 0) * GIB)
     system = min(int(pool * assumptions["system_share"]), int(assumptions["system_most_gib"] * GIB))
     return Gpu(
-        name, entry["title"], total, source, int(context * MIB), context_source, capability,
-        pool_bytes=pool, system_bytes=system, system_source=assumptions["system_source"] if pool else "",
-        allocator=entry.get("allocator", "cuda"), note=entry.get("note", ""),
-    )  # fmt: skip
+        name,
+        entry["title"],
+        total,
+        source,
+        int(context * MIB),
+        context_source,
+        capability,
+        pool_bytes=pool,
+        system_bytes=system,
+        system_source=assumptions["system_source"] if pool else "",
+        allocator=entry.get("allocator", "cuda"),
+        note=entry.get("note", ""),
+    )
 
 
-def _assumed_context(capability: float | None, assumptions: Mapping[str, float]) -> tuple[float, str]:
+def _assumed_context(
+    capability: float | None, assumptions: Mapping[str, float]
+) -> tuple[float, str]:
     key = "context_mib" if capability is None or capability >= 8.0 else "context_mib_before_8_0"
     return assumptions[key], f"assumed: {assumptions[key]} MiB"
 
@@ -231,14 +274,24 @@ def find(gpu: str | Mapping[str, Any], where: object = "gpu") -> Gpu:
             raise error.with_values(change={"gpu": meant}, write=None) from None
         if card.context_bytes >= card.total_bytes:
             raise UserError(
-                f"`context_mib` leaves nothing of {card.title}.", where=where, found=gpu["context_mib"],
+                f"`context_mib` leaves nothing of {card.title}.",
+                where=where,
+                found=gpu["context_mib"],
                 allowed="what the card holds beside PyTorch's allocator, mostly 300 to 600",
                 change={"gpu": {**kind, "context_mib": 530}},
-            )  # fmt: skip
+            )
         return card
     context, source = _assumed_context(None, _content()["assumptions"])
     total = int(gpu["vram_gib"] * GIB)
-    return Gpu(f"{gpu['vram_gib']:g} GiB", "a GPU of this size", total, GIVEN, int(context * MIB), source, None)
+    return Gpu(
+        f"{gpu['vram_gib']:g} GiB",
+        "a GPU of this size",
+        total,
+        GIVEN,
+        int(context * MIB),
+        source,
+        None,
+    )
 
 
 def _mapping(text: str, where: object) -> Any:
@@ -248,7 +301,9 @@ def _mapping(text: str, where: object) -> Any:
     try:
         return yaml.safe_load(text)
     except yaml.YAMLError:
-        raise UserError("`gpu` is not YAML.", where=where, found=text, change={"gpu": {"vram_gib": 24}}) from None
+        raise UserError(
+            "`gpu` is not YAML.", where=where, found=text, change={"gpu": {"vram_gib": 24}}
+        ) from None
 
 
 def named(gpu: str | Mapping[str, float] | None, where: object = "gpu") -> Gpu | None:
@@ -287,7 +342,17 @@ def from_device(
         held = max(0, total_bytes - free_bytes - context)
         context = total_bytes - free_bytes - held
     name = listed.name if listed else title
-    return Gpu(name, title, total_bytes, MEASURED, context, source, compute_capability, held, holders if held else ())
+    return Gpu(
+        name,
+        title,
+        total_bytes,
+        MEASURED,
+        context,
+        source,
+        compute_capability,
+        held,
+        holders if held else (),
+    )
 
 
 def least_free(gpus: Sequence[Gpu], needs: Callable[[Gpu], int]) -> Gpu:
@@ -309,9 +374,14 @@ def processes_on(uuid: str, own: int) -> tuple[str, ...]:
     ``uuid``: of the GPU, as ``torch.cuda.get_device_properties`` has it, without the ``GPU-`` in front. ``own``: number
     of this process, which is left out.
     """
-    query = ["--query-compute-apps=gpu_uuid,pid,process_name,used_memory", "--format=csv,noheader,nounits"]
+    query = [
+        "--query-compute-apps=gpu_uuid,pid,process_name,used_memory",
+        "--format=csv,noheader,nounits",
+    ]
     try:
-        said = subprocess.run(["nvidia-smi", *query], capture_output=True, text=True, timeout=10, check=True).stdout
+        said = subprocess.run(
+            ["nvidia-smi", *query], capture_output=True, text=True, timeout=10, check=True
+        ).stdout
     except (OSError, subprocess.SubprocessError):
         return ()
     processes = []
@@ -327,12 +397,23 @@ def processes_on(uuid: str, own: int) -> tuple[str, ...]:
 def usable_sizes(capability: tuple[int, int] | None) -> list[int]:
     """Usable bytes of the catalogue's GPUs that run the same kernels."""
     like = capability or DEFAULT_CAPABILITY
-    return sorted({gpu.usable_bytes for gpu in catalogue().values() if (gpu.capability or DEFAULT_CAPABILITY) == like})
+    return sorted(
+        {
+            gpu.usable_bytes
+            for gpu in catalogue().values()
+            if (gpu.capability or DEFAULT_CAPABILITY) == like
+        }
+    )
 
 
 def loading_on_unified_memory(needed: Mapping[str, Any], gpu: Gpu | None) -> int | None:
     """Bytes that loading takes where host and device share one memory; None: they don't, or it was not traced."""
-    if gpu is None or not gpu.pool_bytes or needed.get("host_copy_bytes") is None or not needed.get("phases"):
+    if (
+        gpu is None
+        or not gpu.pool_bytes
+        or needed.get("host_copy_bytes") is None
+        or not needed.get("phases")
+    ):
         return None
     return needed["phases"].get("load", needed.get("resident_bytes", 0)) + needed["host_copy_bytes"]
 
@@ -348,7 +429,9 @@ def what_limits(needed: Mapping[str, Any], gpu: Gpu) -> list[str]:
         return texts
     room = gpu.free_pool_bytes - gpu.context_bytes
     held = f"system and other programs hold {gpu.system_bytes / GIB:.2f} GiB of {gpu.pool_bytes / GIB:.2f}"
-    texts.append(f"GPU and system share one memory; {held}, as is assumed (system_share in config/gpus.yaml)")
+    texts.append(
+        f"GPU and system share one memory; {held}, as is assumed (system_share in config/gpus.yaml)"
+    )
     if (loading := loading_on_unified_memory(needed, gpu)) is not None:
         copy = needed["host_copy_bytes"]
         text = f"loading takes {loading / GIB:.2f} GiB of {room / GIB:.2f}, {copy / GIB:.2f} of it copies on the host"

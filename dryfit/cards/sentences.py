@@ -23,7 +23,9 @@ def title(word: str | None) -> str:
 
 def said(word: str | None) -> str:
     """A verdict's value in JSON as a predicate, for a row of a table: ``fits``."""
-    return {None: "has no verdict", "fits": "fits", "too_close": "is too close to call"}.get(word, "does not fit")
+    return {None: "has no verdict", "fits": "fits", "too_close": "is too close to call"}.get(
+        word, "does not fit"
+    )
 
 
 def said_of(row: Mapping[str, Any]) -> str:
@@ -77,13 +79,19 @@ def of_step(answer: Mapping[str, Any]) -> str:
     if (answer.get("phases_of_cycle") or {}).get("server"):
         return _of_cycle(answer, judged)
     each = (
-        f" on each of {parallel['gpus']} GPUs with {say_way(parallel, as_title=True)}" if parallel["gpus"] > 1 else ""
+        f" on each of {parallel['gpus']} GPUs with {say_way(parallel, as_title=True)}"
+        if parallel["gpus"] > 1
+        else ""
     )
     has = has_usable(gpu)
     if gpu["count"] > parallel["gpus"]:
         has += f" (of {gpu['count']} GPUs the step uses {parallel['gpus']})"
-    if (not judged.is_modelled and trace["peak_allocated_bytes"] > gpu["usable_bytes"]) or judged.word is None:
-        return sentence(judged, f"the step allocates {gib(trace['peak_allocated_bytes'])}{each}", has)
+    if (
+        not judged.is_modelled and trace["peak_allocated_bytes"] > gpu["usable_bytes"]
+    ) or judged.word is None:
+        return sentence(
+            judged, f"the step allocates {gib(trace['peak_allocated_bytes'])}{each}", has
+        )
     if (answer["headroom_bytes"] or 0) < 0 <= gpu["usable_bytes"] - trace["required_bytes"]:
         return f"{title(answer['verdict'])}: loading is {judged.reason}; {need}{each}, {has}"
     if (
@@ -126,7 +134,9 @@ def _of_cycle(answer: Mapping[str, Any], judged: Verdict) -> str:
     need += f" (trainer {gib(trainer)}" if trainer else f" ({cycle['peak_owner']}"
     has = f"{card(answer['gpu'])} has {gib(cycle['usable_bytes'])} in all"
     measured = judged.word is Word.TOO_CLOSE and judged.omissions
-    advice = ". What vLLM's CUDA graphs take decides (cuda_graphs: false settles it)" if measured else ""
+    advice = (
+        ". What vLLM's CUDA graphs take decides (cuda_graphs: false settles it)" if measured else ""
+    )
     return sentence(judged, f"{need})", has) + advice
 
 
@@ -136,7 +146,11 @@ def of_program(answered: Mapping[str, Any], subject: str = "the program") -> str
     need = f"{subject} needs {gib(trace['required_bytes'])}"
     if answered["gpus"] > 1:
         several = len(answered["ranks"]) > 1
-        need += f" on the GPU of rank {answered['rank']}" if several else f" on each of {answered['gpus']} GPUs"
+        need += (
+            f" on the GPU of rank {answered['rank']}"
+            if several
+            else f" on each of {answered['gpus']} GPUs"
+        )
     if gpu is None:
         return f"{_capital(need)}: {smallest(trace['required_bytes'])}"
     return sentence(of_mapping(answered), need, has_usable(gpu))

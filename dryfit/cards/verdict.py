@@ -53,16 +53,24 @@ class Verdict:
     needed_bytes: int = 0  # what was compared with the card
     beside: Beside = NOTHING  # what else the card holds
     omissions: tuple[Omission, ...] = ()  # what the answer leaves out
-    is_lower_bound: bool = False  # the figures are the least that the step can need, and nobody knows the most
-    is_modelled: bool = True  # whether the card's allocator is replayed; else nothing can be said to fit
-    estimated: Word | None = None  # what the analytic estimate says by its own ranges; None: the step was traced
+    is_lower_bound: bool = (
+        False  # the figures are the least that the step can need, and nobody knows the most
+    )
+    is_modelled: bool = (
+        True  # whether the card's allocator is replayed; else nothing can be said to fit
+    )
+    estimated: Word | None = (
+        None  # what the analytic estimate says by its own ranges; None: the step was traced
+    )
 
     @property
     def beside_bytes(self) -> tuple[int, int]:
         """The least and the most that is to be counted beside what the step needs."""
         low = sum(one.too_high_bytes or 0 for one in self.omissions)
         high = sum(one.too_low_bytes or 0 for one in self.omissions)
-        return self.beside.least_bytes(self.needed_bytes) - low, self.beside.most_bytes(self.needed_bytes) + high
+        return self.beside.least_bytes(self.needed_bytes) - low, self.beside.most_bytes(
+            self.needed_bytes
+        ) + high
 
     @property
     def word(self) -> Word | None:
@@ -75,7 +83,11 @@ class Verdict:
         word = Word.TOO_CLOSE
         if self.headroom_bytes < least:
             word = Word.DOES_NOT_FIT
-        elif self.headroom_bytes >= most and not self.is_lower_bound and not any(one.decides for one in self.omissions):
+        elif (
+            self.headroom_bytes >= most
+            and not self.is_lower_bound
+            and not any(one.decides for one in self.omissions)
+        ):
             word = Word.FITS
         return word if self.estimated in (None, word) else Word.TOO_CLOSE
 
@@ -91,7 +103,11 @@ class Verdict:
     def fields(self) -> dict[str, Any]:
         """``verdict``, ``fits`` and ``headroom_bytes``, as JSON has them."""
         word = self.word
-        return {"verdict": word and word.value, "fits": self.fits, "headroom_bytes": self.headroom_bytes}
+        return {
+            "verdict": word and word.value,
+            "fits": self.fits,
+            "headroom_bytes": self.headroom_bytes,
+        }
 
     def to_mapping(self) -> dict[str, Any]:
         """Plain values for JSON: the fields, and what they rest on."""
@@ -115,17 +131,26 @@ class Verdict:
         if self.is_lower_bound and spare >= most:
             return "what is missing is in the warnings"
         if spare >= most and (more := [one.what for one in self.omissions if one.decides]):
-            return f"{gib(spare)} to spare, and nobody knows how much more {' and '.join(more)} need"
+            return (
+                f"{gib(spare)} to spare, and nobody knows how much more {' and '.join(more)} need"
+            )
         if spare >= 0:
-            return f"{gib(spare)} to spare, and up to {gib(most)} more may be needed ({self._named()})"
+            return (
+                f"{gib(spare)} to spare, and up to {gib(most)} more may be needed ({self._named()})"
+            )
         return f"short by {gib(-spare)}, and the answer may be {gib(-least)} too high ({self._named(least=True)})"
 
     def _named(self, least: bool = False) -> str:
         """What decides: the largest parts first."""
         fragments = self.beside.to_mapping(self.needed_bytes)["parts"]
-        sizes = [(part["name"], part["least_bytes"] if least else part["most_bytes"]) for part in fragments]
+        sizes = [
+            (part["name"], part["least_bytes"] if least else part["most_bytes"])
+            for part in fragments
+        ]
         for one in self.omissions:
-            sizes.append((one.what, -(one.too_high_bytes or 0) if least else one.too_low_bytes or 0))
+            sizes.append(
+                (one.what, -(one.too_high_bytes or 0) if least else one.too_low_bytes or 0)
+            )
         told = sorted(((abs(size), name) for name, size in sizes if size), reverse=True)
         shown = [f"{name} {gib(size)}" for size, name in told[:CLOSE_BY]]
         return ", ".join([*shown, *(["..."] if len(told) > CLOSE_BY else [])])
@@ -150,7 +175,9 @@ def verdict(needed: Mapping[str, Any], gpu: Gpu | None, process: Process = ALONE
     if (loads := loading_on_unified_memory(needed, gpu)) is not None:
         headroom = min(headroom, gpu.free_pool_bytes - gpu.context_bytes - loads)
     omissions = tuple(_of_bounds(needed))
-    return Verdict(headroom, least, beside(process, gpu), omissions, is_lower_bound(needed), gpu.is_modelled)
+    return Verdict(
+        headroom, least, beside(process, gpu), omissions, is_lower_bound(needed), gpu.is_modelled
+    )
 
 
 def least_at(needed: Mapping[str, Any], size: int) -> int:
@@ -169,14 +196,21 @@ def _of_bounds(needed: Mapping[str, Any]) -> Iterator[Omission]:
     """
     if has_range(needed):
         bounds, peak = needed["bounds"], needed["peak_allocated_bytes"]
-        yield Omission("kernels that are not known", max(bounds["highest_bytes"] - peak, 0),
-                       max(needed["required_bytes"] - bounds["lowest_bytes"], 0))  # fmt: skip
+        yield Omission(
+            "kernels that are not known",
+            max(bounds["highest_bytes"] - peak, 0),
+            max(needed["required_bytes"] - bounds["lowest_bytes"], 0),
+        )
 
 
 def has_range(needed: Mapping[str, Any]) -> bool:
     """Whether kernels that are not known make a trace's peak a range, with a lower and an upper end."""
     bounds = needed.get("bounds")
-    is_known = bounds and bounds["highest_bytes"] is not None and needed.get("peak_allocated_bytes") is not None
+    is_known = (
+        bounds
+        and bounds["highest_bytes"] is not None
+        and needed.get("peak_allocated_bytes") is not None
+    )
     return bool(is_known and not bounds.get("is_worst_case"))
 
 
@@ -185,7 +219,12 @@ def is_lower_bound(needed: Mapping[str, Any]) -> bool:
     return "bounds" in needed and needed["bounds"]["highest_bytes"] is None
 
 
-_MORE = ("bounds", "phases", "host_copy_bytes", "peak_allocated_bytes")  # of a trace, whatever the allocator
+_MORE = (
+    "bounds",
+    "phases",
+    "host_copy_bytes",
+    "peak_allocated_bytes",
+)  # of a trace, whatever the allocator
 
 
 def verdicts_by_allocator(
@@ -196,7 +235,10 @@ def verdicts_by_allocator(
         return {}
     verdicts = {}
     for name, size in trace.get("required_bytes_by_allocator", {}).items():
-        needed = {"required_bytes": size, "also_fits_bytes": trace["also_fits_bytes_by_allocator"][name]}
+        needed = {
+            "required_bytes": size,
+            "also_fits_bytes": trace["also_fits_bytes_by_allocator"][name],
+        }
         more = {key: trace[key] for key in _MORE if key in trace}
         own = replace(process, expandable_segments=name == "expandable_segments")
         verdicts[name] = {"required_bytes": size, **verdict(needed | more, gpu, own).fields()}
@@ -211,4 +253,12 @@ def of_mapping(answer: Mapping[str, Any]) -> Verdict:
     omissions = tuple(Omission(**one) for one in answer.get("omissions", ()))
     estimated = Word(answer["verdict"]) if not trace and answer["verdict"] else None
     modelled = gpu.get("is_modelled", True)
-    return Verdict(answer["headroom_bytes"], 0, Beside(parts), omissions, is_lower_bound(trace), modelled, estimated)
+    return Verdict(
+        answer["headroom_bytes"],
+        0,
+        Beside(parts),
+        omissions,
+        is_lower_bound(trace),
+        modelled,
+        estimated,
+    )

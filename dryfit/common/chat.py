@@ -9,7 +9,9 @@ from typing import Any
 
 from dryfit.common.errors import UserError
 
-Shots = Sequence[tuple[str, str]]  # requests with their answers, as turns before the request that is asked
+Shots = Sequence[
+    tuple[str, str]
+]  # requests with their answers, as turns before the request that is asked
 IGNORED = -100  # the label that transformers' loss leaves out
 # What templates may ask for beside the messages: no thinking out loud (Qwen3), and a fixed date (Llama 3.1
 # would write today's into every prompt).
@@ -32,12 +34,18 @@ def as_data(text: str, controls: Sequence[str]) -> str:
     return text
 
 
-def _render(tokenizer: Any, system: str, request: str, answer: str | None, shots: Shots = ()) -> str:
+def _render(
+    tokenizer: Any, system: str, request: str, answer: str | None, shots: Shots = ()
+) -> str:
     """The conversation as text, behind the shots; without an answer it ends where the model has to begin."""
     end = [] if answer is None else [{"role": "assistant", "content": answer}]
     settings = {"tokenize": False, "add_generation_prompt": answer is None, **TEMPLATE_SETTINGS}
     turns = ("user", "assistant")
-    before = [{"role": role, "content": text} for shot in shots for role, text in zip(turns, shot, strict=True)]
+    before = [
+        {"role": role, "content": text}
+        for shot in shots
+        for role, text in zip(turns, shot, strict=True)
+    ]
     asked = [*before, {"role": "user", "content": request}]
     try:
         messages = [{"role": "system", "content": system}, *asked, *end]
@@ -78,7 +86,10 @@ def render_prompt(tokenizer: Any, system: str, request: str) -> str:
 
 
 def encode_pairs(
-    tokenizer: Any, system: str, pairs: Sequence[tuple[str, str]], shots: Sequence[Shots] | None = None
+    tokenizer: Any,
+    system: str,
+    pairs: Sequence[tuple[str, str]],
+    shots: Sequence[Shots] | None = None,
 ) -> list[tuple[list[int], list[int]]]:
     """Token ids and labels of whole conversations: labels on the answer and its end token, elsewhere -100.
 
@@ -114,7 +125,9 @@ def encode_pairs(
                 allowed="a template whose prompt (add_generation_prompt) begins the whole conversation",
             )
         answer, _, tail = rest.rpartition(command)
-        end = min((tail.find(token) + len(token) for token in controls if token in tail), default=None)
+        end = min(
+            (tail.find(token) + len(token) for token in controls if token in tail), default=None
+        )
         answers.append(answer + command + (tail[:end] if end else tokenizer.eos_token))
         prompts.append(prompt)
     if not prompts:
@@ -122,4 +135,7 @@ def encode_pairs(
     settings = {"add_special_tokens": False, "return_attention_mask": False}
     prompt_ids = tokenizer(prompts, **settings)["input_ids"]
     answer_ids = tokenizer(answers, **settings)["input_ids"]
-    return [(left + right, [IGNORED] * len(left) + right) for left, right in zip(prompt_ids, answer_ids, strict=True)]
+    return [
+        (left + right, [IGNORED] * len(left) + right)
+        for left, right in zip(prompt_ids, answer_ids, strict=True)
+    ]

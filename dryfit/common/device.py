@@ -10,7 +10,10 @@ from pathlib import Path
 from dryfit.common.errors import UserError
 from dryfit.common.terminal import log
 
-ALLOCATOR_VARIABLES = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")  # the first one from PyTorch 2.9 on
+ALLOCATOR_VARIABLES = (
+    "PYTORCH_ALLOC_CONF",
+    "PYTORCH_CUDA_ALLOC_CONF",
+)  # the first one from PyTorch 2.9 on
 # Versions of CUDA that PyTorch has builds for, by the names of its package index.
 _BUILDS = ((11, 8), (12, 6), (12, 8), (13, 0))
 EXPANDABLE = "expandable_segments"
@@ -85,7 +88,9 @@ def refuse_missing(wanted: str, gpus: int = 1) -> None:
         where="training.parallel.gpus in the configuration",
         found=gpus,
         allowed=f"1 to {count} (CUDA_VISIBLE_DEVICES may hide others); or device: cpu, on which processes can share",
-        write=f"parallel: {{strategy: fsdp2, gpus: {count}}}" if count > 1 else "parallel: {strategy: none, gpus: 1}",
+        write=f"parallel: {{strategy: fsdp2, gpus: {count}}}"
+        if count > 1
+        else "parallel: {strategy: none, gpus: 1}",
     )
 
 
@@ -121,4 +126,6 @@ def set_allocator(expandable: bool) -> None:
     if EXPANDABLE not in given:
         os.environ[name] = ",".join(filter(None, (given, wanted)))
     elif wanted not in given:
-        log.warning("%s=%s in the environment; the memory was predicted with %s", name, given, wanted)
+        log.warning(
+            "%s=%s in the environment; the memory was predicted with %s", name, given, wanted
+        )

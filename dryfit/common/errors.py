@@ -49,7 +49,13 @@ class UserError(Exception):
                 f"{name} {value}" if name.startswith("-") else f"{name}: {yaml_text(value)}"
                 for name, value in change.items()
             )
-        self.problem, self.where, self.found, self.allowed, self.write = problem, where, found, allowed, write
+        self.problem, self.where, self.found, self.allowed, self.write = (
+            problem,
+            where,
+            found,
+            allowed,
+            write,
+        )
         self.field, self.change = field or next(iter(change or ()), None), change
         self.parts: tuple[UserError, ...] = ()  # of several errors in one
         lines = [problem]
@@ -72,7 +78,10 @@ class UserError(Exception):
         writes = dict.fromkeys(part.write for part in parts.values() if part.write)
         one = cls(f"{len(parts)} things are wrong.", where=errors[0].where, write="\n".join(writes))
         alike = len(writes) == 1  # one line in which all is put right: shown once, at the end
-        texts = [str(part._with(write=None, change=None)) if alike else text for text, part in parts.items()]
+        texts = [
+            str(part._with(write=None, change=None)) if alike else text
+            for text, part in parts.items()
+        ]
         if alike:
             texts.append(f"write, for all of them:\n  {next(iter(writes))}")
         one.parts, one.args = tuple(parts.values()), ("\n".join([one.problem, *texts]),)

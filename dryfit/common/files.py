@@ -30,7 +30,9 @@ def _beside(path: Path) -> Path:
         try:
             os.kill(int(left.name.split(".")[-2]), 0)
         except (ProcessLookupError, ValueError):
-            shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink(missing_ok=True)
+            shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink(
+                missing_ok=True
+            )
         except OSError:
             pass  # a living process of somebody else
     return path.with_name(f".{path.name}.{os.getpid()}.partial")
@@ -113,7 +115,13 @@ def write_json(path: str | os.PathLike, value: Any, *, indent: int | None = 2) -
     ``indent``: None for a file of megabytes that nobody reads.
     """
     separators = None if indent else (",", ":")
-    form = {"indent": indent, "separators": separators, "sort_keys": True, "ensure_ascii": False, "allow_nan": False}
+    form = {
+        "indent": indent,
+        "separators": separators,
+        "sort_keys": True,
+        "ensure_ascii": False,
+        "allow_nan": False,
+    }
     write_text(path, json.dumps(value, **form) + "\n")
 
 
@@ -126,7 +134,9 @@ def read_json(path: str | os.PathLike) -> Any:
     except OSError as error:
         raise UserError(f"The file can't be read: {error.strerror}.", where=path) from None
     except json.JSONDecodeError as error:
-        raise UserError(f"This is not JSON: {error.msg}.", where=f"{path}, line {error.lineno}") from None
+        raise UserError(
+            f"This is not JSON: {error.msg}.", where=f"{path}, line {error.lineno}"
+        ) from None
     except UnicodeDecodeError as error:
         raise UserError(f"This is not JSON in UTF-8: {error.reason}.", where=path) from None
 
@@ -185,7 +195,9 @@ def _yaml(source: IO[str] | str, where: object) -> Any:
         def construct_mapping(self, node: Any, deep: bool = False) -> dict:
             found: dict[Any, int] = {}
             for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
-                if key.tag == "tag:yaml.org,2002:merge":  # `<<: *name`, which stands for keys and is not a key
+                if (
+                    key.tag == "tag:yaml.org,2002:merge"
+                ):  # `<<: *name`, which stands for keys and is not a key
                     continue
                 line = key.start_mark.line + 1
                 name = self.construct_object(key)
@@ -200,9 +212,9 @@ def _yaml(source: IO[str] | str, where: object) -> Any:
 
         def construct_number(self, node: Any) -> int | float:
             """A number that says what it means; YAML 1.1 reads 010 as 8, and 1:30 as 90."""
-            value = {"int": self.construct_yaml_int, "float": self.construct_yaml_float}[node.tag.rpartition(":")[2]](
-                node
-            )
+            value = {"int": self.construct_yaml_int, "float": self.construct_yaml_float}[
+                node.tag.rpartition(":")[2]
+            ](node)
             plain = node.value.lstrip("+-").replace("_", "")
             if ":" in plain or re.fullmatch(r"0\d+", plain):
                 raise UserError(
@@ -210,7 +222,9 @@ def _yaml(source: IO[str] | str, where: object) -> Any:
                     where=f"{where}, line {node.start_mark.line + 1}",
                     found=node.value,
                     allowed="a number without leading zeros and colons; text in quotes",
-                    write=f"{value}    # or, as text, '{node.value}'" if ":" in plain else f"{plain.lstrip('0') or 0}",
+                    write=f"{value}    # or, as text, '{node.value}'"
+                    if ":" in plain
+                    else f"{plain.lstrip('0') or 0}",
                 )
             return value
 
@@ -251,7 +265,9 @@ def write_jsonl(path: str | os.PathLike, rows: Iterable[dict]) -> int:
     count = 0
     with atomic_open(path) as handle:
         for row in rows:
-            handle.write(json.dumps(row, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n")
+            handle.write(
+                json.dumps(row, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
+            )
             count += 1
     return count
 
@@ -263,7 +279,9 @@ def read_jsonl(path: str | os.PathLike) -> Iterator[dict]:
             try:
                 yield json.loads(line)
             except json.JSONDecodeError as error:
-                raise UserError(f"This line is not JSON: {error.msg}.", where=f"{path}, line {number}") from None
+                raise UserError(
+                    f"This line is not JSON: {error.msg}.", where=f"{path}, line {number}"
+                ) from None
 
 
 def own_file(path: Path) -> Path:
@@ -298,11 +316,16 @@ def sha256_file(path: str | os.PathLike) -> str:
 
 def digest(value: object) -> str:
     """First 16 hexadecimal digits of the SHA-256 of a JSON-like value, independent of the order of keys."""
-    return hashlib.sha256(json.dumps(value, ensure_ascii=False, sort_keys=True).encode()).hexdigest()[:16]
+    return hashlib.sha256(
+        json.dumps(value, ensure_ascii=False, sort_keys=True).encode()
+    ).hexdigest()[:16]
 
 
 def write_report(
-    path: str | os.PathLike, value: Mapping[str, Any], *files: str | os.PathLike, indent: int | None = 2
+    path: str | os.PathLike,
+    value: Mapping[str, Any],
+    *files: str | os.PathLike,
+    indent: int | None = 2,
 ) -> None:
     """Write a stage's report with the SHA-256 of what the stage wrote; :func:`read_report` checks them.
 
@@ -323,10 +346,14 @@ def write_report(
     digests = {**value.get("sha256", {}), **{Path(file).name: sha256_file(file) for file in files}}
     digests.pop(Path(path).name, None)
     sealed = {**value, "sha256": digests}
-    write_json(path, {**sealed, "sha256": {**digests, Path(path).name: _seal(sealed)}}, indent=indent)
+    write_json(
+        path, {**sealed, "sha256": {**digests, Path(path).name: _seal(sealed)}}, indent=indent
+    )
 
 
-def read_report(path: str | os.PathLike, *files: str | os.PathLike, remove: Iterable[str | os.PathLike] = ()) -> dict:
+def read_report(
+    path: str | os.PathLike, *files: str | os.PathLike, remove: Iterable[str | os.PathLike] = ()
+) -> dict:
     """Read a report that :func:`write_report` wrote; it, and each of ``files``, must be what was written.
 
     Parameters
@@ -358,7 +385,9 @@ def read_report(path: str | os.PathLike, *files: str | os.PathLike, remove: Iter
                 f"{Path(culprit).name} is not what the step that made it has written: changed since, or damaged.",
                 where=culprit,
                 found=found,
-                allowed=f"the sha256 that {path} records: {written}" if written else f"a report that knows {file}",
+                allowed=f"the sha256 that {path} records: {written}"
+                if written
+                else f"a report that knows {file}",
                 write=f"rm {shlex.join(dict.fromkeys(map(str, (culprit, *remove))))}"
                 "    # then the same command again: the step writes it again",
             )
@@ -374,7 +403,9 @@ def read_reports(paths: Iterable[str | os.PathLike]) -> dict[str, dict]:
     UserError: as :func:`read_report` does; also for a file that none of the reports knows.
     """
     paths = [Path(path) for path in paths]
-    reports = {path: read_report(path) for path in paths if path.suffix == ".json" and _seals_itself(path)}
+    reports = {
+        path: read_report(path) for path in paths if path.suffix == ".json" and _seals_itself(path)
+    }
     for path in paths:
         if path.suffix in (".json", ".jsonl") and path not in reports:
             knows = [report for report, value in reports.items() if path.name in value["sha256"]]
@@ -406,7 +437,9 @@ def sealed_files(path: str | os.PathLike) -> dict[Path, str]:
     whole = folder != path.parent or path.name == "description.json"
     for name, digest in read_report(path)["sha256"].items():
         places = [place for place in (folder / name, path.parent / name) if place.exists()]
-        places = places or [place for place in path.parent.rglob(name) if not _UNLISTED & set(place.parts)]
+        places = places or [
+            place for place in path.parent.rglob(name) if not _UNLISTED & set(place.parts)
+        ]
         if name != path.name and (places or whole):
             listed[(places or [folder / name])[0]] = digest
     return listed
@@ -465,4 +498,6 @@ def _digest(path: str | os.PathLike) -> str:
 def _seal(value: Mapping[str, Any]) -> str:
     """SHA-256 of a value's canonical JSON, as it is when it has been written and read again."""
     plain = json.loads(json.dumps(value, allow_nan=False))
-    return hashlib.sha256(json.dumps(plain, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+    return hashlib.sha256(
+        json.dumps(plain, sort_keys=True, ensure_ascii=False).encode()
+    ).hexdigest()

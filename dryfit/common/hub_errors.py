@@ -34,7 +34,11 @@ _ANSWERED: tuple[tuple[str | int, str, str], ...] = (
         "The {what} is gated: its owner wants to know who reads it.",
         "HF_TOKEN in the environment, of an account that has accepted the {what}'s terms on {page}; or an open copy",
     ),
-    ("RevisionNotFoundError", "The repository has no such revision.", "a branch, a tag or a commit of {page}"),
+    (
+        "RevisionNotFoundError",
+        "The repository has no such revision.",
+        "a branch, a tag or a commit of {page}",
+    ),
     (
         "RepositoryNotFoundError",
         "The Hub has no such {what}, or it is private.",
@@ -45,8 +49,16 @@ _ANSWERED: tuple[tuple[str | int, str, str], ...] = (
         "The Hub is asked too often (429).",
         "another try in some minutes; HF_TOKEN, which raises the limit{instead}",
     ),
-    (401, "The Hub wants to know who you are (401).", "a valid HF_TOKEN in the environment, or none"),
-    (403, "The Hub does not let you read this {what} (403).", "HF_TOKEN in the environment, of an account that may"),
+    (
+        401,
+        "The Hub wants to know who you are (401).",
+        "a valid HF_TOKEN in the environment, or none",
+    ),
+    (
+        403,
+        "The Hub does not let you read this {what} (403).",
+        "HF_TOKEN in the environment, of an account that may",
+    ),
     (404, "The Hub has no such {what}, revision or file (404).", "names as on {page}"),
 )
 _OFFLINE = "HF_HUB_OFFLINE is set, so the Hub is not asked, and the {what} is not in the cache."
@@ -60,9 +72,16 @@ _NO_NETWORK = (
 )
 _UNANSWERED: tuple[tuple[str, str, str], ...] = (
     ("OfflineModeIsEnabled", _OFFLINE, "HF_HUB_OFFLINE=0{instead}"),
-    ("HFValidationError", "This can't be the id of a {what}.", "owner/name as on the {what}'s page{nearest}"),
+    (
+        "HFValidationError",
+        "This can't be the id of a {what}.",
+        "owner/name as on the {what}'s page{nearest}",
+    ),
     *((name, *_SLOW) for name in ("TimeoutException", "TimeoutError", "ReadTimeout")),
-    *((name, *_NO_NETWORK) for name in ("TransportError", "ConnectionError", "ProtocolError", "ClientError")),
+    *(
+        (name, *_NO_NETWORK)
+        for name in ("TransportError", "ConnectionError", "ProtocolError", "ClientError")
+    ),
     *((name, *_NO_NETWORK) for name in ("LocalEntryNotFoundError", "OSError")),
 )
 
@@ -103,5 +122,14 @@ def meaning(
         if name in failure.names or name == failure.status:
             return said.format(**words), todo.format(**words)
     if failure.status:
-        return f"The Hub answers with an error ({failure.status}).", "another try, later{instead}".format(**words)
-    return own.get("", (f"The {what} can't be had: {failure.message}", "another try, later{instead}".format(**words)))
+        return (
+            f"The Hub answers with an error ({failure.status}).",
+            "another try, later{instead}".format(**words),
+        )
+    return own.get(
+        "",
+        (
+            f"The {what} can't be had: {failure.message}",
+            "another try, later{instead}".format(**words),
+        ),
+    )

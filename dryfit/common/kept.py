@@ -25,16 +25,57 @@ from typing import Any
 from dryfit.common.files import write_json
 
 FOLDER = "DRYFIT_CACHE"  # names another folder; empty: nothing is kept
-MOST_BYTES = 16 * 2**20  # of all answers of a user: some 1,000 of them; what was not asked for longest goes first
+MOST_BYTES = (
+    16 * 2**20
+)  # of all answers of a user: some 1,000 of them; what was not asked for longest goes first
 # Beginnings of variables that PyTorch, CUDA, transformers and the packages beside them read.
-VARIABLES = ("ACCELERATE", "BNB_", "CUBLAS", "CUDA", "DS_", "ENABLE_", "FLA_", "FLASH_", "FSDP_", "HF_", "KMP_",
-             "LIGER", "MKL", "NVIDIA", "OMP_", "PEFT", "PYTHON", "PYTORCH", "TORCH", "TRANSFORMERS", "TRITON", "TRL",
-             "USE_", "XFORMERS", "XLA_")  # fmt: skip
+VARIABLES = (
+    "ACCELERATE",
+    "BNB_",
+    "CUBLAS",
+    "CUDA",
+    "DS_",
+    "ENABLE_",
+    "FLA_",
+    "FLASH_",
+    "FSDP_",
+    "HF_",
+    "KMP_",
+    "LIGER",
+    "MKL",
+    "NVIDIA",
+    "OMP_",
+    "PEFT",
+    "PYTHON",
+    "PYTORCH",
+    "TORCH",
+    "TRANSFORMERS",
+    "TRITON",
+    "TRL",
+    "USE_",
+    "XFORMERS",
+    "XLA_",
+)
 # Packages that a trace runs. Each one's modules count by their size and time. PyTorch's wheel counts by its version: it
 # has as many modules as all others together.
-PACKAGES = ("accelerate", "bitsandbytes", "causal_conv1d", "deepspeed", "diffusers", "fla", "galore_torch",
-            "liger_kernel", "mamba_ssm", "peft", "sentence_transformers", "timm", "torch", "torchao", "transformers",
-            "trl")  # fmt: skip
+PACKAGES = (
+    "accelerate",
+    "bitsandbytes",
+    "causal_conv1d",
+    "deepspeed",
+    "diffusers",
+    "fla",
+    "galore_torch",
+    "liger_kernel",
+    "mamba_ssm",
+    "peft",
+    "sentence_transformers",
+    "timm",
+    "torch",
+    "torchao",
+    "transformers",
+    "trl",
+)
 _CODE = Path(__file__).resolve().parents[1]
 
 
@@ -81,7 +122,10 @@ class KeptAnswer:
         return answer["status"]
 
     def _damaged(self) -> None:
-        print(f"The kept answer {self._path} is damaged, so the question is asked anew.", file=sys.stderr)
+        print(
+            f"The kept answer {self._path} is damaged, so the question is asked anew.",
+            file=sys.stderr,
+        )
 
     def give(self, answer: Callable[[], int]) -> int:
         """Print an answer by a function that returns its exit status, and keep it; after an exception nothing is."""
@@ -94,13 +138,17 @@ class KeptAnswer:
 
     def _keep(self, text: str, status: int) -> None:
         answer = {"text": text, "status": status, "digest": _digest([self._key, text, status])}
-        with suppress(OSError):  # a folder that can't be written, a full disk: the answer is asked anew next time
+        with suppress(
+            OSError
+        ):  # a folder that can't be written, a full disk: the answer is asked anew next time
             self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             write_json(self._path, answer)
             _remove_oldest(self._path.parent)
 
 
-def kept_or_given(words: Sequence[str], asked: object, answer: Callable[[], int], *, fresh: bool) -> int:
+def kept_or_given(
+    words: Sequence[str], asked: object, answer: Callable[[], int], *, fresh: bool
+) -> int:
     """Print the kept answer to a line, or with ``fresh``, or where none is kept, the one that a function prints."""
     kept = KeptAnswer([word for word in words if word != "--fresh"], asked)
     status = None if fresh else kept.show()
@@ -139,13 +187,25 @@ class _Tee(io.StringIO):
 
 def _surroundings() -> list[Any]:
     variables = {name: value for name, value in os.environ.items() if name.startswith(VARIABLES)}
-    return [os.path.realpath("."), _code(), _packages(), _edited(), sys.version, platform.platform(), variables]
+    return [
+        os.path.realpath("."),
+        _code(),
+        _packages(),
+        _edited(),
+        sys.version,
+        platform.platform(),
+        variables,
+    ]
 
 
 def _code() -> str:
     content = hashlib.sha256()
     for path in sorted(_CODE.rglob("*")):
-        if path.is_file() and "__pycache__" not in path.parts and path.suffix not in (".so", ".pyd"):
+        if (
+            path.is_file()
+            and "__pycache__" not in path.parts
+            and path.suffix not in (".so", ".pyd")
+        ):
             content.update(f"{path.relative_to(_CODE)}\0".encode())
             content.update(hashlib.sha256(path.read_bytes()).digest())
     return content.hexdigest()
@@ -167,7 +227,9 @@ def _edited() -> str:
     content = hashlib.sha256()
     for name in PACKAGES:
         spec = None
-        with suppress(ImportError, ValueError):  # one that is half imported, or stands in for itself
+        with suppress(
+            ImportError, ValueError
+        ):  # one that is half imported, or stands in for itself
             spec = find_spec(name)
         for place in map(Path, (spec and spec.submodule_search_locations) or ()):
             if name != "torch" or not any(place.parent.glob("torch-*.dist-info")):
@@ -189,9 +251,15 @@ def _add_modules(content: Any, folder: str) -> None:
 def _plain(value: Any) -> Any:
     """A value as JSON has it, the same in each process."""
     if is_dataclass(value) and not isinstance(value, type):
-        return [type(value).__name__, {field.name: _plain(getattr(value, field.name)) for field in fields(value)}]
+        return [
+            type(value).__name__,
+            {field.name: _plain(getattr(value, field.name)) for field in fields(value)},
+        ]
     if isinstance(value, Mapping):
-        return [[str(name), _plain(item)] for name, item in sorted(value.items(), key=lambda pair: str(pair[0]))]
+        return [
+            [str(name), _plain(item)]
+            for name, item in sorted(value.items(), key=lambda pair: str(pair[0]))
+        ]
     if isinstance(value, (set, frozenset)):
         return sorted((_plain(item) for item in value), key=repr)
     if isinstance(value, (list, tuple)):

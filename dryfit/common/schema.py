@@ -57,12 +57,16 @@ def _validator() -> Any:
         return isinstance(value, int) and not isinstance(value, bool)
 
     def number(_: Any, value: Any) -> bool:
-        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        return (
+            isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        )
 
     def listed(_: Any, value: Any) -> bool:
         return isinstance(value, list | tuple)
 
-    types = Draft202012Validator.TYPE_CHECKER.redefine_many({"integer": whole, "number": number, "array": listed})
+    types = Draft202012Validator.TYPE_CHECKER.redefine_many(
+        {"integer": whole, "number": number, "array": listed}
+    )
     return validators.extend(Draft202012Validator, {"pattern": pattern}, type_checker=types)
 
 
@@ -120,17 +124,27 @@ def _explained(error: Any, value: Any, where: object) -> Iterator[UserError]:
         simple = re.sub(r"[^a-z0-9._-]+", "-", found.lower()).strip(".-") or "another"
         example = schema.get("examples", [simple])[0]
         problem = f"A name under {name} can't be used."
-        yield UserError(problem, where=where, found=found, allowed=allowed(schema), write=yaml_lines(path, example, {}))
+        yield UserError(
+            problem,
+            where=where,
+            found=found,
+            allowed=allowed(schema),
+            write=yaml_lines(path, example, {}),
+        )
     elif rule in ("minItems", "uniqueItems"):
         twice = [item for index, item in enumerate(found) if item in found[:index]]
         unique = [item for index, item in enumerate(found) if item not in found[:index]]
-        examples = [example for example in schema.get("examples", [["..."]]) if isinstance(example, list)]
+        examples = [
+            example for example in schema.get("examples", [["..."]]) if isinstance(example, list)
+        ]
         yield UserError(
             f"{name} names {twice[0]!r} twice." if twice else f"{name} is an empty list.",
             where=where,
             found=found,
             allowed=allowed(schema),
-            write=yaml_lines(path[:-1], path[-1], unique or examples[-1] if examples or unique else "..."),
+            write=yaml_lines(
+                path[:-1], path[-1], unique or examples[-1] if examples or unique else "..."
+            ),
         )
     elif rule == "additionalProperties" and "properties" in schema:
         known = sorted(schema["properties"])
@@ -138,14 +152,20 @@ def _explained(error: Any, value: Any, where: object) -> Iterator[UserError]:
             close = schema.get("x-elsewhere", {}).get(unknown) or closest(unknown, known)
             *parents, key = close.split(".") if close else [None]
             hint = f"; did you mean `{'.'.join([*path, close])}`?" if close else "."
-            form = reduce(lambda above, part: above.get("properties", {}).get(part, {}), [*parents, key], schema)
+            form = reduce(
+                lambda above, part: above.get("properties", {}).get(part, {}),
+                [*parents, key],
+                schema,
+            )
             meant = _example(form) if found[unknown] in (None, {}) else found[unknown]
             yield UserError(
                 f"Unknown key: {'.'.join([*path, str(unknown)])}{hint}",
                 where=where,
                 found=unknown,
                 allowed=", ".join(known),
-                write=yaml_lines([*path, *parents], key, meant) if key else "nothing here: remove the key",
+                write=yaml_lines([*path, *parents], key, meant)
+                if key
+                else "nothing here: remove the key",
                 field=".".join([*path, str(unknown)]),
                 change=_nested([*path, *parents, key], meant) if key else None,
             )
@@ -164,7 +184,10 @@ def _wrong_value(error: Any, value: Any, where: object) -> UserError:
     """An error of a key that is known, about what it is set to."""
     path, schema, found = [str(part) for part in error.absolute_path], error.schema, error.instance
     types, name, expected = _types(schema), ".".join(path), allowed(schema)
-    problem, example = f"Wrong value for {name}.", schema.get("examples", schema.get("enum", ["..."]))[0]
+    problem, example = (
+        f"Wrong value for {name}.",
+        schema.get("examples", schema.get("enum", ["..."]))[0],
+    )
     numeric = bool({"number", "integer"} & set(types))
     if confused := schema.get("x-confused", {}).get(str(found).lower()):
         problem = f"Wrong value for {name}: {confused}"
@@ -173,7 +196,11 @@ def _wrong_value(error: Any, value: Any, where: object) -> UserError:
         example = _example(schema)
     elif found is None:
         problem = f"{name} has no value."
-    elif error.validator == "type" and "string" in types and isinstance(found, bool | int | float | date):
+    elif (
+        error.validator == "type"
+        and "string" in types
+        and isinstance(found, bool | int | float | date)
+    ):
         problem = f"{name} is text, and YAML reads this as something else: put it in quotes."
         example = {True: "yes", False: "no"}[found] if isinstance(found, bool) else str(found)
     elif numeric and isinstance(found, str) and _NUMBER.match(found):
@@ -182,7 +209,9 @@ def _wrong_value(error: Any, value: Any, where: object) -> UserError:
             problem += " YAML reads an exponent as a number only with a point before it and a sign after the e."
         else:
             problem += " Take the quotes away."
-        read = int(float(found)) if "integer" in types and float(found).is_integer() else float(found)
+        read = (
+            int(float(found)) if "integer" in types and float(found).is_integer() else float(found)
+        )
         example = read if _validator()(schema).is_valid(read) else example
     elif numeric and isinstance(found, float) and not math.isfinite(found):
         problem = f"{name} must be finite."
@@ -195,9 +224,14 @@ def _wrong_value(error: Any, value: Any, where: object) -> UserError:
     if not path:
         return UserError(problem, where=where, found=found, allowed=expected)
     return UserError(
-        problem, where=where, found=found, allowed=expected, write=_corrected(error.absolute_path, example, value),
-        field=name, change=_nested(path, example),
-    )  # fmt: skip
+        problem,
+        where=where,
+        found=found,
+        allowed=expected,
+        write=_corrected(error.absolute_path, example, value),
+        field=name,
+        change=_nested(path, example),
+    )
 
 
 def _nested(path: list[str], value: Any) -> dict[str, Any] | None:
@@ -210,7 +244,14 @@ def _nested(path: list[str], value: Any) -> dict[str, Any] | None:
 def _example(schema: dict) -> Any:
     """A value to show: of a mapping its first key."""
     if schema.get("properties"):
-        return dict([next((key, form.get("examples", ["..."])[0]) for key, form in schema["properties"].items())])
+        return dict(
+            [
+                next(
+                    (key, form.get("examples", ["..."])[0])
+                    for key, form in schema["properties"].items()
+                )
+            ]
+        )
     return schema.get("examples", ["..."])[0]
 
 
@@ -235,7 +276,9 @@ def allowed(schema: dict) -> str:
     if "enum" in schema:
         return ", ".join(map(yaml_text, schema["enum"]))
     text = " or ".join(_TYPES[kind] for kind in _types(schema)) or "anything"
-    return ", ".join([text, *(words.format(schema[key]) for key, words in _LIMITS.items() if key in schema)])
+    return ", ".join(
+        [text, *(words.format(schema[key]) for key, words in _LIMITS.items() if key in schema)]
+    )
 
 
 def coerced(value: Any, schema: dict) -> Any:

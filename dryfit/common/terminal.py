@@ -135,7 +135,9 @@ def now_doing(doing: str) -> None:
         _line.now(doing)
 
 
-def progress(items: Iterable[T], label: str, total: int | None = None, unit: str = "it") -> Iterator[T]:
+def progress(
+    items: Iterable[T], label: str, total: int | None = None, unit: str = "it"
+) -> Iterator[T]:
     """Yield the items, and say how many there were and how long the rest may take."""
     if total is None and hasattr(items, "__len__"):
         total = len(items)  # type: ignore[arg-type]
@@ -143,5 +145,9 @@ def progress(items: Iterable[T], label: str, total: int | None = None, unit: str
     with working(f"{label}: 0{of} {unit}"):
         for number, item in enumerate(items, 1):
             yield item
-            left = f", about {(total - number) * (time.monotonic() - started) / number:.0f} s left" if total else ""
+            left = (
+                f", about {(total - number) * (time.monotonic() - started) / number:.0f} s left"
+                if total
+                else ""
+            )
             now_doing(f"{label}: {number}{of} {unit}{left}")

@@ -21,7 +21,9 @@ def closest(word: object, known: Iterable[str], cutoff: float = 0.6) -> str | No
 
     names = sorted(known)
     near = difflib.get_close_matches(str(word), names, n=1, cutoff=cutoff)
-    return next(iter(near or (name for name in names if len(name) > 3 and str(word).startswith(name))), None)
+    return next(
+        iter(near or (name for name in names if len(name) > 3 and str(word).startswith(name))), None
+    )
 
 
 def gib(size: float, digits: int = 2) -> str:

@@ -8,7 +8,9 @@ from dryfit.engine.loading_rules import Loading, turns
 Arrivals = Mapping[int, int]
 
 
-def arrived(composed: Composition, arrivals: Arrivals, experts: int, workers: int, seed: int) -> Composition:
+def arrived(
+    composed: Composition, arrivals: Arrivals, experts: int, workers: int, seed: int
+) -> Composition:
     """A composition whose experts came to the device one by one.
 
     Parameters
@@ -72,6 +74,13 @@ def arrived(composed: Composition, arrivals: Arrivals, experts: int, workers: in
     shift = len(new.events) - begin
     copy(begin, len(composed.events))
     names = {identity: old for old, identity in renamed.items()}
-    nothing = composed.about[whole[0][0] - 1]  # a part of an expert lives for a moment, and no answer names it
-    about = [composed.about[names[identity] - 1] if identity in names else nothing for identity in range(1, new.next)]
-    return Composition(new.events, [(phase, step, first + shift) for phase, step, first in composed.marks], about)
+    nothing = composed.about[
+        whole[0][0] - 1
+    ]  # a part of an expert lives for a moment, and no answer names it
+    about = [
+        composed.about[names[identity] - 1] if identity in names else nothing
+        for identity in range(1, new.next)
+    ]
+    return Composition(
+        new.events, [(phase, step, first + shift) for phase, step, first in composed.marks], about
+    )

@@ -23,12 +23,34 @@ Numbers = dict[str, int]
 # Keys of a configuration that change no allocation of a step: the recorder's checks and the tests at random numbers
 # trace models that differ in them.
 _NO_SIZE = {
-    "architectures", "attention_dropout", "bos_token_id", "dtype", "eos_token_id", "hidden_act", "initializer_range",
-    "layer_norm_eps", "max_position_embeddings", "max_window_layers", "model_type", "pad_token_id", "pretraining_tp",
-    "query_pre_attn_scalar", "rms_norm_eps", "router_aux_loss_coef",
-    "rope_local_base_freq", "rope_theta", "torch_dtype", "transformers_version", "use_cache",
-}  # fmt: skip
-_ROPE = {"factor", "high_freq_factor", "low_freq_factor", "original_max_position_embeddings"}  # numbers of a table
+    "architectures",
+    "attention_dropout",
+    "bos_token_id",
+    "dtype",
+    "eos_token_id",
+    "hidden_act",
+    "initializer_range",
+    "layer_norm_eps",
+    "max_position_embeddings",
+    "max_window_layers",
+    "model_type",
+    "pad_token_id",
+    "pretraining_tp",
+    "query_pre_attn_scalar",
+    "rms_norm_eps",
+    "router_aux_loss_coef",
+    "rope_local_base_freq",
+    "rope_theta",
+    "torch_dtype",
+    "transformers_version",
+    "use_cache",
+}
+_ROPE = {
+    "factor",
+    "high_freq_factor",
+    "low_freq_factor",
+    "original_max_position_embeddings",
+}  # numbers of a table
 _GELU = ("gelu_pytorch_tanh",)
 
 
@@ -134,7 +156,9 @@ class ModelFamily:
 
     def possible(self, numbers: Numbers) -> Numbers:
         """The numbers with a hidden size that transformers takes, and with fewer heads of keys than of values."""
-        numbers = {symbol: up(count, self.multiples.get(symbol, 1)) for symbol, count in numbers.items()}
+        numbers = {
+            symbol: up(count, self.multiples.get(symbol, 1)) for symbol, count in numbers.items()
+        }
         if self.whole_heads:
             numbers = {**numbers, "h": up(numbers["h"], lcm(8, numbers["K"] * numbers["g"]))}
         if "nk" in numbers:
@@ -143,8 +167,15 @@ class ModelFamily:
 
     def catalogue(self) -> list[str]:
         """The models of `config/models/` that are of the family, and of which it knows what their layers are."""
-        models = {path.stem: language_model_of(path.stem) for path in sorted(data_path("models").glob("*.json"))}
-        return [name for name, model in models.items() if family_of(model) is self and self._knows(model)]
+        models = {
+            path.stem: language_model_of(path.stem)
+            for path in sorted(data_path("models").glob("*.json"))
+        }
+        return [
+            name
+            for name, model in models.items()
+            if family_of(model) is self and self._knows(model)
+        ]
 
     def _knows(self, model: Model) -> bool:
         try:
@@ -164,14 +195,18 @@ class ModelFamily:
             return [letters[word] for word in listed[:count]]
         key, apart = self.every or ("", 0)
         usual, other = self.words
-        return [usual if (layer + 1) % (model.get(key) or apart) else other for layer in range(count)]
+        return [
+            usual if (layer + 1) % (model.get(key) or apart) else other for layer in range(count)
+        ]
 
     def layers(self, kinds: Kinds) -> dict[str, Any]:
         """What a configuration says of layers of these kinds."""
         listed = {self.kinds_key: [self.words[kind] for kind in kinds]} if self.kinds_key else {}
         return {"num_hidden_layers": len(kinds), **listed, **self.layers_of(kinds)}
 
-    def config(self, numbers: Mapping[str, int], kinds: Sequence[str], **more: Any) -> dict[str, Any]:
+    def config(
+        self, numbers: Mapping[str, int], kinds: Sequence[str], **more: Any
+    ) -> dict[str, Any]:
         """A configuration with these numbers, and so many layers."""
         return {
             "model_type": self.model_type,
@@ -187,15 +222,32 @@ class ModelFamily:
 
     def particular(self, model: Model) -> dict[str, Any] | None:
         """What of a configuration is no number and decides the events; None: something that no record knows."""
-        heads = model["num_attention_heads"], model.get("num_key_value_heads") or model["num_attention_heads"]
-        told = all(model.get(key) is not None for key in ("num_key_value_heads", "head_dim") if key not in self.implied)
+        heads = (
+            model["num_attention_heads"],
+            model.get("num_key_value_heads") or model["num_attention_heads"],
+        )
+        told = all(
+            model.get(key) is not None
+            for key in ("num_key_value_heads", "head_dim")
+            if key not in self.implied
+        )
         active = (model.get("hidden_act") or self.activations[0]) in self.activations
         padding = model.get("pad_token_id")
-        beyond = isinstance(padding, int) and padding >= model["vocab_size"]  # transformers doesn't build it
-        beyond |= (model.get("attention_dropout") or 0.0) != self.fixed.get("attention_dropout", 0.0)
+        beyond = (
+            isinstance(padding, int) and padding >= model["vocab_size"]
+        )  # transformers doesn't build it
+        beyond |= (model.get("attention_dropout") or 0.0) != self.fixed.get(
+            "attention_dropout", 0.0
+        )
         if heads[0] % heads[1] or not told or not active or beyond:
             return None
-        numbers = {*self.keys.values(), "num_attention_heads", "num_key_value_heads", "head_dim", "num_hidden_layers"}
+        numbers = {
+            *self.keys.values(),
+            "num_attention_heads",
+            "num_key_value_heads",
+            "head_dim",
+            "num_hidden_layers",
+        }
         numbers |= {*self.unused.split(), self.kinds_key, *(self.every or ())[:1]}
         rest = {
             key: value
@@ -209,15 +261,23 @@ class ModelFamily:
         rest["tie_word_embeddings"] = bool(rest.get("tie_word_embeddings", self.tied))
         rope = (rest.pop("rope_scaling", None) or {}) | (rest.pop("rope_parameters", None) or {})
         rope = {
-            "rope_type" if key == "type" else key: value for key, value in rope.items() if key not in _NO_SIZE | _ROPE
+            "rope_type" if key == "type" else key: value
+            for key, value in rope.items()
+            if key not in _NO_SIZE | _ROPE
         }
-        return rest | ({"rope": rope} if rope.get("rope_type", "default") != "default" or len(rope) > 1 else {})
+        return rest | (
+            {"rope": rope} if rope.get("rope_type", "default") != "default" or len(rope) > 1 else {}
+        )
 
     def flags(self, model: Model, numbers: Numbers) -> dict[str, Any]:
         """What numbers decide beyond sizes: where a kernel, a mask or a squeezed dimension is another one."""
         window = self._window(model)
         found: dict[str, Any] = {"length": numbers["s"]} if self.exact_length else {}
-        found |= {"one_row": numbers["b"] == 1, "one_group": numbers["K"] == 1, "no_groups": numbers["g"] == 1}
+        found |= {
+            "one_row": numbers["b"] == 1,
+            "one_group": numbers["K"] == 1,
+            "no_groups": numbers["g"] == 1,
+        }
         found["unaligned"] = any(numbers.get(symbol, 0) % 8 for symbol in "dhmS")
         if "nk" in numbers:
             found["no_repeats"] = numbers["nv"] == numbers["nk"]
@@ -226,9 +286,14 @@ class ModelFamily:
         if self.others and (number := self._sequence(model)):
             found["layers"] = number
         heads = numbers["K"] * numbers["g"] * numbers["d"]
-        widths = {heads, *(times * numbers[symbol] for symbol in "him" if symbol in numbers for times in (1, 2))}
+        widths = {
+            heads,
+            *(times * numbers[symbol] for symbol in "him" if symbol in numbers for times in (1, 2)),
+        }
         if numbers["V"] in widths:
-            found["vocabulary_as_wide"] = True  # the trace counts what is as wide as the vocabulary to the logits
+            found["vocabulary_as_wide"] = (
+                True  # the trace counts what is as wide as the vocabulary to the logits
+            )
         if self.chooses and numbers["s"] > (model.get(self.chooses) or 0):
             found["chosen"] = True
         if window and numbers["s"] >= window:
@@ -245,7 +310,11 @@ class ModelFamily:
     def _sequence(self, model: Model) -> int:
         """Which of the sequences has layers between the same neighbours as a model's."""
         own = windows(self.kinds(model), self.radius)
-        found = (number for number, (kinds, _) in enumerate(self.sequences) if own <= windows(kinds, self.radius))
+        found = (
+            number
+            for number, (kinds, _) in enumerate(self.sequences)
+            if own <= windows(kinds, self.radius)
+        )
         return next(found, 0)
 
     def _window(self, model: Model) -> int | None:
@@ -270,55 +339,108 @@ def language_model_of(name: str) -> Model:
 _KEYS = {"h": "hidden_size", "i": "intermediate_size", "V": "vocab_size"}
 # Multiples of 128 where scales of quantized weights come out whole.
 _POINTS = {
-    "h": (1280, 1664, 896, 1408, 2176), "i": (2432, 3712, 1792, 2944), "V": (1408, 1664, 2176, 3968),
-    "K": (3, 5, 2, 4), "g": (4, 2, 3, 6), "d": (128, 256, 96, 64), "b": (7, 11, 5, 8),
-    "s": (640, 645, 1152, 709, 901), "r": (8, 12, 24, 20),
-}  # fmt: skip
+    "h": (1280, 1664, 896, 1408, 2176),
+    "i": (2432, 3712, 1792, 2944),
+    "V": (1408, 1664, 2176, 3968),
+    "K": (3, 5, 2, 4),
+    "g": (4, 2, 3, 6),
+    "d": (128, 256, 96, 64),
+    "b": (7, 11, 5, 8),
+    "s": (640, 645, 1152, 709, 901),
+    "r": (8, 12, 24, 20),
+}
 _ODD = {"d": (80, 152, 72), "h": (1000, 1496, 968), "i": (2730, 1234, 3005), "V": (50257, 1003)}
 _ENDS = {
-    "h": (256, 16384), "i": (512, 65536), "V": (1000, 262144), "K": (2, 64), "g": (2, 16), "d": (32, 256),
-    "b": (2, 64), "s": (16, 131072), "r": (2, 512),
-}  # fmt: skip
-_WHOLE = {"h": (1536, 3072, 2304), "K": (4, 2, 8), "g": (3, 2, 6)}  # a hidden size that all these heads divide
+    "h": (256, 16384),
+    "i": (512, 65536),
+    "V": (1000, 262144),
+    "K": (2, 64),
+    "g": (2, 16),
+    "d": (32, 256),
+    "b": (2, 64),
+    "s": (16, 131072),
+    "r": (2, 512),
+}
+_WHOLE = {
+    "h": (1536, 3072, 2304),
+    "K": (4, 2, 8),
+    "g": (3, 2, 6),
+}  # a hidden size that all these heads divide
 _LLAMA3 = {
-    "factor": 8.0, "high_freq_factor": 4.0, "low_freq_factor": 1.0, "original_max_position_embeddings": 8192,
+    "factor": 8.0,
+    "high_freq_factor": 4.0,
+    "low_freq_factor": 1.0,
+    "original_max_position_embeddings": 8192,
     "rope_type": "llama3",
-}  # fmt: skip
-_MROPE = {"mrope_interleaved": True, "mrope_section": [24, 20, 20], "rope_type": "default"}  # of images, of no text
+}
+_MROPE = {
+    "mrope_interleaved": True,
+    "mrope_section": [24, 20, 20],
+    "rope_type": "default",
+}  # of images, of no text
 _YARN = {
-    "beta_fast": 32.0, "beta_slow": 1.0, "factor": 48.0, "llama_4_scaling_beta": 0.1, "mscale": 1.0,
-    "mscale_all_dim": 1.0, "original_max_position_embeddings": 8192, "rope_theta": 1e8, "rope_type": "yarn",
+    "beta_fast": 32.0,
+    "beta_slow": 1.0,
+    "factor": 48.0,
+    "llama_4_scaling_beta": 0.1,
+    "mscale": 1.0,
+    "mscale_all_dim": 1.0,
+    "original_max_position_embeddings": 8192,
+    "rope_theta": 1e8,
+    "rope_type": "yarn",
     "type": "yarn",
-}  # fmt: skip
+}
 _DEEPSEEK_YARN = {
-    "beta_fast": 32, "beta_slow": 1, "factor": 40, "mscale": 1.0, "mscale_all_dim": 1.0,
-    "original_max_position_embeddings": 4096, "type": "yarn",
-}  # fmt: skip
+    "beta_fast": 32,
+    "beta_slow": 1,
+    "factor": 40,
+    "mscale": 1.0,
+    "mscale_all_dim": 1.0,
+    "original_max_position_embeddings": 4096,
+    "type": "yarn",
+}
 _KIMI_YARN = {**_DEEPSEEK_YARN, "beta_fast": 32.0, "beta_slow": 1.0}
 _OLMO3_YARN = {
-    "attention_factor": 1.2079441541679836, "beta_fast": 32, "beta_slow": 1, "factor": 8.0,
-    "original_max_position_embeddings": 8192, "rope_type": "yarn",
-}  # fmt: skip
+    "attention_factor": 1.2079441541679836,
+    "beta_fast": 32,
+    "beta_slow": 1,
+    "factor": 8.0,
+    "original_max_position_embeddings": 8192,
+    "rope_type": "yarn",
+}
 _DELTA_ROPE = {
-    "mrope_interleaved": True, "mrope_section": [11, 11, 10], "partial_rotary_factor": 0.25, "rope_theta": 10000000,
+    "mrope_interleaved": True,
+    "mrope_section": [11, 11, 10],
+    "partial_rotary_factor": 0.25,
+    "rope_theta": 10000000,
     "rope_type": "default",
-}  # fmt: skip
+}
 _GEMMA4_ROPE = {
-    "full_attention": {"partial_rotary_factor": 0.25, "rope_theta": 1000000.0, "rope_type": "proportional"},
+    "full_attention": {
+        "partial_rotary_factor": 0.25,
+        "rope_theta": 1000000.0,
+        "rope_type": "proportional",
+    },
     "sliding_attention": {"rope_theta": 10000.0, "rope_type": "default"},
 }
 _WINDOWS = {"s": "sliding_attention", "f": "full_attention"}
 
 
 def _whole(**more: Any) -> dict[str, Any]:
-    return {"whole_heads": True, "points": {**_POINTS, **_WHOLE}, "odd": {**_ODD, "h": (1200, 2064)}, **more}
+    return {
+        "whole_heads": True,
+        "points": {**_POINTS, **_WHOLE},
+        "odd": {**_ODD, "h": (1200, 2064)},
+        **more,
+    }
 
 
 def _sizes(without: str = "", **more: Sequence[Any]) -> dict[str, dict[str, Any]]:
     """A family's numbers: those of most families, and others by symbol with their key, points, odd values and ends."""
     tables = {"keys": _KEYS, "points": _POINTS, "odd": _ODD, "ends": _ENDS}
     found = {
-        name: {symbol: own for symbol, own in each.items() if symbol not in without} for name, each in tables.items()
+        name: {symbol: own for symbol, own in each.items() if symbol not in without}
+        for name, each in tables.items()
     }
     for symbol, told in more.items():
         for name, own in zip(tables, told, strict=True):
@@ -368,14 +490,20 @@ _NEMOTRON = {"M": "mamba", "E": "moe", "*": "attention"}
 def _nemotron(model: Model) -> Model:
     """A configuration with a list of its layers, whose length is the number of layers."""
     rest = {key: value for key, value in model.items() if key != "hybrid_override_pattern"}
-    listed = model.get("layers_block_type") or [_NEMOTRON[letter] for letter in model["hybrid_override_pattern"]]
+    listed = model.get("layers_block_type") or [
+        _NEMOTRON[letter] for letter in model["hybrid_override_pattern"]
+    ]
     return rest | {"layers_block_type": listed, "num_hidden_layers": len(listed)}
 
 
 _GPT_OSS_YARN = {
-    "beta_fast": 32.0, "beta_slow": 1.0, "factor": 32.0, "original_max_position_embeddings": 4096, "rope_type": "yarn",
+    "beta_fast": 32.0,
+    "beta_slow": 1.0,
+    "factor": 32.0,
+    "original_max_position_embeddings": 4096,
+    "rope_type": "yarn",
     "truncate": False,
-}  # fmt: skip
+}
 
 
 def _lfm2(model: Model) -> Model:
@@ -393,7 +521,11 @@ _DENSE_FIRST = {"d": "dense", "s": "sparse"}
 
 def _dense_first(model: Model) -> Kinds:
     """Layers with one MLP stand before those with experts; indexers that several layers share are not recorded."""
-    if model.get("indexer_types") or model.get("index_topk_freq", 1) != 1 or model.get("index_topk_pattern"):
+    if (
+        model.get("indexer_types")
+        or model.get("index_topk_freq", 1) != 1
+        or model.get("index_topk_pattern")
+    ):
         raise KeyError("indexer_types")
     count, dense = model["num_hidden_layers"], model["first_k_dense_replace"]
     kinds = "d" * min(dense, count) + "s" * (count - dense)
@@ -405,14 +537,23 @@ def _dense_first(model: Model) -> Kinds:
 
 def _sparse_attention(model: Model) -> Kinds:
     """As :func:`_dense_first`; t: layers with experts that take over which tokens an indexer before them chose."""
-    count, own = model["num_hidden_layers"], {"index_topk_freq": 1, "index_skip_topk_offset": 2, **model}
+    count, own = (
+        model["num_hidden_layers"],
+        {"index_topk_freq": 1, "index_skip_topk_offset": 2, **model},
+    )
     if model.get("index_topk_pattern"):
         raise KeyError("index_topk_pattern")
     indexers = model.get("indexer_types") or [
-        "shared" if max(layer - own["index_skip_topk_offset"] + 1, 0) % own["index_topk_freq"] else "full"
+        "shared"
+        if max(layer - own["index_skip_topk_offset"] + 1, 0) % own["index_topk_freq"]
+        else "full"
         for layer in range(count)
     ]
-    rest = {key: value for key, value in model.items() if key not in ("indexer_types", "index_topk_freq")}
+    rest = {
+        key: value
+        for key, value in model.items()
+        if key not in ("indexer_types", "index_topk_freq")
+    }
     pairs = [*zip(_dense_first(rest), indexers[:count], strict=True)]
     if ("d", "shared") in pairs:
         raise KeyError("indexer_types")
@@ -434,7 +575,11 @@ def _mimo(model: Model) -> Model:
     return rest if size is None else rest | {"sliding_window": size + 1}
 
 
-_MIMO = {"D": ("full_attention", "dense"), "f": ("full_attention", "sparse"), "s": ("sliding_attention", "sparse")}
+_MIMO = {
+    "D": ("full_attention", "dense"),
+    "f": ("full_attention", "sparse"),
+    "s": ("sliding_attention", "sparse"),
+}
 
 
 def _mimo_kinds(model: Model) -> Kinds:
@@ -465,7 +610,9 @@ def _latent_heads(model: Model) -> Model:
     return {**model, "head_dim": model["qk_nope_head_dim"] + model["qk_rope_head_dim"]}
 
 
-def _latent(sequence: str, order: str, *others: tuple[str, str], d: int = 192, e: int = 8) -> dict[str, Any]:
+def _latent(
+    sequence: str, order: str, *others: tuple[str, str], d: int = 192, e: int = 8
+) -> dict[str, Any]:
     """Of families with multi-head latent attention, whose heads' widths are no numbers here, and experts."""
     return {
         **_experts(
@@ -613,7 +760,10 @@ FAMILIES = {
                 "use_qk_norm use_routing_bias"
             ),
             **_experts(
-                "intermediate_size", "num_local_experts", 8, d=("", (128, 256, 96, 160), (80, 152, 72), (72, 256))
+                "intermediate_size",
+                "num_local_experts",
+                8,
+                d=("", (128, 256, 96, 160), (80, 152, 72), (72, 256)),
             ),
         ),
         ModelFamily(
@@ -624,7 +774,9 @@ FAMILIES = {
             model_type="qwen3_5_moe_text",
             **{
                 **_QWEN3_5,
-                **_experts("moe_intermediate_size", "num_experts", 8, 6, 10, 12, **_DELTA_SIZES, **_SHARED),
+                **_experts(
+                    "moe_intermediate_size", "num_experts", 8, 6, 10, 12, **_DELTA_SIZES, **_SHARED
+                ),
                 **_DELTA,
             },
         ),
@@ -633,11 +785,21 @@ FAMILIES = {
             fixed={"decoder_sparse_step": 1, "mlp_only_layers": []},
             silent={"attention_bias": False, "use_sliding_window": False},
             unused="intermediate_size",
-            **{**_experts("moe_intermediate_size", "num_experts", 10, 8, 6, 12, **_DELTA_SIZES, **_SHARED), **_DELTA},
+            **{
+                **_experts(
+                    "moe_intermediate_size", "num_experts", 10, 8, 6, 12, **_DELTA_SIZES, **_SHARED
+                ),
+                **_DELTA,
+            },
         ),
         ModelFamily(
             model_type="nemotron_h",
-            silent={"attention_bias": False, "mlp_bias": False, "use_bias": False, "mamba_proj_bias": False},
+            silent={
+                "attention_bias": False,
+                "mlp_bias": False,
+                "use_bias": False,
+                "mamba_proj_bias": False,
+            },
             implied=frozenset(),
             unused=(
                 "intermediate_size layer_norm_epsilon moe_shared_expert_overlap norm_eps routed_scaling_factor "
@@ -714,7 +876,10 @@ FAMILIES = {
             activations=("gelu_new", "gelu_fast"),
             multiples={"d": 40},  # of which a part of 0.4 is rotated, rounded down
             whole_heads=True,
-            **_sizes(h=("", _WHOLE["h"], (1200, 2064), ()), d=("", (80, 160, 120), (120, 80, 160), (80, 160))),
+            **_sizes(
+                h=("", _WHOLE["h"], (1200, 2064), ()),
+                d=("", (80, 160, 120), (120, 80, 160), (80, 160)),
+            ),
         ),
         ModelFamily(
             model_type="deepseek_v3",
@@ -737,7 +902,9 @@ FAMILIES = {
             model_type="glm_moe_dsa",
             chooses="index_topk",
             **{
-                **_latent("dddsss", "dddsssss", ("dddtttsttsttstt", "dddtttstttstttstttsttt"), d=256),
+                **_latent(
+                    "dddsss", "dddsssss", ("dddtttsttsttstt", "dddtttstttstttstttsttt"), d=256
+                ),
                 "kinds_of": _sparse_attention,
                 "layers_of": _sparse_layers,
                 "unused": (
@@ -766,7 +933,12 @@ FAMILIES = {
                     "n_routed_experts",
                     8,
                     i=("intermediate_size", _POINTS["i"], _ODD["i"], _ENDS["i"]),
-                    d=("", (192,), (192,), (192, 192)),  # of which a part of 0.334 is rotated, rounded down
+                    d=(
+                        "",
+                        (192,),
+                        (192,),
+                        (192, 192),
+                    ),  # of which a part of 0.334 is rotated, rounded down
                     g=("", (4, 6, 8, 12), (), (4, 16)),  # layers with a window have half as many
                     E=("n_routed_experts", (16, 24, 32, 40), (), (16, 512)),
                 ),

@@ -34,7 +34,12 @@ FORMAT = 1
 # Fields that are numbers, or that decide about no event: the GPU and the allocator, which only replay them.
 _APART = ("allocator", "gpu", "micro_batch", "model", "model_name", "sequence_length")
 MODERN: Capability = (8, 0)  # before it bf16 has other kernels of attention
-_BUFFERS = ("inv_freq", "embed_scale", "e_score_correction_bias", "layer_scalar")  # are no parameters
+_BUFFERS = (
+    "inv_freq",
+    "embed_scale",
+    "e_score_correction_bias",
+    "layer_scalar",
+)  # are no parameters
 
 
 class NoRecord(Exception):
@@ -69,7 +74,10 @@ class StepKey:
         try:
             model = family.plain(scenario.model)
             particular = family.particular(model)
-            numbers = family.numbers(model) | {"b": scenario.micro_batch, "s": scenario.sequence_length}
+            numbers = family.numbers(model) | {
+                "b": scenario.micro_batch,
+                "s": scenario.sequence_length,
+            }
             kinds = family.kinds(model)
             if any(numbers[symbol] % multiple for symbol, multiple in family.multiples.items()):
                 particular = None
@@ -77,15 +85,23 @@ class StepKey:
             particular = None
         if particular is None:
             raise NoRecord("a configuration beyond what was recorded")
-        settings = {name: part for name, part in scenario.to_mapping().items() if name not in _APART}
+        settings = {
+            name: part for name, part in scenario.to_mapping().items() if name not in _APART
+        }
         settings["gradient_accumulation"] = min(scenario.gradient_accumulation, MICRO_BATCHES)
         if scenario.lora:
             numbers["r"] = scenario.lora.rank
-            settings["lora"] = {name: part for name, part in settings["lora"].items() if name not in ("alpha", "rank")}
+            settings["lora"] = {
+                name: part
+                for name, part in settings["lora"].items()
+                if name not in ("alpha", "rank")
+            }
         settings = _unusual(settings, scenario_defaults())
         flags: dict[str, Any] = family.flags(model, numbers)
         if scenario.lora and "E" in family.keys and scenario.lora.alpha == scenario.lora.rank:
-            flags["unscaled"] = True  # PyTorch's baddbmm, which adapts experts, leaves a factor of 1 out
+            flags["unscaled"] = (
+                True  # PyTorch's baddbmm, which adapts experts, leaves a factor of 1 out
+            )
         if scenario.loss == "chunked":
             flags["one_left"] = last_chunk(numbers) == 1
             if family.exact_length:
@@ -135,7 +151,10 @@ class Form:
     def covers(self, numbers: Mapping[str, int], capability: Capability) -> bool:
         """Whether numbers and the GPU's kernels lie inside of what was taught and checked."""
         ranges = self.content["ranges"]
-        within = all(name in ranges and ranges[name][0] <= count <= ranges[name][1] for name, count in numbers.items())
+        within = all(
+            name in ranges and ranges[name][0] <= count <= ranges[name][1]
+            for name, count in numbers.items()
+        )
         return within and list(capability) in self.content["capabilities"]
 
     def check_order(self, kinds: Kinds) -> None:
@@ -145,7 +164,9 @@ class Form:
                 for layer in range(len(kinds)):
                     self._layers.choose(item[1], kinds, layer)
 
-    def compose(self, kinds: Kinds, numbers: Mapping[str, int], capability: Capability) -> list[Composition]:
+    def compose(
+        self, kinds: Kinds, numbers: Mapping[str, int], capability: Capability
+    ) -> list[Composition]:
         """The events of a step, loading included: in each order that is tried, where chance decides about that.
 
         UnknownOrder: if the layers come in an order that was not recorded.
@@ -163,7 +184,9 @@ class Form:
             if number not in by_number:
                 name, fixed, slot, arguments = rules[-1 - number]
                 taken = [values[place] for place in arguments]
-                by_number[number] = 1 if name == "warm" else by_rule(name, fixed, slot, taken, capability)
+                by_number[number] = (
+                    1 if name == "warm" else by_rule(name, fixed, slot, taken, capability)
+                )
             return by_number[number]
 
         composed = self._layers.compose(kinds, size_of, chunked)
@@ -185,8 +208,12 @@ class Form:
                 count += self._gradients[item[2]]
             elif step == 1:
                 passed = chunked if item[0] == "loop" else kinds
-                chosen = (self._layers.choose(item[1], passed, layer) for layer in range(len(passed)))
-                count += sum(self._gradients[template] for template in chosen if template is not None)
+                chosen = (
+                    self._layers.choose(item[1], passed, layer) for layer in range(len(passed))
+                )
+                count += sum(
+                    self._gradients[template] for template in chosen if template is not None
+                )
         return count
 
     def _warming(self, composed: Composition) -> int:
@@ -260,7 +287,15 @@ class Records:
         try:
             with zipfile.ZipFile(self.path) as file:
                 return json.loads(file.read(member))
-        except (OSError, EOFError, KeyError, ValueError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
+        except (
+            OSError,
+            EOFError,
+            KeyError,
+            ValueError,
+            NotImplementedError,
+            zipfile.BadZipFile,
+            zlib.error,
+        ) as error:
             raise self._unusable(f"it is damaged ({type(error).__name__}: {error})") from error
 
     def _unusable(self, why: str) -> NoRecord:
@@ -302,7 +337,9 @@ def form_of(scenario: Scenario, capability: Capability | None = None) -> tuple[F
     return form, asked
 
 
-def composed_step(scenario: Scenario, capability: Capability | None = None) -> tuple[Form, list[Composition]]:
+def composed_step(
+    scenario: Scenario, capability: Capability | None = None
+) -> tuple[Form, list[Composition]]:
     """A scenario's step from its family's record, in each order of loading that is tried.
 
     NoRecord: if no record answers it, with the reason.

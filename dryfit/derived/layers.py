@@ -32,7 +32,9 @@ CHUNK = "c"  # the kind of each chunk
 CHUNK_RADIUS = 2  # neighbours that tell one chunk's events from another's: the first two and the last two are special
 
 
-def relation(own: Place, other: Place, kinds: Kinds, loops: Mapping[int, Kinds] | None = None) -> tuple[Any, ...]:
+def relation(
+    own: Place, other: Place, kinds: Kinds, loops: Mapping[int, Kinds] | None = None
+) -> tuple[Any, ...]:
     """Where another stretch lies, seen from one, for models of any depth.
 
     ``g``: between passes. ``L``: so many layers on, in a pass. From outside of the layers: ``B`` counted from the first
@@ -56,7 +58,9 @@ def relation(own: Place, other: Place, kinds: Kinds, loops: Mapping[int, Kinds] 
     return ("B", at, layer) if layer < len(kinds) / 2 else ("E", at, last - layer)
 
 
-def absolute(own: Place, related: Sequence[Any], kinds: Kinds, loops: Mapping[int, Kinds] | None = None) -> Place:
+def absolute(
+    own: Place, related: Sequence[Any], kinds: Kinds, loops: Mapping[int, Kinds] | None = None
+) -> Place:
     """What :func:`relation` says, for these layers."""
     how, at = related[:2]
     if how == "g":
@@ -78,9 +82,14 @@ def window(kinds: Kinds, layer: int, radius: int) -> Window:
 
     ``radius``: neighbours on either side that tell one layer's events from another's.
     """
-    around = [kinds[at] if 0 <= at < len(kinds) else None for at in range(layer - radius, layer + radius + 1)]
+    around = [
+        kinds[at] if 0 <= at < len(kinds) else None
+        for at in range(layer - radius, layer + radius + 1)
+    ]
     if len(set(kinds)) > 1:
-        around[radius] += "!" * (kinds[layer] not in kinds[layer + 1 :]) + "?" * (kinds[layer] not in kinds[:layer])
+        around[radius] += "!" * (kinds[layer] not in kinds[layer + 1 :]) + "?" * (
+            kinds[layer] not in kinds[:layer]
+        )
     return tuple(around)
 
 
@@ -110,13 +119,17 @@ class Layers:
         By pass, pairs of a :func:`window` and a template.
     """
 
-    def __init__(self, program: Sequence[Sequence[Any]], templates: Sequence[Any], choices: Mapping[str, Any]) -> None:
+    def __init__(
+        self, program: Sequence[Sequence[Any]], templates: Sequence[Any], choices: Mapping[str, Any]
+    ) -> None:
         self.program, self.templates = program, templates
         self._choices = {
-            int(at): {tuple(around): template for around, template in pairs} for at, pairs in choices.items()
+            int(at): {tuple(around): template for around, template in pairs}
+            for at, pairs in choices.items()
         }
         self._radius = {
-            at: max((len(around) // 2 for around in known), default=0) for at, known in self._choices.items()
+            at: max((len(around) // 2 for around in known), default=0)
+            for at, known in self._choices.items()
         }
         self._loops = {item[1] for item in program if item[0] == "loop"}
 
@@ -131,7 +144,9 @@ class Layers:
             raise UnknownOrder(f"layers in the order {around} were not recorded")
         return known[around]
 
-    def compose(self, kinds: Kinds, size_of: Callable[[int], int], chunked: Kinds = "") -> Composition:
+    def compose(
+        self, kinds: Kinds, size_of: Callable[[int], int], chunked: Kinds = ""
+    ) -> Composition:
         """The events of a model whose layers are of these kinds, and whose loss has such chunks.
 
         ``size_of`` gives the bytes of a size's number.

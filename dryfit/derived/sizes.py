@@ -15,8 +15,14 @@ from dryfit.scenario.fields import CHUNK_TOKENS
 
 ROUNDED_TO = (8, 32, 64, 128, 256)  # lengths: blocks of kernels
 KINDS = ("SUM", "LARGEST", "WITH_INDEX", "MOMENTS")  # of reductions, in cuda_rules
-WORKSPACES = {"d": "W", "D": "W^D"}  # of attention, by the size of a head; D: of layers that have another one
-SLOTS = {"reduction": 3, "embedding": 6}  # allocations that a rule may make; those of 0 bytes are left out
+WORKSPACES = {
+    "d": "W",
+    "D": "W^D",
+}  # of attention, by the size of a head; D: of layers that have another one
+SLOTS = {
+    "reduction": 3,
+    "embedding": 6,
+}  # allocations that a rule may make; those of 0 bytes are left out
 Expression = Sequence[Any]  # terms and width
 EXACT = 0  # in the place of a width
 
@@ -37,7 +43,9 @@ def with_rounded(numbers: Mapping[str, int], capability: Capability) -> dict[str
         known["d^f"] = cuda_rules.flash_padding(length, numbers["d"])[1]
     for symbol, workspace in WORKSPACES.items():
         if symbol in numbers:
-            known[workspace] = cuda_rules.efficient_workspace_bytes(length, length, numbers[symbol], "bf16", capability)
+            known[workspace] = cuda_rules.efficient_workspace_bytes(
+                length, length, numbers[symbol], "bf16", capability
+            )
     return known
 
 
@@ -83,7 +91,9 @@ def value(expression: Expression, known: Mapping[str, int]) -> int:
     return top // bottom
 
 
-def by_rule(name: str, fixed: Sequence[Any], slot: int, arguments: Sequence[int], capability: Capability) -> int:
+def by_rule(
+    name: str, fixed: Sequence[Any], slot: int, arguments: Sequence[int], capability: Capability
+) -> int:
     """Bytes of what a rule of :mod:`dryfit.engine.cuda_rules` says; 0: it allocates nothing there."""
     if name == "cublas":
         return cuda_rules.cublas_workspace_bytes(capability)
@@ -92,7 +102,13 @@ def by_rule(name: str, fixed: Sequence[Any], slot: int, arguments: Sequence[int]
     else:
         count, reduced, element, output, kind = fixed
         made = cuda_rules.reduction_bytes(
-            tuple(arguments[:count]), tuple(arguments[count:]), frozenset(reduced), element, output,
-            getattr(cuda_rules, kind), capability, cuda_rules.most_processors(capability),
-        )  # fmt: skip
+            tuple(arguments[:count]),
+            tuple(arguments[count:]),
+            frozenset(reduced),
+            element,
+            output,
+            getattr(cuda_rules, kind),
+            capability,
+            cuda_rules.most_processors(capability),
+        )
     return made[slot] if slot < len(made) else 0

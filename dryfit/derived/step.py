@@ -19,7 +19,10 @@ from dryfit.engine.replay import Events, replay
 from dryfit.scenario.scenario import Scenario
 
 PHASES = ("forward", "backward", "optimizer")
-_OUTSIDE = {"inputs": "forward", "between": "optimizer"}  # of the step's own code, counted where it takes the most
+_OUTSIDE = {
+    "inputs": "forward",
+    "between": "optimizer",
+}  # of the step's own code, counted where it takes the most
 
 
 class DerivedStep:
@@ -32,7 +35,12 @@ class DerivedStep:
     """
 
     def __init__(
-        self, form: Form, orders: Sequence[Composition], capability: Capability, *, expandable_segments: bool
+        self,
+        form: Form,
+        orders: Sequence[Composition],
+        capability: Capability,
+        *,
+        expandable_segments: bool,
     ) -> None:
         composed = orders[0]
         self._form, self._composed, self._expandable = form, composed, expandable_segments
@@ -41,14 +49,18 @@ class DerivedStep:
         trail: list[int] = []
         marks = [("load", 0), ("steps", composed.marks[0][2])]
         run = replay(self.orders[0], marks, expandable_segments=expandable_segments, trail=trail)
-        others = [replay(events, expandable_segments=expandable_segments) for events in self.orders[1:]]
+        others = [
+            replay(events, expandable_segments=expandable_segments) for events in self.orders[1:]
+        ]
         trail.append(run.allocated_bytes)
         begin = composed.marks[0][2]
         self.resident_bytes = trail[begin]
         reserved = [each.peak_reserved_bytes for each in (run, *others)]
         self.peak_reserved_bytes, self._most_reserved_bytes = median_low(reserved), max(reserved)
         tops = self._tops(trail)
-        self.phases = {"load": run.spans[0].peak_allocated_bytes} | {name: trail[top] for name, top in tops.items()}
+        self.phases = {"load": run.spans[0].peak_allocated_bytes} | {
+            name: trail[top] for name, top in tops.items()
+        }
         self.phase = max(tops, key=lambda name: trail[tops[name]])
         self._top = tops[self.phase]
         self.peak_allocated_bytes = trail[self._top]
@@ -76,7 +88,8 @@ class DerivedStep:
         """On which cards it is served: of those of the catalogue with the same kernels each one is replayed."""
         sizes = list(usable_sizes(self._capability))
         return Capacities.of_all(
-            capacities(events, expandable_segments=self._expandable, sizes=sizes) for events in self.orders
+            capacities(events, expandable_segments=self._expandable, sizes=sizes)
+            for events in self.orders
         )
 
     @property
@@ -88,7 +101,10 @@ class DerivedStep:
         """Whether a card with so many bytes suffices; one with less than is required may, by luck."""
         if not self.peak_allocated_bytes <= usable_bytes < self._most_reserved_bytes:
             return usable_bytes >= self._most_reserved_bytes
-        return all(served_at(usable_bytes, each, expandable_segments=self._expandable)[2] for each in self.orders)
+        return all(
+            served_at(usable_bytes, each, expandable_segments=self._expandable)[2]
+            for each in self.orders
+        )
 
     @cached_property
     def terms(self) -> list[dict[str, Any]]:
@@ -120,10 +136,15 @@ class DerivedStep:
         ]
         rounding = self.peak_allocated_bytes - sum(row["bytes"] for row in rows)
         if rounding:
-            rows.append({
-                "component": ROUNDING, "what": "blocks larger than their tensors", "formula": "", "times": 1,
-                "bytes": rounding,
-            })  # fmt: skip
+            rows.append(
+                {
+                    "component": ROUNDING,
+                    "what": "blocks larger than their tensors",
+                    "formula": "",
+                    "times": 1,
+                    "bytes": rounding,
+                }
+            )
         return sorted(rows, key=lambda row: (-row["bytes"], row["what"], row["formula"]))
 
     @property
@@ -148,16 +169,32 @@ class DerivedStep:
 
 
 _PARTS = (  # of a module's name, and what people call it
-    ("embed_tokens", "embeddings"), ("lm_head", "output head"), ("q_proj", "queries' projection"),
-    ("k_proj", "keys' projection"), ("v_proj", "values' projection"), ("o_proj", "attention's output projection"),
-    ("qkv_proj", "queries', keys' and values' projection"), ("gate_up_proj", "MLP's gate and up projection"),
-    ("gate_proj", "MLP's gate projection"), ("up_proj", "MLP's up projection"), ("down_proj", "MLP's down projection"),
-    ("act_fn", "MLP's activation function"), ("experts", "experts"),
-    ("mlp.gate", "router"), ("mixer.gate", "router"), ("in_proj", "mixer's input projection"),
-    ("out_proj", "mixer's output projection"), ("conv", "convolution"), ("linear_attn", "delta rule"),
-    ("mixer", "mixer"), ("self_attn", "attention"), ("mlp", "MLP"), ("norm", "norms"),
-    ("rotary_emb", "rotary embedding"), ("layers", "layers' residual stream"),
-)  # fmt: skip
+    ("embed_tokens", "embeddings"),
+    ("lm_head", "output head"),
+    ("q_proj", "queries' projection"),
+    ("k_proj", "keys' projection"),
+    ("v_proj", "values' projection"),
+    ("o_proj", "attention's output projection"),
+    ("qkv_proj", "queries', keys' and values' projection"),
+    ("gate_up_proj", "MLP's gate and up projection"),
+    ("gate_proj", "MLP's gate projection"),
+    ("up_proj", "MLP's up projection"),
+    ("down_proj", "MLP's down projection"),
+    ("act_fn", "MLP's activation function"),
+    ("experts", "experts"),
+    ("mlp.gate", "router"),
+    ("mixer.gate", "router"),
+    ("in_proj", "mixer's input projection"),
+    ("out_proj", "mixer's output projection"),
+    ("conv", "convolution"),
+    ("linear_attn", "delta rule"),
+    ("mixer", "mixer"),
+    ("self_attn", "attention"),
+    ("mlp", "MLP"),
+    ("norm", "norms"),
+    ("rotary_emb", "rotary embedding"),
+    ("layers", "layers' residual stream"),
+)
 
 
 def in_words(module: str, operator: str) -> str:
@@ -174,7 +211,11 @@ def derived_step(scenario: Scenario, capability: Capability | None = None) -> De
     """
     asked = StepKey.of(scenario)
     key = json.dumps([asked.key(), asked.numbers, "".join(asked.kinds)], sort_keys=True)
-    return _derived(_Same(key, scenario), capability or DEFAULT_CAPABILITY, scenario.allocator.expandable_segments)
+    return _derived(
+        _Same(key, scenario),
+        capability or DEFAULT_CAPABILITY,
+        scenario.allocator.expandable_segments,
+    )
 
 
 @dataclass(frozen=True)

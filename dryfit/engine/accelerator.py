@@ -37,7 +37,9 @@ def accelerator() -> Iterator[None]:
         library.simulate(True)
     _depth += 1
     try:
-        with torch.autograd.set_multithreading_enabled(False):  # there is no thread for the card that isn't
+        with torch.autograd.set_multithreading_enabled(
+            False
+        ):  # there is no thread for the card that isn't
             yield
     finally:
         _depth -= 1

@@ -40,7 +40,9 @@ MIB = 2**20
 MIN_BLOCK = 512  # kMinBlockSize: every size is a multiple of it (round_size)
 SMALL = MIB  # kSmallSize: the largest request of the small pool; also the largest rest that stays unsplit
 SMALL_SEGMENT = 2 * MIB  # kSmallBuffer: what cudaMalloc is asked for by the small pool
-LARGE_SEGMENT = 20 * MIB  # kLargeBuffer, large_segment_size(): ... by requests over 1 and below 10 MiB
+LARGE_SEGMENT = (
+    20 * MIB
+)  # kLargeBuffer, large_segment_size(): ... by requests over 1 and below 10 MiB
 MIN_LARGE = 10 * MIB  # kMinLargeAlloc: from here on a segment is the request itself,
 ROUND_LARGE = 2 * MIB  # kRoundLarge: rounded up to this
 
@@ -66,8 +68,14 @@ class OutOfMemory(Exception):
     """
 
     def __init__(self, event_index: int, needed_bytes: int, capacity_bytes: int) -> None:
-        self.event_index, self.needed_bytes, self.capacity_bytes = event_index, needed_bytes, capacity_bytes
-        super().__init__(f"event {event_index} needs {needed_bytes} bytes, the capacity is {capacity_bytes}")
+        self.event_index, self.needed_bytes, self.capacity_bytes = (
+            event_index,
+            needed_bytes,
+            capacity_bytes,
+        )
+        super().__init__(
+            f"event {event_index} needs {needed_bytes} bytes, the capacity is {capacity_bytes}"
+        )
 
 
 class _Block:
@@ -106,7 +114,9 @@ def typical_block(requested: int) -> int:
 
 def no_addresses(reserved: int) -> OverflowError:
     """What a step is told that needs more segments than there are addresses."""
-    return OverflowError(f"more than {reserved:,} bytes in segments: beyond the addresses of any GPU")
+    return OverflowError(
+        f"more than {reserved:,} bytes in segments: beyond the addresses of any GPU"
+    )
 
 
 class AllocatorState:
@@ -117,10 +127,14 @@ class AllocatorState:
     """
 
     def __init__(self, streams: Mapping[int, int] | None = None) -> None:
-        self.streams = streams or {}  # by id; 0 where it isn't there; below 0: a private pool of CUDA graphs
+        self.streams = (
+            streams or {}
+        )  # by id; 0 where it isn't there; below 0: a private pool of CUDA graphs
         # Bytes of the blocks in use, of the requests in them, and of what the driver was asked for.
         self.allocated = self.requested = self.reserved = 0
-        self.retries = 0  # how often free memory was given back because the capacity did not suffice
+        self.retries = (
+            0  # how often free memory was given back because the capacity did not suffice
+        )
         self.peaks = (0, 0, 0)  # the largest of these three since the last mark, in bytes
         self.capacity = PLENTY  # what segments may take together, in bytes
         # The largest sums of segments that were asked for and are not beyond the capacity, as they rose, and the event
@@ -132,7 +146,13 @@ class AllocatorState:
         self.released: Callable[[int], None] | None = None
 
     def run(
-        self, events: Sequence[Event], first: int, last: int, *, grow: bool = False, trail: list[int] | None = None
+        self,
+        events: Sequence[Event],
+        first: int,
+        last: int,
+        *,
+        grow: bool = False,
+        trail: list[int] | None = None,
     ) -> None:
         """Serve events from index ``first`` to before ``last``.
 
@@ -189,11 +209,15 @@ class Allocator(AllocatorState):
 
     def __init__(self, streams: Mapping[int, int] | None = None) -> None:
         super().__init__(streams)
-        self.pools: dict[int, tuple[list[int], list[int]]] = {0: ([], [])}  # by stream: the small and the large pool,
+        self.pools: dict[int, tuple[list[int], list[int]]] = {
+            0: ([], [])
+        }  # by stream: the small and the large pool,
         # each the keys of its free blocks, ascending
         self.free: dict[int, _Block] = {}  # free blocks by address
         self.used: dict[int, _Block] = {}  # by id
-        self.high = 1 << (_ADDRESS_BITS - 1)  # of the last large segment; the next one lies below it
+        self.high = 1 << (
+            _ADDRESS_BITS - 1
+        )  # of the last large segment; the next one lies below it
         self.low = self.high >> 1  # where the next segment of at most 20 MiB lies
 
     def copy(self) -> Allocator:
@@ -201,7 +225,9 @@ class Allocator(AllocatorState):
         other = Allocator()
         other.__dict__.update(self.__dict__)
         other.risen = list(self.risen)
-        other.pools = {stream: (list(small), list(large)) for stream, (small, large) in self.pools.items()}
+        other.pools = {
+            stream: (list(small), list(large)) for stream, (small, large) in self.pools.items()
+        }
         pools = {
             id(pool): twin
             for stream, pair in self.pools.items()
@@ -210,7 +236,9 @@ class Allocator(AllocatorState):
         twins: dict[int, _Block] = {}
         for blocks in (self.free, self.used):
             for block in blocks.values():
-                twin = twins[block.address] = _Block(block.address, block.size, pools[id(block.pool)])
+                twin = twins[block.address] = _Block(
+                    block.address, block.size, pools[id(block.pool)]
+                )
                 twin.free, twin.requested = block.free, block.requested
         for blocks in (self.free, self.used):
             for block in blocks.values():
@@ -230,7 +258,9 @@ class Allocator(AllocatorState):
             id(pool): [] for pair in self.pools.values() for pool in pair
         }
         for identity, block in self.used.items():
-            held[id(block.pool)].append((block.address, identity, block.size, block.previous is None))
+            held[id(block.pool)].append(
+                (block.address, identity, block.size, block.previous is None)
+            )
         for block in self.free.values():
             held[id(block.pool)].append((block.address, 0, block.size, block.previous is None))
         return hash(tuple(tuple(block[1:] for block in sorted(blocks)) for blocks in held.values()))
@@ -248,7 +278,9 @@ class Allocator(AllocatorState):
                     kept.append(key)
             pool[:] = kept
 
-    def make_segment(self, size: int, pool: list[int], index: int, grow: bool, private: bool) -> _Block:
+    def make_segment(
+        self, size: int, pool: list[int], index: int, grow: bool, private: bool
+    ) -> _Block:
         """A new segment as one block (``alloc_block``); under pressure free segments are given back first."""
         segment = segment_size(size)
         served = self.within(self.reserved + segment, index)

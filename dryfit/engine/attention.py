@@ -18,7 +18,10 @@ from .errors import AttentionKernelError
 DTYPES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
 _BACKENDS = {
     "flash": (SDPBackend.FLASH_ATTENTION, torch.backends.cuda.flash_sdp_enabled),
-    "mem_efficient": (SDPBackend.EFFICIENT_ATTENTION, torch.backends.cuda.mem_efficient_sdp_enabled),
+    "mem_efficient": (
+        SDPBackend.EFFICIENT_ATTENTION,
+        torch.backends.cuda.mem_efficient_sdp_enabled,
+    ),
     "math": (SDPBackend.MATH, torch.backends.cuda.math_sdp_enabled),
 }
 
@@ -27,7 +30,9 @@ def attention_on(target: str, capability: tuple[int, int], platform: str) -> Cal
     """``scaled_dot_product_attention`` as ``target`` runs it. Shapes: batch, heads, tokens, head size."""
     formula = nn.functional.scaled_dot_product_attention
 
-    def choose(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: Any, dropout: float) -> SDPBackend:
+    def choose(
+        query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: Any, dropout: float
+    ) -> SDPBackend:
         if target == "cuda":
             return cuda_kernel(query, key, value, mask, capability, platform)
         return cpu_kernel(query, key, value, mask, dropout)
@@ -42,41 +47,71 @@ def attention_on(target: str, capability: tuple[int, int], platform: str) -> Cal
         **scale_and_groups: Any,
     ) -> torch.Tensor:
         query, key, value = attention_operands(query, key, value)
-        if hasattr(query, "_local_tensor"):  # DTensors: one operator, which context parallel answers by its ring
-            kernel = choose(*(each._local_tensor for each in (query, key, value)), attn_mask, dropout_p)
-            return by_operator(kernel, query, key, value, attn_mask, dropout_p, is_causal, **scale_and_groups)
+        if hasattr(
+            query, "_local_tensor"
+        ):  # DTensors: one operator, which context parallel answers by its ring
+            kernel = choose(
+                *(each._local_tensor for each in (query, key, value)), attn_mask, dropout_p
+            )
+            return by_operator(
+                kernel, query, key, value, attn_mask, dropout_p, is_causal, **scale_and_groups
+            )
         if not query.dtype == key.dtype == value.dtype:  # ATen attention.cpp, validate_sdpa_input
             raise RuntimeError(
                 f"query, key and value differ in dtype ({query.dtype}, {key.dtype}, {value.dtype}), and no autocast is"
                 " on"
             )
         mask = attn_mask
-        as_given = mask is not None and not torch.is_autocast_enabled(target)  # it casts the mask, too
-        if as_given and mask.dtype not in (torch.bool, torch.float32, query.dtype):  # validate_sdpa_input
+        as_given = mask is not None and not torch.is_autocast_enabled(
+            target
+        )  # it casts the mask, too
+        if as_given and mask.dtype not in (
+            torch.bool,
+            torch.float32,
+            query.dtype,
+        ):  # validate_sdpa_input
             raise RuntimeError(
                 "Expected attn_mask dtype to be bool or float or to match query dtype, but got attn_mask.dtype:"
                 f" {mask.dtype} and query.dtype: {query.dtype} instead."
             )
         if mask is not None and mask.dtype == torch.bool:  # convert_boolean_attn_mask
-            mask = torch.zeros_like(mask, dtype=query.dtype).masked_fill_(mask.logical_not(), float("-inf"))
+            mask = torch.zeros_like(mask, dtype=query.dtype).masked_fill_(
+                mask.logical_not(), float("-inf")
+            )
         kernel = choose(query, key, value, mask, dropout_p)
         if kernel == SDPBackend.MATH:
             if target == "cuda" and dropout_p > 0:
-                return _formula_with_dropout(query, key, value, mask, dropout_p, is_causal, **scale_and_groups)
+                return _formula_with_dropout(
+                    query, key, value, mask, dropout_p, is_causal, **scale_and_groups
+                )
             return formula(query, key, value, mask, dropout_p, is_causal, **scale_and_groups)
         if target == "cpu":
             return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-                query, key, value, dropout_p, is_causal, attn_mask=mask, scale=scale_and_groups.get("scale")
+                query,
+                key,
+                value,
+                dropout_p,
+                is_causal,
+                attn_mask=mask,
+                scale=scale_and_groups.get("scale"),
             )[0]
         if _policies_decide():
             if kernel == SDPBackend.FLASH_ATTENTION:
-                return torch.ops.aten._scaled_dot_product_flash_attention(query, key, value, 0.0, is_causal)[0]
+                return torch.ops.aten._scaled_dot_product_flash_attention(
+                    query, key, value, 0.0, is_causal
+                )[0]
             keeps = any(each.requires_grad for each in (query, key, value))
-            return torch.ops.aten._scaled_dot_product_efficient_attention(query, key, value, mask, keeps)[0]
+            return torch.ops.aten._scaled_dot_product_efficient_attention(
+                query, key, value, mask, keeps
+            )[0]
         if kernel == SDPBackend.FLASH_ATTENTION:
-            return FlashAttention2.apply(*(x.transpose(1, 2) for x in (query, key, value)), is_causal).transpose(1, 2)
+            return FlashAttention2.apply(
+                *(x.transpose(1, 2) for x in (query, key, value)), is_causal
+            ).transpose(1, 2)
         if mask is not None and mask.shape[-1] % cuda_rules.BIAS_ALIGNMENT:
-            mask = nn.functional.pad(mask, (0, -mask.shape[-1] % cuda_rules.BIAS_ALIGNMENT))[..., : mask.shape[-1]]
+            mask = nn.functional.pad(mask, (0, -mask.shape[-1] % cuda_rules.BIAS_ALIGNMENT))[
+                ..., : mask.shape[-1]
+            ]
         return MemoryEfficientAttention.apply(query, key, value, mask, capability, is_causal)
 
     attention.__name__ = formula.__name__  # context_parallel exchanges the function by its own name
@@ -105,10 +140,16 @@ def _formula_with_dropout(
     factor = abs(query.shape[-1] ** -0.5 if scale is None else scale) ** 0.5
     query = query * factor
     if causal:
-        ones = torch.ones(query.shape[-2], key.shape[-2], dtype=torch.bool, device=query.device).tril()
-        mask = torch.zeros_like(ones, dtype=query.dtype).masked_fill_(ones.logical_not(), float("-inf"))
+        ones = torch.ones(
+            query.shape[-2], key.shape[-2], dtype=torch.bool, device=query.device
+        ).tril()
+        mask = torch.zeros_like(ones, dtype=query.dtype).masked_fill_(
+            ones.logical_not(), float("-inf")
+        )
     if enable_gqa and key.shape[-3] != query.shape[-3]:
-        key, value = (each.repeat_interleave(query.shape[-3] // each.shape[-3], -3) for each in (key, value))
+        key, value = (
+            each.repeat_interleave(query.shape[-3] // each.shape[-3], -3) for each in (key, value)
+        )
     product = torch.ops.aten.matmul.default  # inside one operator autocast changes nothing
     scores = product(query, key.transpose(-2, -1) * factor)
     if mask is not None:
@@ -140,13 +181,17 @@ def by_operator(
         operator = aten._scaled_dot_product_attention_math
         options = {"scale": scale, "enable_gqa": enable_gqa}
         return operator(query, key, value, mask, dropout, causal, **options)[0]
-    return aten._scaled_dot_product_flash_attention(query, key, value, dropout, causal, scale=scale)[0]
+    return aten._scaled_dot_product_flash_attention(
+        query, key, value, dropout, causal, scale=scale
+    )[0]
 
 
 def _policies_decide() -> bool:
     """Whether selective checkpointing looks at each operator, to keep its output or to run it again."""
     stack = _get_current_dispatch_mode_stack()
-    return len(stack) > 1 and any(type(mode).__module__ == "torch.utils.checkpoint" for mode in stack)
+    return len(stack) > 1 and any(
+        type(mode).__module__ == "torch.utils.checkpoint" for mode in stack
+    )
 
 
 def backward_temporaries(name: str, args: Sequence, capability: tuple[int, int]) -> list[int]:
@@ -156,10 +201,14 @@ def backward_temporaries(name: str, args: Sequence, capability: tuple[int, int])
     if "flash" in name:
         padded, wide = cuda_rules.flash_padding(tokens, head)
         sizes = [batch * heads * padded * 4, batch * padded * heads * wide * 4]
-        grouped = batch * key.shape[2] * heads * head * key.element_size() if key.shape[1] != heads else 0
+        grouped = (
+            batch * key.shape[2] * heads * head * key.element_size() if key.shape[1] != heads else 0
+        )
         return sizes + [grouped] * 2 if grouped else sizes
     keys, dtype = key.shape[2], DTYPES[query.dtype]
-    workspace = cuda_rules.efficient_workspace_bytes(tokens, keys, head, dtype, capability) * batch * heads
+    workspace = (
+        cuda_rules.efficient_workspace_bytes(tokens, keys, head, dtype, capability) * batch * heads
+    )
     return [batch * heads * tokens * 4, *([workspace] if workspace else [])]
 
 
@@ -195,7 +244,9 @@ def cuda_kernel(
     )
 
 
-def cpu_kernel(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: Any, dropout: float) -> SDPBackend:
+def cpu_kernel(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: Any, dropout: float
+) -> SDPBackend:
     """Which kernel it takes on the CPU (ATen ``sdp_utils_cpp.cpp``).
 
     The fused one takes one head size for all, no dropout, and no mask that is learned.
@@ -220,7 +271,9 @@ class MemoryEfficientAttention(torch.autograd.Function):
     ) -> torch.Tensor:
         batch, heads, tokens, _ = query.shape
         out = query.new_empty((batch, tokens, heads, value.shape[-1])).transpose(1, 2)
-        sums = query.new_empty((batch, heads, up(tokens, cuda_rules.LOG_SUM_EXP_ALIGNMENT)), dtype=torch.float32)
+        sums = query.new_empty(
+            (batch, heads, up(tokens, cuda_rules.LOG_SUM_EXP_ALIGNMENT)), dtype=torch.float32
+        )
         ctx.save_for_backward(query, key, value, out, sums, bias)
         ctx.capability, ctx.causal = capability, causal
         costs.attention("mem_efficient", query, key, tokens_dim=2, causal=causal, backward=False)
@@ -232,12 +285,15 @@ class MemoryEfficientAttention(torch.autograd.Function):
         costs.attention("mem_efficient", query, key, tokens_dim=2, causal=ctx.causal, backward=True)
         grad = grad.transpose(1, 2).contiguous()
         grads = [
-            torch.empty_like(x.transpose(1, 2), memory_format=torch.contiguous_format) for x in (query, key, value)
+            torch.empty_like(x.transpose(1, 2), memory_format=torch.contiguous_format)
+            for x in (query, key, value)
         ]
         batch, heads, tokens, _ = query.shape
         delta = query.new_empty((batch, heads, tokens), dtype=torch.float32)  # noqa: F841
         head, dtype = query.shape[-1], DTYPES[query.dtype]
-        size = cuda_rules.efficient_workspace_bytes(tokens, key.shape[-2], head, dtype, ctx.capability)
+        size = cuda_rules.efficient_workspace_bytes(
+            tokens, key.shape[-2], head, dtype, ctx.capability
+        )
         size *= batch * heads
         workspace = query.new_empty(size, dtype=torch.uint8) if size else None  # noqa: F841
         of_bias = torch.empty_like(bias) if ctx.needs_input_grad[3] else None
@@ -264,7 +320,10 @@ class FlashAttention2(torch.autograd.Function):
         query, key, value, out, _ = ctx.saved_tensors
         costs.attention("flash", query, key, tokens_dim=1, causal=ctx.causal, backward=True)
         batch, tokens, heads, head = query.shape
-        grad, out = grad.contiguous(), out.contiguous()  # attention_backward.cu, _flash_attention_backward
+        grad, out = (
+            grad.contiguous(),
+            out.contiguous(),
+        )  # attention_backward.cu, _flash_attention_backward
         grads = [torch.empty_like(x) for x in (query, key, value)]
         padded, wide = cuda_rules.flash_padding(tokens, head)
         row = query.new_empty((batch, heads, padded), dtype=torch.float32)  # noqa: F841
@@ -280,7 +339,12 @@ def flash_attention_package() -> str:
     from transformers.masking_utils import AttentionMaskInterface, flash_attention_mask
 
     def flash(
-        module: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *args: Any, **kwargs: Any
+        module: nn.Module,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        *args: Any,
+        **kwargs: Any,
     ) -> tuple[torch.Tensor, None]:
         query, key, value = attention_operands(query, key, value)
         return FlashAttention2.apply(*(x.transpose(1, 2) for x in (query, key, value))), None

@@ -34,7 +34,9 @@ _FP32_CUDA = """
     log1p log2 logsumexp mse_loss native_layer_norm nll_loss norm pow reciprocal renorm rsqrt sinh smooth_l1_loss
     softplus tan __pow__ __rpow__
 """
-_FP32_RESULT_CUDA = "cumprod cumsum log_softmax prod softmax sum"  # asked for a result in fp32 instead
+_FP32_RESULT_CUDA = (
+    "cumprod cumsum log_softmax prod softmax sum"  # asked for a result in fp32 instead
+)
 _FP32_CPU = "binary_cross_entropy grid_sampler mse_loss nll_loss polar prod quantile stft"
 _PROMOTE_ALL = "cat index_copy stack"
 _PROMOTE_CUDA = "addcdiv addcmul atan2 bilinear cross dot grid_sample scatter_add tensordot vdot"
@@ -58,7 +60,9 @@ class MetaAutocast(TorchFunctionMode):
         super().__init__()
         self.device = device
         self.enabled = False
-        self.dtype = torch.float16 if device == "cuda" else torch.bfloat16  # what autocast takes when nothing is said
+        self.dtype = (
+            torch.float16 if device == "cuda" else torch.bfloat16
+        )  # what autocast takes when nothing is said
         self.caching = True
         self.nesting = 0
         self._on_cast = on_cast
@@ -91,7 +95,12 @@ class MetaAutocast(TorchFunctionMode):
             or value.dtype in (dtype, torch.float64)
         ):
             return value
-        weight = value.is_leaf and value.requires_grad and not value._is_view() and value.dtype == torch.float32
+        weight = (
+            value.is_leaf
+            and value.requires_grad
+            and not value._is_view()
+            and value.dtype == torch.float32
+        )
         if not weight or dtype != self.dtype:
             return value.to(dtype)
         copy = self._cache.get(id(value))
@@ -103,7 +112,9 @@ class MetaAutocast(TorchFunctionMode):
                 self._cache[id(value)] = copy
         return copy
 
-    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
         kwargs = kwargs or {}
         if not self.enabled:
             return func(*args, **kwargs)
@@ -125,19 +136,31 @@ class MetaAutocast(TorchFunctionMode):
             return self._cross_entropy(*args, **kwargs)
         else:
             return func(*args, **kwargs)
-        if kwargs.get("dtype") is not None or kwargs.get("out") is not None:  # neither is autocast's
+        if (
+            kwargs.get("dtype") is not None or kwargs.get("out") is not None
+        ):  # neither is autocast's
             return func(*args, **kwargs)
-        with torch._C.DisableTorchFunction():  # the last operand first: GCC evaluates the arguments of a call so
+        with (
+            torch._C.DisableTorchFunction()
+        ):  # the last operand first: GCC evaluates the arguments of a call so
             leaves, tree = tree_flatten((args, kwargs))
-            args, kwargs = tree_unflatten([self._cast(leaf, dtype) for leaf in reversed(leaves)][::-1], tree)
+            args, kwargs = tree_unflatten(
+                [self._cast(leaf, dtype) for leaf in reversed(leaves)][::-1], tree
+            )
             del leaves
         return func(*args, **kwargs)
 
-    def _cross_entropy(self, input: torch.Tensor, target: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+    def _cross_entropy(
+        self, input: torch.Tensor, target: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> torch.Tensor:
         """The CPU's policy casts its input. CUDA's takes it for two operators (ATen ``LossNLL.cpp``), of which the
         log-softmax gives fp32.
         """
-        if input.dtype == torch.float32 or not input.is_floating_point() or target.is_floating_point():
+        if (
+            input.dtype == torch.float32
+            or not input.is_floating_point()
+            or target.is_floating_point()
+        ):
             return functional.cross_entropy(input, target, *args, **kwargs)
         names = ("weight", "size_average", "ignore_index", "reduce", "reduction", "label_smoothing")
         options = dict(zip(names, args, strict=False)) | kwargs
@@ -152,7 +175,9 @@ def _is_floating(item: Any) -> bool:
 
 
 @contextmanager
-def emulated(device: str, on_cast: Callable[[torch.Tensor], None] | None = None) -> Iterator[MetaAutocast]:
+def emulated(
+    device: str, on_cast: Callable[[torch.Tensor], None] | None = None
+) -> Iterator[MetaAutocast]:
     """Let ``torch.autocast`` act on tensors on ``meta`` as it does on ``device``, ``cuda`` or ``cpu``.
 
     The regions may name any device: a program on a machine without a GPU names another one than it will name later.
@@ -160,8 +185,19 @@ def emulated(device: str, on_cast: Callable[[torch.Tensor], None] | None = None)
     state = MetaAutocast(device, on_cast)
     kind = autocast_mode.autocast
 
-    def start(self: Any, device_type: str, dtype: Any = None, enabled: bool = True, cache_enabled: Any = None) -> None:
-        self.device, self.fast_dtype, self._enabled, self._cache_enabled = device_type, dtype, enabled, cache_enabled
+    def start(
+        self: Any,
+        device_type: str,
+        dtype: Any = None,
+        enabled: bool = True,
+        cache_enabled: Any = None,
+    ) -> None:
+        self.device, self.fast_dtype, self._enabled, self._cache_enabled = (
+            device_type,
+            dtype,
+            enabled,
+            cache_enabled,
+        )
 
     def enter(self: Any) -> Any:
         self._before = state.enter(self.fast_dtype, self._enabled, self._cache_enabled)
@@ -176,7 +212,9 @@ def emulated(device: str, on_cast: Callable[[torch.Tensor], None] | None = None)
         return False
 
     def is_enabled(device_type: str | None = None) -> bool:
-        return state.enabled and (device_type is not None or device == "cuda")  # without a name it asks for CUDA's
+        return state.enabled and (
+            device_type is not None or device == "cuda"
+        )  # without a name it asks for CUDA's
 
     places = [
         (kind, "__init__", start),

@@ -58,7 +58,8 @@ def quantize_4bit(module: nn.Module, dtype: torch.dtype | None = None) -> None:
 def is_linear_4bit(layer: nn.Module) -> bool:
     """Whether a layer is bitsandbytes' ``Linear4bit``, or a library's class of it; PEFT's wrapper has the same name."""
     return any(
-        kind.__name__ == "Linear4bit" and kind.__module__.startswith("bitsandbytes") for kind in type(layer).__mro__
+        kind.__name__ == "Linear4bit" and kind.__module__.startswith("bitsandbytes")
+        for kind in type(layer).__mro__
     )
 
 
@@ -66,7 +67,11 @@ def quantize_8bit(module: nn.Module) -> None:
     """The same for the layers of LLM.int8: weights of one byte, and a scale for each row."""
     for layer in module.modules():
         by_bitsandbytes = type(layer).__module__.startswith("bitsandbytes")
-        if by_bitsandbytes and type(layer).__name__ == "Linear8bitLt" and layer.weight.is_floating_point():
+        if (
+            by_bitsandbytes
+            and type(layer).__name__ == "Linear8bitLt"
+            and layer.weight.is_floating_point()
+        ):
             from bitsandbytes.nn import Int8Params
 
             packed = torch.empty(layer.weight.shape, dtype=torch.int8, device="meta")
@@ -96,7 +101,10 @@ def _pack(layer: nn.Module, dtype: torch.dtype) -> None:
     if nested:
         state.offset, state.nested = empty("offset").squeeze(), True
         state.state2 = QuantState(
-            absmax=empty("nested_absmax"), code=empty("nested_code"), blocksize=NESTED_BLOCK, dtype=torch.float32
+            absmax=empty("nested_absmax"),
+            code=empty("nested_code"),
+            blocksize=NESTED_BLOCK,
+            dtype=torch.float32,
         )
     layer.weight = Params4bit(
         empty("weight", storage)[:, None],
@@ -119,7 +127,9 @@ def keep_paged_states_outside(optimizer: torch.optim.Optimizer) -> None:
     library, which can't be loaded without a GPU.
     """
 
-    def get_state_buffer(parameter: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    def get_state_buffer(
+        parameter: torch.Tensor, dtype: torch.dtype = torch.float32
+    ) -> torch.Tensor:
         if parameter.numel() < PAGED_FROM:
             return torch.zeros_like(parameter, dtype=dtype)
         with _disable_current_modes():
@@ -168,15 +178,21 @@ def _on_cpu(package: Any) -> Any:
     function = sys.modules["bitsandbytes.autograd._functions"].MatMul8bitFp
 
     def matmul(
-        inputs: torch.Tensor, weight: torch.Tensor, out: Any = None, state: Any = None, threshold: float = 0.0,
+        inputs: torch.Tensor,
+        weight: torch.Tensor,
+        out: Any = None,
+        state: Any = None,
+        threshold: float = 0.0,
         bias: torch.Tensor | None = None,
-    ) -> torch.Tensor:  # fmt: skip
+    ) -> torch.Tensor:
         return function.apply(inputs, weight, out, bias, state)
 
     return matmul
 
 
-def _quantized_rows(inputs: torch.Tensor, threshold: float = 0.0) -> tuple[torch.Tensor, torch.Tensor, Any]:
+def _quantized_rows(
+    inputs: torch.Tensor, threshold: float = 0.0
+) -> tuple[torch.Tensor, torch.Tensor, Any]:
     rows = inputs.numel() // inputs.shape[-1]
     scales = torch.empty(rows, device=inputs.device, dtype=torch.float32)
     packed = torch.empty(inputs.shape, device=inputs.device, dtype=torch.int8)
@@ -200,7 +216,9 @@ def _product(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The product, and an empty tensor: no large columns of the inputs are computed apart."""
     kept = torch.empty(0, device=inputs.device, dtype=inputs.dtype)
-    sums = torch.empty((*packed.shape[:-1], weight.shape[0]), device=inputs.device, dtype=torch.int32)
+    sums = torch.empty(
+        (*packed.shape[:-1], weight.shape[0]), device=inputs.device, dtype=torch.int32
+    )
     costs.product("int8_linear_matmul", packed, weight, sums)
     output = torch.empty_like(sums, dtype=torch.float16)
     costs.memory_kernel("int8_mm_dequant", sums, output)
@@ -233,7 +251,12 @@ def layers_of(version: str | None) -> Iterator[None]:
     class MatMul4Bit(torch.autograd.Function):
         @staticmethod
         def forward(
-            ctx: Any, inputs: torch.Tensor, packed: torch.Tensor, out: None, bias: torch.Tensor | None, state: Any
+            ctx: Any,
+            inputs: torch.Tensor,
+            packed: torch.Tensor,
+            out: None,
+            bias: torch.Tensor | None,
+            state: Any,
         ) -> torch.Tensor:
             ctx.state, ctx.tensors = state, (inputs, packed)
             return torch.nn.functional.linear(inputs, unpacked(packed, state, inputs.dtype), bias)

@@ -15,7 +15,9 @@ EIGHT_BIT_FROM = 4096  # elements: smaller tensors keep their states in fp32
 PAGED_FROM = 100_000  # elements: smaller states of paged optimizers stay on the device
 
 
-def packed(elements: int, *, nested: bool, block: int = BLOCK, storage: int = 1) -> dict[str, tuple[int, int]]:
+def packed(
+    elements: int, *, nested: bool, block: int = BLOCK, storage: int = 1
+) -> dict[str, tuple[int, int]]:
     """What a 4-bit weight is: bytes of an element and elements by name, statistics as ``quantization_state`` has them.
 
     Two weights to a byte, a scale for each ``block`` of them; ``nested``: the scales quantized again, with scales and a
@@ -25,7 +27,11 @@ def packed(elements: int, *, nested: bool, block: int = BLOCK, storage: int = 1)
     parts = {"weight": (storage, -(-elements // (2 * storage))), "code": (4, VALUES_4BIT)}
     if not nested:
         return parts | {"absmax": (4, scales)}
-    nests = {"nested_absmax": (4, -(-scales // NESTED_BLOCK)), "nested_code": (4, VALUES_8BIT), "offset": (4, 1)}
+    nests = {
+        "nested_absmax": (4, -(-scales // NESTED_BLOCK)),
+        "nested_code": (4, VALUES_8BIT),
+        "offset": (4, 1),
+    }
     return parts | {"absmax": (1, scales)} | nests
 
 
@@ -40,10 +46,16 @@ def packing(
     parts = packed(elements, nested=nested, block=block, storage=storage)
     sizes = {name: width * count for name, (width, count) in parts.items()}
     scales, code = -(-elements // block) * 4, sizes["code"]
-    yield from (("scales" if nested else "absmax", scales), ("weight", sizes["weight"]), ("code", code))
+    yield from (
+        ("scales" if nested else "absmax", scales),
+        ("weight", sizes["weight"]),
+        ("code", code),
+    )
     yield from (("magnitudes", code), ("largest", 4), ("magnitudes", 0), ("largest", 0))
     if nested:
         own = not in_place
         yield from (("offset", 4), *[("centred", scales)] * own, ("map", sizes["nested_code"]))
-        yield from ((name, sizes[name]) for name in ("nested_absmax", "absmax", *["nested_code"] * own))
+        yield from (
+            (name, sizes[name]) for name in ("nested_absmax", "absmax", *["nested_code"] * own)
+        )
         yield from (*[("centred", 0)] * own, ("scales", 0))

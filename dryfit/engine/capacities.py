@@ -45,7 +45,10 @@ class Capacities:
 
     def to_mapping(self) -> dict[str, Any]:
         """Plain values for JSON: ``required_bytes`` and ``also_fits_bytes``."""
-        return {"required_bytes": self.required_bytes, "also_fits_bytes": [list(one) for one in self.also_fits]}
+        return {
+            "required_bytes": self.required_bytes,
+            "also_fits_bytes": [list(one) for one in self.also_fits],
+        }
 
     @classmethod
     def of_all(cls, of_sequences: Iterable[Capacities]) -> Capacities:
@@ -83,7 +86,9 @@ def capacities(
         Capacities that are asked about.
     """
     least = peak_blocks(events)  # less never suffices
-    search = _CapacitySearch(*allocator_for(events, streams, expandable_segments=expandable_segments))
+    search = _CapacitySearch(
+        *allocator_for(events, streams, expandable_segments=expandable_segments)
+    )
     required, ahead = _walked(search, least, set(sizes))
     also = set()
     for size in ahead:
@@ -105,7 +110,9 @@ def served_at(
 
     The other arguments are those of :func:`capacities`.
     """
-    search = _CapacitySearch(*allocator_for(events, streams, expandable_segments=expandable_segments))
+    search = _CapacitySearch(
+        *allocator_for(events, streams, expandable_segments=expandable_segments)
+    )
     return search.below(capacity_bytes + 1)
 
 
@@ -114,7 +121,9 @@ def _walked(search: _CapacitySearch, least: int, sizes: Collection[int]) -> tupl
     step = max(ROUND_LARGE, 1 << max(least // STEPS, 1).bit_length() - 1)
     required, high = search.below(PLENTY)[0], least
     while required > least:
-        next_one = max([(required - 1) // step * step, *(size for size in sizes if size < required)])
+        next_one = max(
+            [(required - 1) // step * step, *(size for size in sizes if size < required)]
+        )
         low, high, fits = search.below(next_one + 1) if next_one >= least else (0, least, False)
         if not fits:  # the border lies between the two
             break
@@ -148,13 +157,17 @@ class _CapacitySearch:
 
     def restart(self) -> None:
         """Begin at the top again: capacities have to fall from one question to the next."""
-        self._path = [(0, self._first)]  # states of the last history, and how many events came before each
+        self._path = [
+            (0, self._first)
+        ]  # states of the last history, and how many events came before each
         self._risen: list[tuple[int, int]] = []  # of the last history
 
     def below(self, high: int) -> tuple[int, int, bool]:
         """The capacities with the same history as the largest one below ``high``, and whether they suffice."""
         capacity = high - 1
-        parts = next((at for total, at in self._risen if total > capacity), 0)  # from the last history
+        parts = next(
+            (at for total, at in self._risen if total > capacity), 0
+        )  # from the last history
         while self._path[-1][0] > parts:
             self._path.pop()
         index, state = self._path[-1]
@@ -166,7 +179,9 @@ class _CapacitySearch:
             self._path.append((index, state.copy()))
         low, fits = state.risen[-1][0], True
         state.sums = []
-        passed: list[tuple[tuple[int, int], int]] = []  # what was held, and how many sums were asked for before
+        passed: list[
+            tuple[tuple[int, int], int]
+        ] = []  # what was held, and how many sums were asked for before
 
         def released(at: int) -> None:
             key = at, state.signature()

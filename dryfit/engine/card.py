@@ -16,9 +16,22 @@ from .errors import TraceError
 # Bytes of shared memory that a block may ask for, by compute capability: CUDA C++ Programming Guide, table "Technical
 # Specifications per Compute Capability", the maximum per thread block (KiB).
 _SHARED_KIB = {
-    (6, 0): 48, (6, 1): 48, (7, 0): 96, (7, 2): 96, (7, 5): 64, (8, 0): 163, (8, 6): 99, (8, 7): 163, (8, 9): 99,
-    (9, 0): 227, (10, 0): 227, (10, 3): 227, (11, 0): 227, (12, 0): 99, (12, 1): 99,
-}  # fmt: skip
+    (6, 0): 48,
+    (6, 1): 48,
+    (7, 0): 96,
+    (7, 2): 96,
+    (7, 5): 64,
+    (8, 0): 163,
+    (8, 6): 99,
+    (8, 7): 163,
+    (8, 9): 99,
+    (9, 0): 227,
+    (10, 0): 227,
+    (10, 3): 227,
+    (11, 0): 227,
+    (12, 0): 99,
+    (12, 1): 99,
+}
 
 
 @dataclass(frozen=True)
@@ -71,7 +84,8 @@ class Card:
             total_memory=self.memory_bytes,
             L2_cache_size=self.l2_bytes,
             shared_memory_per_block_optin=self.shared_memory_bytes,
-            shared_memory_per_multiprocessor=self.shared_memory_bytes + 1024,  # a block has 1 KiB less than all of it
+            shared_memory_per_multiprocessor=self.shared_memory_bytes
+            + 1024,  # a block has 1 KiB less than all of it
             max_threads_per_multi_processor=threads_of_processor(self.capability),
         )
 
@@ -115,7 +129,9 @@ class Simulation:
     attended_keys: float | None = None
     # By kernel, from how many configurations which one was taken.
     chosen: dict[str, tuple[int, str]] = field(default_factory=dict)
-    programs: list[str] = field(default_factory=list)  # programs that were to be run (`ldconfig`), and were not
+    programs: list[str] = field(
+        default_factory=list
+    )  # programs that were to be run (`ldconfig`), and were not
     # C extensions that were to be imported, and have no entry in the table of `.extensions`.
     missing: list[str] = field(default_factory=list)
     # Autotuners of Triton that have chosen here, with what they knew before.
@@ -175,11 +191,35 @@ def answers_of(card: Card, index: int = 0) -> list[tuple[Any, str, Any]]:
         **dict.fromkeys(("device_count", "_device_count_nvml"), 1),
         **dict.fromkeys(("current_device", "_exchange_device", "_maybe_exchange_device"), index),
         "initial_seed": 0,
-        **dict.fromkeys(("memory_allocated", "max_memory_allocated", "memory_reserved", "max_memory_reserved"), 0),
+        **dict.fromkeys(
+            ("memory_allocated", "max_memory_allocated", "memory_reserved", "max_memory_reserved"),
+            0,
+        ),
         **dict.fromkeys(("utilization", "temperature", "power_draw", "clock_rate"), 0),
-        **dict.fromkeys(("synchronize", "set_device", "set_stream", "_lazy_init", "_lazy_call", "init", "empty_cache")),
-        **dict.fromkeys(("manual_seed", "manual_seed_all", "seed", "seed_all", "set_rng_state", "set_rng_state_all")),
-        **dict.fromkeys(("reset_peak_memory_stats", "reset_accumulated_memory_stats", "ipc_collect")),
+        **dict.fromkeys(
+            (
+                "synchronize",
+                "set_device",
+                "set_stream",
+                "_lazy_init",
+                "_lazy_call",
+                "init",
+                "empty_cache",
+            )
+        ),
+        **dict.fromkeys(
+            (
+                "manual_seed",
+                "manual_seed_all",
+                "seed",
+                "seed_all",
+                "set_rng_state",
+                "set_rng_state_all",
+            )
+        ),
+        **dict.fromkeys(
+            ("reset_peak_memory_stats", "reset_accumulated_memory_stats", "ipc_collect")
+        ),
         "get_device_properties": properties,
         "get_device_capability": card.capability,
         "get_device_name": card.name,
@@ -200,7 +240,12 @@ def answers_of(card: Card, index: int = 0) -> list[tuple[Any, str, Any]]:
         **dict.fromkeys(("Stream", "Event", "device", "device_of", "_DeviceGuard"), FakeStream),
     }
     owners = (torch.cuda, torch.cuda.random, torch.cuda.memory)
-    places = [(owner, name, answer) for owner in owners for name, answer in answers.items() if name in vars(owner)]
+    places = [
+        (owner, name, answer)
+        for owner in owners
+        for name, answer in answers.items()
+        if name in vars(owner)
+    ]
     places.append((torch.version, "cuda", torch.version.cuda or "13.0"))
     # A wrapper of Inductor imports it, and packages hand it to their launches; a build without CUDA lacks it.
     places.append((torch._C, "_cuda_getCurrentRawStream", lambda device: 0))

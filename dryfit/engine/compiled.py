@@ -31,8 +31,10 @@ def compiled_functions(tracker: Tracker, policy: str) -> Iterator[None]:
         name = getattr(function, "__qualname__", None) or type(function).__name__
         name = f"{getattr(function, '__module__', '')}.{name}".lstrip(".")
         if fused:
-            tracker.warn(f"{name} is compiled by torch.compile and counted as one kernel; what its kernels hand to each"
-                         " other comes on top")  # fmt: skip
+            tracker.warn(
+                f"{name} is compiled by torch.compile and counted as one kernel; what its kernels hand to each"
+                " other comes on top"
+            )
             return
         if policy == "refuse":
             raise CompiledError(
@@ -41,7 +43,9 @@ def compiled_functions(tracker: Tracker, policy: str) -> Iterator[None]:
                 "Leave torch.compile out of the traced step; or write compiled='eager' for the figure without the"
                 " compiler, which is mostly higher.",
             )
-        tracker.warn(f"{name} is compiled by torch.compile; the figures are those without the compiler, mostly higher")
+        tracker.warn(
+            f"{name} is compiled by torch.compile; the figures are those without the compiler, mostly higher"
+        )
 
     @contextmanager
     def run_fused(function: Any) -> Iterator[None]:
@@ -59,7 +63,9 @@ def compiled_functions(tracker: Tracker, policy: str) -> Iterator[None]:
 
     dynamo = sys.modules.get("torch._dynamo.eval_frame")
     if dynamo is None:  # nothing has been compiled yet, and importing the compiler takes seconds
-        with patched([(torch, "compile", _without_compiler(run_fused if policy == "fused" else run_eager))]):
+        with patched(
+            [(torch, "compile", _without_compiler(run_fused if policy == "fused" else run_eager))]
+        ):
             yield
         return
     original = dynamo._callback_from_stance
@@ -71,7 +77,9 @@ def compiled_functions(tracker: Tracker, policy: str) -> Iterator[None]:
 
     eager = dynamo.DynamoStance("force_eager")
     replaced = [(dynamo, "_callback_from_stance", from_stance), (dynamo, "_stance", eager)]
-    with patched(replaced + [(torch, "compile", _without_compiler(run_fused))] * (policy == "fused")):
+    with patched(
+        replaced + [(torch, "compile", _without_compiler(run_fused))] * (policy == "fused")
+    ):
         yield
 
 

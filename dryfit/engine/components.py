@@ -32,7 +32,14 @@ _DTYPES = {dtype: f"weights_{dtype}" for dtype in ("fp32", "fp16", "bf16")}
 
 # Components that documents show as one, in their order.
 GROUPS: dict[str, tuple[str, ...]] = {
-    "parameters": (WEIGHTS, *_DTYPES.values(), WEIGHTS_4BIT, WEIGHTS_8BIT, WEIGHTS_OTHER, QUANTIZATION_STATE),
+    "parameters": (
+        WEIGHTS,
+        *_DTYPES.values(),
+        WEIGHTS_4BIT,
+        WEIGHTS_8BIT,
+        WEIGHTS_OTHER,
+        QUANTIZATION_STATE,
+    ),
     "adapters": (ADAPTERS,),
     "gradients": (GRADIENTS,),
     "optimizer_states": (OPTIMIZER_STATES,),
@@ -72,5 +79,7 @@ def grouped(components: Mapping[str, int], *, adapters: bool) -> dict[str, int]:
     sums = dict.fromkeys(GROUPS, 0)
     for component, size in components.items():
         group = _GROUP_OF[component]
-        sums["adapters" if adapters and group in ("gradients", "optimizer_states") else group] += size
+        sums["adapters" if adapters and group in ("gradients", "optimizer_states") else group] += (
+            size
+        )
     return {group: size for group, size in sums.items() if size}

@@ -50,7 +50,12 @@ class Composer:
     """
 
     def __init__(
-        self, shorter: Record, longer: Record, like: Composer | None = None, *, in_order: bool = False
+        self,
+        shorter: Record,
+        longer: Record,
+        like: Composer | None = None,
+        *,
+        in_order: bool = False,
     ) -> None:
         _refuse(shorter, longer)
         self._records = shorter, longer
@@ -63,15 +68,24 @@ class Composer:
         self._periods = like._periods if like is not None else _aligned(self.shorter, self.longer)
         # By the number of periods more, what does not depend on the size of the step: kinds, targets and subjects.
         self._alike: dict[int, tuple[torch.Tensor, ...]] = like._alike if like is not None else {}
-        self._phases = _Places([mark[:2] for mark in shorter.marks], [mark[:2] for mark in longer.marks])
-        self._costs = _Costs(shorter.costs, longer.costs) if shorter.costs and longer.costs else None
+        self._phases = _Places(
+            [mark[:2] for mark in shorter.marks], [mark[:2] for mark in longer.marks]
+        )
+        self._costs = (
+            _Costs(shorter.costs, longer.costs) if shorter.costs and longer.costs else None
+        )
 
     def proven_by(self, record: Record) -> bool:
         """Whether the model with one period of layers more has the record that is composed for it."""
         found = self.at(1)
         alike = self._listed(found).same_as(self._listed(record))
         told = found.marks, found.warnings, found.kernels_run, _told(found.costs)
-        return alike and told == (record.marks, record.warnings, record.kernels_run, _told(record.costs))
+        return alike and told == (
+            record.marks,
+            record.warnings,
+            record.kernels_run,
+            _told(record.costs),
+        )
 
     def grows_like(self, other: Composer) -> bool:
         """Whether the longer record has the same beside the shorter one's, byte for byte, at another size of the step.
@@ -91,7 +105,11 @@ class Composer:
         own, longer = self._listed(shorter), self.longer
         told = shorter.warnings, shorter.workspaces.cudnn_bytes, shorter.kernels_run, shorter.costs
         known = before.warnings, before.workspaces.cudnn_bytes, before.kernels_run, None
-        if own.structure != self.structure[0] or told != known or len(before.marks) != len(after.marks):
+        if (
+            own.structure != self.structure[0]
+            or told != known
+            or len(before.marks) != len(after.marks)
+        ):
             raise Unlike("the events are others")
         if not torch.equal(own.reused < 0, self.shorter.reused < 0):
             raise Unlike("other blocks wait for another stream")
@@ -100,7 +118,9 @@ class Composer:
         columns = Columns(longer.kinds, sizes, longer.targets, reused, longer.about, longer.told)
         marks = zip(shorter.marks, after.marks, before.marks, strict=True)
         return _written(
-            columns, [(*mark, here + end - first) for (*mark, here), (_, _, end), (_, _, first) in marks], after
+            columns,
+            [(*mark, here + end - first) for (*mark, here), (_, _, end), (_, _, first) in marks],
+            after,
         )
 
     @cached_property
@@ -119,28 +139,45 @@ class Composer:
         marks = [(*mark, end) for mark, end in self._phases.at(*ends, more)]
         record = _written(self._columns(more), marks, after)
         few, many = before.kernels_run, after.kernels_run
-        record.kernels_run = Counter({name: count + (count - few[name]) * more for name, count in many.items()})
+        record.kernels_run = Counter(
+            {name: count + (count - few[name]) * more for name, count in many.items()}
+        )
         record.costs = self._costs and self._costs.at(more)
         return record
 
     def _listed(self, record: Record) -> Columns:
         columns = Columns.of(record)
-        return columns.in_order(place for _, _, place in record.marks) if self._in_order else columns
+        return (
+            columns.in_order(place for _, _, place in record.marks) if self._in_order else columns
+        )
 
     def _columns(self, more: int) -> Columns:
         few, many, extended = self.shorter, self.longer, self._periods.extended
         if more not in self._alike:
             source = self._periods.source(more)
-            self._alike[more] = many.kinds[source], extended(few.targets, many.targets, more), many.about[source]
+            self._alike[more] = (
+                many.kinds[source],
+                extended(few.targets, many.targets, more),
+                many.about[source],
+            )
         kinds, targets, about = self._alike[more]
-        sizes, reused = extended(few.sizes, many.sizes, more), extended(few.reused, many.reused, more)
+        sizes, reused = (
+            extended(few.sizes, many.sizes, more),
+            extended(few.reused, many.reused, more),
+        )
         return Columns(kinds, sizes, targets, reused, about, many.told)
 
 
-def _written(columns: Columns, marks: Iterable[tuple[str, int, int]], like: Record) -> WrittenRecord:
+def _written(
+    columns: Columns, marks: Iterable[tuple[str, int, int]], like: Record
+) -> WrittenRecord:
     """A record of events and marks, whose warnings, launches and workspaces are another's."""
     record = WrittenRecord(columns)
-    record.marks, record.warnings, record.kernels_run = [*marks], dict(like.warnings), Counter(like.kernels_run)
+    record.marks, record.warnings, record.kernels_run = (
+        [*marks],
+        dict(like.warnings),
+        Counter(like.kernels_run),
+    )
     record.workspaces.cudnn_bytes = like.workspaces.cudnn_bytes
     return record
 
@@ -189,10 +226,14 @@ def _told(costs: CostRecorder | None) -> Any:
 class _Costs:
     def __init__(self, shorter: CostRecorder, longer: CostRecorder) -> None:
         self.shorter, self.longer = shorter, longer
-        self._phases = _Places([phase for phase, _ in shorter.phases], [phase for phase, _ in longer.phases])
+        self._phases = _Places(
+            [phase for phase, _ in shorter.phases], [phase for phase, _ in longer.phases]
+        )
         fixed = {*shorter.operators} & {*longer.operators}
         self._calls = Periods(_calls(shorter, fixed), _calls(longer, fixed))
-        self._waits = Periods([wait[1:3] for wait in shorter.waits], [wait[1:3] for wait in longer.waits])
+        self._waits = Periods(
+            [wait[1:3] for wait in shorter.waits], [wait[1:3] for wait in longer.waits]
+        )
 
     def at(self, more: int) -> CostRecorder:
         """Of the model with so many periods of layers more than the longer one."""
@@ -201,7 +242,9 @@ class _Costs:
         for source, row in zip(self._calls.source(more).tolist(), numbers, strict=True):
             like = self.longer.operators[self.longer.calls[source]]
             flops, size, made, *shape = row
-            operator = like._replace(flops=flops, bytes=size, made_bytes=made, shape=tuple(shape[: len(like.shape)]))
+            operator = like._replace(
+                flops=flops, bytes=size, made_bytes=made, shape=tuple(shape[: len(like.shape)])
+            )
             if operator not in known:
                 known[operator] = len(found.operators)
                 found.operators.append(operator)
@@ -226,12 +269,20 @@ def _calls(costs: CostRecorder, fixed: set[Operator]) -> list[Hashable]:
         operator if operator in fixed else (*operator[:3], len(operator.shape), operator.group)
         for operator in costs.operators
     ]
-    return [(tokens[index], stream) for index, stream in zip(costs.calls, costs.streams, strict=True)]
+    return [
+        (tokens[index], stream) for index, stream in zip(costs.calls, costs.streams, strict=True)
+    ]
 
 
 def _numbers(costs: CostRecorder) -> torch.Tensor:
     rows = [
-        (operator.flops, operator.bytes, operator.made_bytes, *operator.shape, *(0,) * (_SHAPE - len(operator.shape)))
+        (
+            operator.flops,
+            operator.bytes,
+            operator.made_bytes,
+            *operator.shape,
+            *(0,) * (_SHAPE - len(operator.shape)),
+        )
         for operator in costs.operators
     ]
     if not rows:
@@ -241,7 +292,9 @@ def _numbers(costs: CostRecorder) -> torch.Tensor:
 
 def _places(costs: CostRecorder) -> torch.Tensor:
     """By wait: the next launch, and the launches that are waited for."""
-    return torch.tensor([(now, launches) for now, _, _, launches in costs.waits], dtype=torch.int64).view(-1, 2)
+    return torch.tensor(
+        [(now, launches) for now, _, _, launches in costs.waits], dtype=torch.int64
+    ).view(-1, 2)
 
 
 class SecondStep:
@@ -259,7 +312,9 @@ class SecondStep:
             column.tolist() for column in (self.both.kinds, self.both.about, self.both.sizes)
         )
         self._first = record.start(1)  # event of the second step
-        self._sources = [*range(self._first)]  # by event of both steps, that of the first step with its bytes; or -1
+        self._sources = [
+            *range(self._first)
+        ]  # by event of both steps, that of the first step with its bytes; or -1
         self.one_by_one = True  # whether each phase but the optimizer's allocates the same in both steps, one by one
         phases = {phase for phase, _, _ in record.spans(1)}
         places = {phase: (self._allocated(phase, 0), self._allocated(phase, 1)) for phase in phases}
@@ -269,7 +324,9 @@ class SecondStep:
             if phase == "optimizer":
                 self._of_weights += after
             else:
-                passing = [one for one in before if self.both.told[self._about[one]][0] != WORKSPACES]
+                passing = [
+                    one for one in before if self.both.told[self._about[one]][0] != WORKSPACES
+                ]
                 self.one_by_one &= len(passing) == len(after)
             source_of |= self._matched(before, after)
         self._sources += [source_of.get(place, -1) for place in range(self._first, len(self.both))]
@@ -287,13 +344,20 @@ class SecondStep:
 
     def _allocated(self, phase: str, step: int) -> list[int]:
         """Places of the allocations of a step's phase, which may come more than once."""
-        spans = (range(first, last) for name, first, last in self.record.spans(step) if name == phase)
+        spans = (
+            range(first, last) for name, first, last in self.record.spans(step) if name == phase
+        )
         return [place for span in spans for place in span if self._kinds[place] == ALLOCATED]
 
     def same_as(self, other: SecondStep) -> bool:
         """Whether at another size of the step the same event of the first one tells each event of the second."""
-        same = torch.equal(self.both.reused, other.both.reused) and self.record.marks == other.record.marks
-        return same and self.both.structure == other.both.structure and self._sources == other._sources
+        same = (
+            torch.equal(self.both.reused, other.both.reused)
+            and self.record.marks == other.record.marks
+        )
+        return (
+            same and self.both.structure == other.both.structure and self._sources == other._sources
+        )
 
     def behind(self, first: Record) -> Record:
         """Both steps at a size at which the first alone was traced.
@@ -303,9 +367,18 @@ class SecondStep:
         refuse_beyond(first)
         known, own = self.record, Columns.of(first)
         told = first.marks, first.warnings, first.workspaces.cudnn_bytes, first.costs
-        same = [mark for mark in known.marks if mark[1] < 1], known.warnings, known.workspaces.cudnn_bytes, None
+        same = (
+            [mark for mark in known.marks if mark[1] < 1],
+            known.warnings,
+            known.workspaces.cudnn_bytes,
+            None,
+        )
         launches = {name: 2 * count for name, count in first.kernels_run.items()}
-        if launches != known.kernels_run or told != same or own.structure != self._structure_of_first:
+        if (
+            launches != known.kernels_run
+            or told != same
+            or own.structure != self._structure_of_first
+        ):
             raise Unlike("the events are others")
         sources = torch.tensor(self._sources)
         sizes = torch.where(sources >= 0, own.sizes[sources], 0)
@@ -331,7 +404,9 @@ class SecondSteps:
         self._seen: list[tuple[Hashable, SecondStep]] = []  # with the size of the step
         self._proven: list[SecondStep] = []
 
-    def traced(self, stepped: Callable[..., tuple[Record, Any]], shallow: Any, size: Hashable) -> tuple[Record, Any]:
+    def traced(
+        self, stepped: Callable[..., tuple[Record, Any]], shallow: Any, size: Hashable
+    ) -> tuple[Record, Any]:
         """The record of both steps at a size of the step, and what is known of the model."""
         told: list[Record] = []
 
@@ -364,5 +439,8 @@ def refuse_beyond(record: Record) -> None:
     """
     if record.origins is not None or record.compiled is not None:
         raise Unlike("the record holds what is not composed")
-    if record.stashes is not None and record.stashes.delayed(record.events) not in (None, record.events):
+    if record.stashes is not None and record.stashes.delayed(record.events) not in (
+        None,
+        record.events,
+    ):
         raise Unlike("collectives hold what the program has let go of")

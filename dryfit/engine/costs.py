@@ -27,16 +27,38 @@ KINDS = (PRODUCT, ATTENTION, MEMORY, COLLECTIVE)
 BACKWARD_ATTENTION = 2.5
 _CPU_KEYS = 512  # in a block of the CPU's attention kernel
 _NO_KERNEL = (
-    "aten::empty", "aten::new_empty", "aten::_unsafe_view", "aten::lift_fresh", "aten::_local_scalar_dense",
-    "aten::promote_types", "aten::_has_compatible_shallow_copy_type", "profiler::",
-)  # fmt: skip
-_OVERWRITTEN = ("aten::copy_", "aten::fill_", "aten::zero_")  # the first argument is written and not read
-_MADE = ("aten::zeros", "aten::new_zeros", "aten::ones_like", "aten::zeros_like", "aten::full", "aten::arange")
+    "aten::empty",
+    "aten::new_empty",
+    "aten::_unsafe_view",
+    "aten::lift_fresh",
+    "aten::_local_scalar_dense",
+    "aten::promote_types",
+    "aten::_has_compatible_shallow_copy_type",
+    "profiler::",
+)
+_OVERWRITTEN = (
+    "aten::copy_",
+    "aten::fill_",
+    "aten::zero_",
+)  # the first argument is written and not read
+_MADE = (
+    "aten::zeros",
+    "aten::new_zeros",
+    "aten::ones_like",
+    "aten::zeros_like",
+    "aten::full",
+    "aten::arange",
+)
 # Only what is picked is read, however large the table.
 _PICKED = (
-    "aten::embedding", "aten::index_select", "aten::gather", "aten::nll_loss_forward", "aten::index",
-    "aten::nll_loss_backward", "aten::embedding_dense_backward",
-)  # fmt: skip
+    "aten::embedding",
+    "aten::index_select",
+    "aten::gather",
+    "aten::nll_loss_forward",
+    "aten::index",
+    "aten::nll_loss_backward",
+    "aten::embedding_dense_backward",
+)
 
 
 class Operator(NamedTuple):
@@ -56,7 +78,9 @@ class Operator(NamedTuple):
     @property
     def moved_bytes(self) -> float:
         """Read and written; of a collective, what this GPU sends."""
-        return float(self.bytes * sent_share(self.name, self.group.size)) if self.group else self.bytes
+        return (
+            float(self.bytes * sent_share(self.name, self.group.size)) if self.group else self.bytes
+        )
 
 
 class CostRecorder:
@@ -73,7 +97,9 @@ class CostRecorder:
         self._quiet: set[Any] = set()
         self.operators: list[Operator] = []  # each operator and shapes once
         self.calls: list[int] = []  # for each launch, in order, the index of its operator
-        self.streams: list[int] = []  # for each launch the stream; 0 is the one that models compute on
+        self.streams: list[
+            int
+        ] = []  # for each launch the stream; 0 is the one that models compute on
         self.phases: list[tuple[str, int]] = []  # `(phase, index of its first launch)` in order
         # `(index of the next launch, waiting stream, stream, launches)`: it waits for those of the other stream's
         # kernels that are among the first so many launches. Waiting stream None: the program.
@@ -94,7 +120,9 @@ class CostRecorder:
         if func in self._quiet:
             self.without_kernel += 1
             return
-        group = group_of(func, args) or everybody(self._gpus) if func.namespace in EXCHANGES else None
+        group = (
+            group_of(func, args) or everybody(self._gpus) if func.namespace in EXCHANGES else None
+        )
         key = (func, _shapes(args), _shapes(kwargs.values()) if kwargs else (), group)
         indices = self._known.get(key)
         if indices is None:
@@ -104,9 +132,12 @@ class CostRecorder:
                 return
             made = _made_bytes(func, output)
             costs = [
-                operator._replace(made_bytes=made, group=group) for operator in self._cost(func, args, kwargs, output)
+                operator._replace(made_bytes=made, group=group)
+                for operator in self._cost(func, args, kwargs, output)
             ]
-            indices = self._known[key] = tuple(range(len(self.operators), len(self.operators) + len(costs)))
+            indices = self._known[key] = tuple(
+                range(len(self.operators), len(self.operators) + len(costs))
+            )
             self.operators += costs
         self._launched(indices, stream)
 
@@ -135,7 +166,11 @@ class CostRecorder:
     def between(self, first: int, end: int) -> CostRecorder:
         """The launches from one index of :attr:`calls` to another alone, without their phases."""
         part = CostRecorder(0)
-        part.operators, part.calls, part.streams = self.operators, self.calls[first:end], self.streams[first:end]
+        part.operators, part.calls, part.streams = (
+            self.operators,
+            self.calls[first:end],
+            self.streams[first:end],
+        )
         part.without_kernel = self.without_kernel * len(part.calls) // len(self.calls)
         part.waits = [
             (now - first, waiter, stream, max(launches - first, 0))
@@ -155,7 +190,9 @@ class CostRecorder:
         """Sums of the step: by phase and kind ``launches``, ``flops`` and ``bytes``."""
         ends = [*(first for _, first in self.phases[1:]), len(self.calls)]
         return self._sums(
-            phase for (phase, first), end in zip(self.phases, ends, strict=True) for _ in range(first, end)
+            phase
+            for (phase, first), end in zip(self.phases, ends, strict=True)
+            for _ in range(first, end)
         )
 
     def by_module(self) -> dict[str, dict[str, dict[str, int]]]:
@@ -186,39 +223,64 @@ class CostRecorder:
             for argument, value in zip(schema.arguments, args, strict=False)
             if argument.alias_info is not None and argument.alias_info.is_write
         ]
-        inputs, outputs = list(_tensors([*args, *kwargs.values()])), list(_tensors(written)) or list(_tensors([output]))
+        inputs, outputs = (
+            list(_tensors([*args, *kwargs.values()])),
+            list(_tensors(written)) or list(_tensors([output])),
+        )
         if not inputs and not outputs:
             return
         if func.namespace in EXCHANGES:
             sizes = ([touched_bytes([item]) for item in tensors] for tensors in (inputs, outputs))
             if whole := whole_bytes(name, *sizes):
                 yield Operator(name, COLLECTIVE, "", 0, whole)
-        elif name == "bitsandbytes::gemm_4bit":  # with many rows: decoded to 16 bits, then multiplied
+        elif (
+            name == "bitsandbytes::gemm_4bit"
+        ):  # with many rows: decoded to 16 bits, then multiplied
             inner, weights = args[0], prod(args[2])
             width, dtype = inner.element_size(), short(inner.dtype)
             yield Operator("dequantize_4bit", MEMORY, "", 0, weights // 2 + weights * width)
             rows, columns = inner.numel() // inner.shape[-1], weights // inner.shape[-1]
             moved = touched_bytes([inner, *outputs]) + weights * width
-            yield Operator(name, PRODUCT, dtype, 2 * rows * weights, moved, (1, rows, columns, inner.shape[-1]))
+            yield Operator(
+                name, PRODUCT, dtype, 2 * rows * weights, moved, (1, rows, columns, inner.shape[-1])
+            )
         elif func._overloadpacket in _CPU_ATTENTION:
             flops = _CPU_ATTENTION[func._overloadpacket](args, kwargs)
-            yield Operator(name, ATTENTION, short(inputs[0].dtype), flops, touched_bytes(inputs + outputs))
+            yield Operator(
+                name, ATTENTION, short(inputs[0].dtype), flops, touched_bytes(inputs + outputs)
+            )
         elif func._overloadpacket in flop_registry:
             counted = [
-                value for argument, value in zip(schema.arguments, args, strict=False) if argument.name != "out_dtype"
+                value
+                for argument, value in zip(schema.arguments, args, strict=False)
+                if argument.name != "out_dtype"
             ]
             flops = int(flop_registry[func._overloadpacket](*counted, **kwargs, out_val=output))
             flops //= 2 if _is_causal(schema, args, kwargs) else 1
-            inputs = [item for item in inputs if all(item is not other for other in _tensors(kwargs.values()))]
+            inputs = [
+                item
+                for item in inputs
+                if all(item is not other for other in _tensors(kwargs.values()))
+            ]
             factors = [item for item in args if isinstance(item, torch.Tensor) and item.dim() > 1]
             kind = ATTENTION if "attention" in name or "flash" in name else PRODUCT
             shape = _product_shape(name, factors, output) if kind == PRODUCT else ()
-            one = (factors or inputs)[-1 if kind == PRODUCT else 0]  # attention's last are its sums, in fp32
-            yield Operator(name, kind, short(one.dtype), flops, touched_bytes(inputs + outputs), shape)
+            one = (factors or inputs)[
+                -1 if kind == PRODUCT else 0
+            ]  # attention's last are its sums, in fp32
+            yield Operator(
+                name, kind, short(one.dtype), flops, touched_bytes(inputs + outputs), shape
+            )
         elif name.startswith((*_PICKED, *_MADE)):
-            yield Operator(name, MEMORY, "", 0, touched_bytes(outputs) * (1 if name.startswith(_MADE) else 2))
+            yield Operator(
+                name, MEMORY, "", 0, touched_bytes(outputs) * (1 if name.startswith(_MADE) else 2)
+            )
         else:
-            read = [item for item in inputs if name not in _OVERWRITTEN or all(item is not other for other in outputs)]
+            read = [
+                item
+                for item in inputs
+                if name not in _OVERWRITTEN or all(item is not other for other in outputs)
+            ]
             yield Operator(name, MEMORY, "", 0, touched_bytes(read) + touched_bytes(outputs))
 
 
@@ -258,11 +320,26 @@ def product(name: str, rows: torch.Tensor, weight: torch.Tensor, output: torch.T
     outputs, inner = weight.shape
     count = rows.numel() // inner
     moved = touched_bytes((rows, weight, output))
-    launch(Operator(name, PRODUCT, short(rows.dtype), 2 * count * outputs * inner, moved, (1, count, outputs, inner)))
+    launch(
+        Operator(
+            name,
+            PRODUCT,
+            short(rows.dtype),
+            2 * count * outputs * inner,
+            moved,
+            (1, count, outputs, inner),
+        )
+    )
 
 
 def attention(
-    kernel: str, query: torch.Tensor, key: torch.Tensor, *, tokens_dim: int, causal: bool, backward: bool
+    kernel: str,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    *,
+    tokens_dim: int,
+    causal: bool,
+    backward: bool,
 ) -> None:
     """Record a fused attention kernel.
 
@@ -298,8 +375,14 @@ def _cpu_attention(args: Sequence, kwargs: dict) -> int:
     whole, keys = 4 * query.numel() * key.shape[2], key.shape[2]
     if not kwargs.get("is_causal", len(args) > 4 and args[4]):
         return whole
-    blocks = range(_CPU_KEYS, keys + _CPU_KEYS, _CPU_KEYS)  # queries of a block see the keys up to its end
-    return whole * sum(min(end, keys) * (min(end, keys) - end + _CPU_KEYS) for end in blocks) // keys**2
+    blocks = range(
+        _CPU_KEYS, keys + _CPU_KEYS, _CPU_KEYS
+    )  # queries of a block see the keys up to its end
+    return (
+        whole
+        * sum(min(end, keys) * (min(end, keys) - end + _CPU_KEYS) for end in blocks)
+        // keys**2
+    )
 
 
 def _cpu_attention_backward(args: Sequence, kwargs: dict) -> int:
@@ -316,7 +399,8 @@ _CPU_ATTENTION = {
 def touched_bytes(tensors: Iterable[torch.Tensor]) -> int:
     """Bytes that reading tensors touches: what is expanded is there once."""
     return sum(
-        prod(size for size, step in zip(item.shape, item.stride(), strict=True) if step) * item.element_size()
+        prod(size for size, step in zip(item.shape, item.stride(), strict=True) if step)
+        * item.element_size()
         if item.layout is torch.strided
         else item._nnz() * item.element_size()
         for item in tensors
@@ -331,13 +415,17 @@ def _made_bytes(func: Any, output: Any) -> int:
 
 def _is_causal(schema: Any, args: Sequence, kwargs: dict) -> bool:
     """Whether attention leaves out what lies above the diagonal, as compiled code asks ATen for it."""
-    given = {argument.name: value for argument, value in zip(schema.arguments, args, strict=False)} | kwargs
+    given = {
+        argument.name: value for argument, value in zip(schema.arguments, args, strict=False)
+    } | kwargs
     return bool(given.get("is_causal", False))
 
 
 def _launches_nothing(func: Any) -> bool:
     schema = func._schema
-    written = any(item.alias_info is not None and item.alias_info.is_write for item in schema.arguments)
+    written = any(
+        item.alias_info is not None and item.alias_info.is_write for item in schema.arguments
+    )
     view = not written and any(item.alias_info is not None for item in schema.returns)
     return view or schema.name.startswith(_NO_KERNEL)
 
@@ -367,7 +455,12 @@ def _tensors(values: Iterable[Any]) -> Iterator[torch.Tensor]:
 
 def _product_shape(name: str, factors: Sequence[torch.Tensor], output: Any) -> tuple[int, ...]:
     """``(matrices, rows, columns, inner)`` of a plain product; () of a convolution."""
-    if "convolution" in name or not isinstance(output, torch.Tensor) or len(factors) < 2 or output.dim() < 2:
+    if (
+        "convolution" in name
+        or not isinstance(output, torch.Tensor)
+        or len(factors) < 2
+        or output.dim() < 2
+    ):
         return ()
     matrices = prod(output.shape[:-2])
     return matrices, output.shape[-2], output.shape[-1], factors[-1].shape[-2]

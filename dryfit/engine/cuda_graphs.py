@@ -41,7 +41,9 @@ class PrivatePools:
         self._entered: list[int] = []  # pools that were current before
         self.capturing = False
         self.heard: Callable[[], None] = lambda: None  # called before a graph is replayed again
-        self._moved: dict[int, int] = {}  # addresses of storages whose memory was allocated anew, by the new id
+        self._moved: dict[
+            int, int
+        ] = {}  # addresses of storages whose memory was allocated anew, by the new id
 
     def handle(self) -> Handle:
         """A pool that no graph has used yet."""
@@ -82,7 +84,9 @@ class PrivatePools:
         """A tensor over a storage: ``_construct_CUDA_Tensor_From_Storage_And_Metadata``."""
         with _disable_current_modes():
             made = torch.empty(0, dtype=metadata["dtype"], device="meta")
-            return made.set_(storage, metadata["storage_offset"], metadata["size"], metadata["stride"])
+            return made.set_(
+                storage, metadata["storage_offset"], metadata["size"], metadata["stride"]
+            )
 
     def restore(self, device: int, pool: Handle, stale: list[int], alive: list[int]) -> None:
         """Let replayed outputs own their memory again, so that a graph is recorded beside them.
@@ -97,7 +101,9 @@ class PrivatePools:
             address, before = self.address(storage), tracker._ids[key]
             self.begin(pool)
             tracker._same.pop(key)
-            tracker._follow(storage, key, tracker.allocate(storage.nbytes(), tracker.components[before]))
+            tracker._follow(
+                storage, key, tracker.allocate(storage.nbytes(), tracker.components[before])
+            )
             self.end()
             self._moved[tracker._ids[key]] = address
 
@@ -127,7 +133,9 @@ class PrivatePools:
         self.heard()
         self._tracker.replayed.add(self._tracker.marks[-1][1])
 
-    def same_addresses(self, tensors: list[Any], addresses: list[int | None], indices: list[int]) -> bool:
+    def same_addresses(
+        self, tensors: list[Any], addresses: list[int | None], indices: list[int]
+    ) -> bool:
         """``_tensors_data_ptrs_at_indices_equal``."""
         return all(_address_of(self, tensors[index]) == addresses[index] for index in indices)
 
@@ -166,12 +174,16 @@ def cuda_graphs(tracker: Tracker) -> Iterator[PrivatePools]:
                 pools.replayed()
             self._new = False
 
-        reset = instantiate = register_generator_state = debug_dump = enable_debug_mode = lambda self, *_: None
+        reset = instantiate = register_generator_state = debug_dump = enable_debug_mode = (
+            lambda self, *_: None
+        )
 
     modules = (torch.cuda, torch.cuda.graphs)
     places = [(module, "CUDAGraph", CudaGraph) for module in modules]
     places += [(module, "graph_pool_handle", pools.handle) for module in modules]
-    places += [(module, "is_current_stream_capturing", lambda: pools.capturing) for module in modules]
+    places += [
+        (module, "is_current_stream_capturing", lambda: pools.capturing) for module in modules
+    ]
     places += [
         (torch._C, "_host_emptyCache", lambda: None),
         (torch._C, "_cuda_clearCublasWorkspaces", pools.clear_workspaces),
@@ -187,7 +199,10 @@ def trees(pools: PrivatePools) -> Iterator[None]:
 
     nothing = lambda *_: None  # noqa: E731
     addresses = {torch.Tensor: partial(_address_of, pools), torch.UntypedStorage: pools.address}
-    asked = [(kind, "data_ptr", _asked_by_trees(kind.data_ptr, address)) for kind, address in addresses.items()]
+    asked = [
+        (kind, "data_ptr", _asked_by_trees(kind.data_ptr, address))
+        for kind, address in addresses.items()
+    ]
     own = {
         "_use_cuda_memory_pool_manager": pools.used,
         "_update_current_stream_external_object": nullcontext,
@@ -233,7 +248,10 @@ def _overwritten(item: Any, message: str) -> None:
 
 
 def _by_trees(depth: int = 2) -> bool:
-    return sys._getframe(depth).f_globals.get("__name__") in (TREES, "torch._inductor.cudagraph_utils")
+    return sys._getframe(depth).f_globals.get("__name__") in (
+        TREES,
+        "torch._inductor.cudagraph_utils",
+    )
 
 
 def _asked_by_trees(original: Any, address: Any) -> Any:

@@ -71,13 +71,22 @@ from .allocator import MIB
 Capability = tuple[int, int]
 DEFAULT_CAPABILITY: Capability = (8, 0)  # of a GPU that the scenario doesn't name
 WIDTH = {"fp32": 4, "fp16": 2, "bf16": 2}  # bytes of an element
-KERNELS = ("flash", "mem_efficient", "math")  # of scaled_dot_product_attention, the one that is preferred first
-PLATFORMS = {"linux": KERNELS, "windows": ("mem_efficient", "math")}  # which of them PyTorch is built with
+KERNELS = (
+    "flash",
+    "mem_efficient",
+    "math",
+)  # of scaled_dot_product_attention, the one that is preferred first
+PLATFORMS = {
+    "linux": KERNELS,
+    "windows": ("mem_efficient", "math"),
+}  # which of them PyTorch is built with
 READ_IN = ("2.4", "2.14")  # the oldest and the newest PyTorch whose source the rules were read in
 CUFFT_WORST_NUMBERS = 8  # complex numbers of work area for each element of the signals
 CUBLASLT_WORKSPACE_BYTES = MIB
 LOG_SUM_EXP_ALIGNMENT = 32  # kAlignLSE: queries of the memory-efficient kernel's log-sum-exp
-HALF_TO_FLOAT = ("fp16",)  # whose softmax with its result in fp32 is one kernel, without a cast before it
+HALF_TO_FLOAT = (
+    "fp16",
+)  # whose softmax with its result in fp32 is one kernel, without a cast before it
 BIAS_ALIGNMENT = 8  # pad_bias: keys of the mask that the memory-efficient kernel adds
 
 
@@ -135,7 +144,9 @@ def dequantization_bytes(elements: int, width: int, scales: int) -> list[int]:
     return [*([scales * 4] * 2 if scales else []), elements * width]
 
 
-def embedding_backward_bytes(indices: int, words: int, hidden: int, index_width: int = 8) -> list[int]:
+def embedding_backward_bytes(
+    indices: int, words: int, hidden: int, index_width: int = 8
+) -> list[int]:
     """Temporaries of an embedding's gradient.
 
     Sorted and original indices, segment tables, and one fp32 row for each run of equal indices (10 at most,
@@ -164,15 +175,21 @@ def sort_bytes(values: int, row: int, width: int, *, last: bool) -> list[int]:
         return [row * _INDEX_WIDTH]
     copies = [] if last else [values * width, values * width, values * _INDEX_WIDTH]
     rows = values // row
-    again = 0 if width == 1 else width + _INDEX_WIDTH  # cub's second buffers; keys of a byte take one pass
+    again = (
+        0 if width == 1 else width + _INDEX_WIDTH
+    )  # cub's second buffers; keys of a byte take one pass
     if rows == 1 or row >= _VALUES_ONE_BY_ONE:
         return [*copies, row * _INDEX_WIDTH, row * again]
-    if rows < _ROWS_BY_SEGMENTS:  # pairs of segment and index, twice, and the sorted keys that nobody reads
+    if (
+        rows < _ROWS_BY_SEGMENTS
+    ):  # pairs of segment and index, twice, and the sorted keys that nobody reads
         return [*copies, *[values * _INDEX_WIDTH] * 2, values * width, values * again]
     return [*copies, values * _INDEX_WIDTH, values * (width + _INDEX_WIDTH)]
 
 
-def group_norm_bytes(samples: int, channels: int, groups: int, positions: int, *, backward: bool) -> list[int]:
+def group_norm_bytes(
+    samples: int, channels: int, groups: int, positions: int, *, backward: bool
+) -> list[int]:
     """Temporaries of a group norm in fp32; ``positions``: numbers of a channel."""
     of_channels, of_groups = 4 * samples * channels, 4 * samples * groups
     if backward:
@@ -200,8 +217,13 @@ _WITH_BUFFERS = (
     " topk"
 )
 _UNKNOWN = {
-    **dict.fromkeys((f"aten::{name}" for name in _SOLVERS.split()), "cuSOLVER's and MAGMA's workspaces"),
-    **dict.fromkeys((f"aten::{name}" for name in _WITH_BUFFERS.split()), "what its CUDA kernel takes while it runs"),
+    **dict.fromkeys(
+        (f"aten::{name}" for name in _SOLVERS.split()), "cuSOLVER's and MAGMA's workspaces"
+    ),
+    **dict.fromkeys(
+        (f"aten::{name}" for name in _WITH_BUFFERS.split()),
+        "what its CUDA kernel takes while it runs",
+    ),
 }
 
 
@@ -239,7 +261,14 @@ def attention_kernel(
         Whether a mask is given (causality alone is none).
     """
     modern = capability >= (8, 0)
-    if "flash" in enabled and modern and dtype != "fp32" and head == value_head and head <= 256 and not masked:
+    if (
+        "flash" in enabled
+        and modern
+        and dtype != "fp32"
+        and head == value_head
+        and head <= 256
+        and not masked
+    ):
         return "flash"
     aligned = head * WIDTH[dtype] % 16 == 0 and value_head * WIDTH[dtype] % 16 == 0
     if "mem_efficient" in enabled and not grouped and aligned and (modern or dtype != "bf16"):
@@ -247,7 +276,9 @@ def attention_kernel(
     return "math" if "math" in enabled else None
 
 
-def efficient_workspace_bytes(queries: int, keys: int, head: int, dtype: str, capability: Capability) -> int:
+def efficient_workspace_bytes(
+    queries: int, keys: int, head: int, dtype: str, capability: Capability
+) -> int:
     """Bytes for each head of the memory-efficient kernel's backward workspace (``workspace_size``).
 
     The gradient of the query is always summed in fp32 (splitting the keys is enabled), those of key and value only
@@ -255,7 +286,9 @@ def efficient_workspace_bytes(queries: int, keys: int, head: int, dtype: str, ca
     """
     rows, columns, in_registers = _efficient_block(dtype, head, capability)
     blocks = -(-queries // rows) * -(-head // columns)
-    count = blocks * (16 + rows * columns * 4)  # GradQTempStorage: lock, counter, padding, fp32 accumulator
+    count = blocks * (
+        16 + rows * columns * 4
+    )  # GradQTempStorage: lock, counter, padding, fp32 accumulator
     if not in_registers:
         count += 2 * up(keys, columns) * up(head, rows) * 4
     return up(count, 16)
@@ -273,7 +306,11 @@ def _efficient_block(dtype: str, head: int, capability: Capability) -> tuple[int
         return (64, 64, True)
     if capability < (8, 0):
         return (128, 64, head <= 128)
-    if capability in ((8, 6), (8, 9), (12, 0)):  # 99 KB of shared memory: the block of 128 x 128 doesn't fit
+    if capability in (
+        (8, 6),
+        (8, 9),
+        (12, 0),
+    ):  # 99 KB of shared memory: the block of 128 x 128 doesn't fit
         return (128, 64, True) if head <= 96 and capability != (12, 0) else (64, 64, False)
     return (128, 128, True) if head <= 128 else (128, 64, False)
 
@@ -285,9 +322,17 @@ def flash_padding(tokens: int, head: int) -> tuple[int, int]:
 
 # The most streaming multiprocessors of a card, by compute capability: those of config/gpus.yaml.
 _MOST_PROCESSORS = {
-    (7, 0): 80, (7, 5): 72, (8, 0): 108, (8, 6): 84, (8, 9): 142, (9, 0): 132, (10, 0): 148, (10, 3): 148, (12, 0): 188,
+    (7, 0): 80,
+    (7, 5): 72,
+    (8, 0): 108,
+    (8, 6): 84,
+    (8, 9): 142,
+    (9, 0): 132,
+    (10, 0): 148,
+    (10, 3): 148,
+    (12, 0): 188,
     (12, 1): 48,
-}  # fmt: skip
+}
 _ADDRESSED_BYTES = 2**31 - 1  # by 32 bits, in one launch
 _THREADS, _WARP = 512, 32  # max_reduce_threads
 _LEAST_VALUES, _MOST_VALUES = 16, 256  # for each thread
@@ -323,7 +368,10 @@ class ReductionKind:
 
 # Sums are kept in fp32 or wider; a maximum with its index as a pair; mean, deviation and two counts as WelfordData.
 SUM, LARGEST = ReductionKind(8, 4), ReductionKind()
-WITH_INDEX, MOMENTS = ReductionKind(16, in_output=False), ReductionKind(32, 16, unroll=2, in_output=False)
+WITH_INDEX, MOMENTS = (
+    ReductionKind(16, in_output=False),
+    ReductionKind(32, 16, unroll=2, in_output=False),
+)
 _KINDS = {
     f"aten::{name}": kind
     for kind, names in {
@@ -378,10 +426,15 @@ def reduction_bytes(
         return ()
     width = kind.width(element)
     in_halves = not _addressable(dimensions)
-    narrow = not kind.in_output or output < 4  # of fp16 and bf16 no partial sum is written into the output
+    narrow = (
+        not kind.in_output or output < 4
+    )  # of fp16 and bf16 no partial sum is written into the output
     accumulator = prod(each.size for each in dimensions if not each.reduced) * width
     made = [accumulator] if in_halves and narrow and output < width else []
-    parts = [_parts(each, element, width, kind.unroll, capability, processors) for each in _launches(dimensions)]
+    parts = [
+        _parts(each, element, width, kind.unroll, capability, processors)
+        for each in _launches(dimensions)
+    ]
     return (*made, *max(parts, key=sum))
 
 
@@ -395,7 +448,9 @@ def _dimensions(
         if size != 1
     ][::-1]
     gone = sorted((each for each in given if each.reduced), key=lambda each: each.stride)
-    kept = [each for each in given if not each.reduced]  # in the order of the output, which is contiguous
+    kept = [
+        each for each in given if not each.reduced
+    ]  # in the order of the output, which is contiguous
     return (*_joined(gone), *_joined(kept))
 
 
@@ -418,19 +473,29 @@ def _launches(dimensions: tuple[_Dimension, ...]) -> set[tuple[_Dimension, ...]]
     """What each launch reduces: the whole, or halves of the dimension that reaches furthest, until all are small."""
     if _addressable(dimensions):
         return {dimensions}
-    furthest = max(range(len(dimensions)), key=lambda index: (dimensions[index].size - 1) * dimensions[index].stride)
+    furthest = max(
+        range(len(dimensions)),
+        key=lambda index: (dimensions[index].size - 1) * dimensions[index].stride,
+    )
     split = dimensions[furthest]
     halves = {split.size // 2, split.size - split.size // 2}
     return set().union(
         *(
-            _launches((*dimensions[:furthest], split._replace(size=half), *dimensions[furthest + 1 :]))
+            _launches(
+                (*dimensions[:furthest], split._replace(size=half), *dimensions[furthest + 1 :])
+            )
             for half in halves
         )
     )
 
 
 def _parts(
-    dimensions: Sequence[_Dimension], element: int, width: int, unroll: int, capability: Capability, processors: int
+    dimensions: Sequence[_Dimension],
+    element: int,
+    width: int,
+    unroll: int,
+    capability: Capability,
+    processors: int,
 ) -> tuple[int, ...]:
     """What the blocks that share an output leave in global memory, and a counter for each group of outputs."""
     gone = [each for each in dimensions if each.reduced]
@@ -438,7 +503,9 @@ def _parts(
     outputs, inputs = prod(each.size for each in kept), prod(each.size for each in gone)
     if not gone:
         return ()
-    along = not kept or gone[0].stride < kept[0].stride  # threads beside each other read one output's numbers
+    along = (
+        not kept or gone[0].stride < kept[0].stride
+    )  # threads beside each other read one output's numbers
     across, down = (inputs, outputs) if along else (outputs, inputs)
     vector = 1
     if (gone if along else kept)[0].stride == element:
@@ -446,7 +513,9 @@ def _parts(
             across //= unroll if across >= 128 and len(gone) == 1 else 1
         else:
             others = [each.stride // element for each in dimensions if each is not kept[0]]
-            vector = next(count for count in (4, 2, 1) if not any(n % count for n in (kept[0].size, *others)))
+            vector = next(
+                count for count in (4, 2, 1) if not any(n % count for n in (kept[0].size, *others))
+            )
             across //= vector
     block_width, block_height = _block(across, down, _THREADS // vector)
     step_input, step_output = (block_width, 1) if along else (1, block_width)
@@ -465,6 +534,9 @@ def _parts(
 
 
 def _block(across: int, down: int, threads: int) -> tuple[int, int]:
-    width, height = (threads if count >= threads else 1 << max(count, 1).bit_length() - 1 for count in (across, down))
+    width, height = (
+        threads if count >= threads else 1 << max(count, 1).bit_length() - 1
+        for count in (across, down)
+    )
     rows = min(height, threads // min(width, _WARP))
     return min(width, threads // rows), rows

@@ -41,10 +41,16 @@ def opaque(func: Any) -> str | None:
 
 
 def _definition(func: Any) -> Any:
-    return torch._library.custom_ops.OPDEFS.get(func._schema.name) if hasattr(func, "_schema") else None
+    return (
+        torch._library.custom_ops.OPDEFS.get(func._schema.name)
+        if hasattr(func, "_schema")
+        else None
+    )
 
 
-def on_card(func: Any, args: tuple, kwargs: dict, host: Callable[[torch.Tensor], bool] | None = None) -> Body | None:
+def on_card(
+    func: Any, args: tuple, kwargs: dict, host: Callable[[torch.Tensor], bool] | None = None
+) -> Body | None:
     """What an operator is, where a card is simulated; None: what it says.
 
     What is asked of ``cuda`` is done on ``meta``. A custom operator's code for CUDA runs in the place of its shape
@@ -56,10 +62,20 @@ def on_card(func: Any, args: tuple, kwargs: dict, host: Callable[[torch.Tensor],
         own = on_card(func, args, given, host) or func
         return lambda *args, pin_memory, **kwargs: own(*args, **kwargs)
     if asked is not None and torch.device(asked).type == "cuda":
-        here = func is torch.ops.aten._to_copy.default and args[0].is_meta and not (host and host(args[0]))
-        if here and kwargs.get("dtype") in (None, args[0].dtype) and kwargs.get("memory_format") is None:
+        here = (
+            func is torch.ops.aten._to_copy.default
+            and args[0].is_meta
+            and not (host and host(args[0]))
+        )
+        if (
+            here
+            and kwargs.get("dtype") in (None, args[0].dtype)
+            and kwargs.get("memory_format") is None
+        ):
             return lambda *args, **kwargs: torch.ops.aten.alias.default(args[0])
         return lambda *args, **kwargs: func(*args, **{**kwargs, "device": torch.device("meta")})
     if func in (torch.ops.aten.is_pinned.default, torch.ops.aten._pin_memory.default):
-        return lambda *args, **kwargs: False if func is torch.ops.aten.is_pinned.default else args[0]
+        return lambda *args, **kwargs: (
+            False if func is torch.ops.aten.is_pinned.default else args[0]
+        )
     return None if func.namespace in FOLLOWED else body_of(func)

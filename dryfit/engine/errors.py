@@ -87,7 +87,11 @@ class NoValues(Exception):
 
 def step_error(error: Exception) -> StepError:
     """Name the lines that an exception of a step came from, and say what to do."""
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(_CORE)]
+    frames = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if not frame.filename.startswith(_CORE)
+    ]
     frames = [frame for frame in frames if not frame.filename.startswith("<")]
     own = [frame for frame in frames if not any(name in frame.filename for name in _PACKAGES)]
     own = [frame for frame in own if not frame.filename.startswith((_TORCH, _PYTHON))]
@@ -123,9 +127,15 @@ def step_error(error: Exception) -> StepError:
 def _needs_values(error: BaseException | None) -> bool:
     while error is not None:
         text = str(error)
-        if isinstance(error, NoValues) or ("meta" in text.lower() and ("no data" in text or "item()" in text)):
+        if isinstance(error, NoValues) or (
+            "meta" in text.lower() and ("no data" in text or "item()" in text)
+        ):
             return True
-        if "data-dependent" in text or "data_ptr" in text or ("numpy" in text and "meta" in text.lower()):
+        if (
+            "data-dependent" in text
+            or "data_ptr" in text
+            or ("numpy" in text and "meta" in text.lower())
+        ):
             return True
         error = error.__cause__ or error.__context__
     return False

@@ -21,7 +21,11 @@ from .model_tensors import those_on_meta
 from .stashes import Stashes
 
 _functional, _aten = torch.ops._c10d_functional, torch.ops.aten
-_COPY, _TO_COPY, _SCALAR = _aten.copy_.default, _aten._to_copy.default, _aten._local_scalar_dense.default
+_COPY, _TO_COPY, _SCALAR = (
+    _aten.copy_.default,
+    _aten._to_copy.default,
+    _aten._local_scalar_dense.default,
+)
 _TO_HOST = frozenset((_COPY, _TO_COPY, _SCALAR))  # operators that may bring a tensor to the host
 _NAMESPACES = frozenset(("c10d", "_c10d_functional"))  # of what exchanges
 # Functional collectives whose work holds what it sends until somebody waits for it (PyTorch 2.8's
@@ -48,14 +52,24 @@ class Exchanges:
 
     def answer(self, func: Any, args: tuple, kwargs: dict) -> Any:
         """What an operator gives that isn't for the kernels of this GPU; None: it is for them."""
-        if torch._C._len_torch_dispatch_stack() and active_fake_mode() is not None:  # DTensor works out shapes
+        if (
+            torch._C._len_torch_dispatch_stack() and active_fake_mode() is not None
+        ):  # DTensor works out shapes
             return func(*args, **kwargs)
-        if func not in _TO_HOST and func.namespace not in _NAMESPACES and not self._tracker.holds_on_host:
+        if (
+            func not in _TO_HOST
+            and func.namespace not in _NAMESPACES
+            and not self._tracker.holds_on_host
+        ):
             return None
-        if func is _functional.wait_tensor.default:  # what it waits for is there; on `meta` it copies
+        if (
+            func is _functional.wait_tensor.default
+        ):  # what it waits for is there; on `meta` it copies
             self._sent.pop(args[0].untyped_storage()._cdata, None)
             return args[0]
-        if func is _functional._wrap_tensor_autograd.default:  # on `meta` it copies too, and the wrapper is lost
+        if (
+            func is _functional._wrap_tensor_autograd.default
+        ):  # on `meta` it copies too, and the wrapper is lost
             from torch.distributed._functional_collectives import AsyncCollectiveTensor
 
             return AsyncCollectiveTensor(args[0])
@@ -110,13 +124,27 @@ class Exchanges:
         tracker = self._tracker
         given = dict(zip((each.name for each in func._schema.arguments), args, strict=False))
         lists = [given.get("output_tensors", ()), given.get("input_tensors", ())]
-        flat = [item for given_list in lists if isinstance(given_list, list) for item in given_list[:1]]
-        flat = [each for each in flat if isinstance(each, list) and len({tensor.shape for tensor in each}) == 1]
-        whole = [tracker.allocate(sum(tensor.nbytes for tensor in each), COLLECTIVES) for each in flat]
-        kept = [identity for tensor in those_on_meta(args) for identity in tracker.identities(tensor)]
-        held = given.get("async_op", True) and _asked_by_a_program()  # DDP's own, in C++, hold what DDP holds anyway
+        flat = [
+            item for given_list in lists if isinstance(given_list, list) for item in given_list[:1]
+        ]
+        flat = [
+            each
+            for each in flat
+            if isinstance(each, list) and len({tensor.shape for tensor in each}) == 1
+        ]
+        whole = [
+            tracker.allocate(sum(tensor.nbytes for tensor in each), COLLECTIVES) for each in flat
+        ]
+        kept = [
+            identity for tensor in those_on_meta(args) for identity in tracker.identities(tensor)
+        ]
+        held = (
+            given.get("async_op", True) and _asked_by_a_program()
+        )  # DDP's own, in C++, hold what DDP holds anyway
         tracker.stashes = tracker.stashes or Stashes()
-        tracker.stashes.start(tracker.now(), tracker.kernels_launched, [*kept, *whole] if held else ())
+        tracker.stashes.start(
+            tracker.now(), tracker.kernels_launched, [*kept, *whole] if held else ()
+        )
         return whole
 
     def close(self) -> None:
@@ -137,7 +165,10 @@ def _exchanged(values: Values, output: torch.Tensor, sent: torch.Tensor, group: 
 def _asked_by_a_program() -> bool:
     """Whether a function of ``torch.distributed`` called the operator that is running."""
     frame = sys._getframe(1)
-    while frame is not None and frame.f_globals.get("__name__") != "torch.distributed.distributed_c10d":
+    while (
+        frame is not None
+        and frame.f_globals.get("__name__") != "torch.distributed.distributed_c10d"
+    ):
         frame = frame.f_back
     return frame is not None
 

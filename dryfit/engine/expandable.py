@@ -42,7 +42,11 @@ class _Range:
         """The same addresses once more."""
         other = _Range(self.piece)
         other.size, other.before = dict(self.size), dict(self.before)
-        other.free, other.unmapped, other._free = list(self.free), list(self.unmapped), set(self._free)
+        other.free, other.unmapped, other._free = (
+            list(self.free),
+            list(self.unmapped),
+            set(self._free),
+        )
         return other
 
     def held(self, owners: Mapping[int, int]) -> tuple[tuple[int, int, int], ...]:
@@ -77,7 +81,11 @@ class _Range:
             first = self.before.get(start, -1)
             first = first if first in self._free else start
             length, address = 0, first
-            while address is not None and length < size and (address in self._free or address in self.unmapped):
+            while (
+                address is not None
+                and length < size
+                and (address in self._free or address in self.unmapped)
+            ):
                 length += self.size[address]
                 address = self._after(address)
             if length >= size:
@@ -122,7 +130,10 @@ class _Range:
         """Unmap the whole pieces of what is free; their bytes."""
         released = 0
         for size, address in list(self.free):
-            low, high = -(-address // self.piece) * self.piece, (address + size) // self.piece * self.piece
+            low, high = (
+                -(-address // self.piece) * self.piece,
+                (address + size) // self.piece * self.piece,
+            )
             if high <= low:
                 continue
             self._forget(address)
@@ -207,21 +218,29 @@ class ExpandableAllocator(AllocatorState):
         other = ExpandableAllocator()
         other.__dict__.update(self.__dict__)
         other.risen = list(self.risen)
-        other.pools = {stream: (small.copy(), large.copy()) for stream, (small, large) in self.pools.items()}
+        other.pools = {
+            stream: (small.copy(), large.copy()) for stream, (small, large) in self.pools.items()
+        }
         twins = {
             id(one): twin
             for stream, pair in self.pools.items()
             for one, twin in zip(pair, other.pools[stream], strict=True)
         }
-        other.used = {identity: (twins[id(pool)], *rest) for identity, (pool, *rest) in self.used.items()}
+        other.used = {
+            identity: (twins[id(pool)], *rest) for identity, (pool, *rest) in self.used.items()
+        }
         return other
 
     def signature(self) -> int:
         """What is held, by pool in the order of addresses: two states with the same one serve events alike."""
-        owners: dict[int, dict[int, int]] = {id(pool): {} for pair in self.pools.values() for pool in pair}
+        owners: dict[int, dict[int, int]] = {
+            id(pool): {} for pair in self.pools.values() for pool in pair
+        }
         for identity, (pool, address, _) in self.used.items():
             owners[id(pool)][address] = identity
-        return hash(tuple(pool.held(owners[id(pool)]) for pair in self.pools.values() for pool in pair))
+        return hash(
+            tuple(pool.held(owners[id(pool)]) for pair in self.pools.values() for pool in pair)
+        )
 
     def release(self) -> None:
         """Unmap what is free."""

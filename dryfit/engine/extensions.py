@@ -104,7 +104,9 @@ def extensions(simulation: Simulation) -> Iterator[None]:
     finally:
         sys.meta_path.remove(first)
         sys.meta_path.remove(last)
-        for name in [name for name, module in sys.modules.items() if isinstance(module, ExtensionModule)]:
+        for name in [
+            name for name, module in sys.modules.items() if isinstance(module, ExtensionModule)
+        ]:
             del sys.modules[name]
         sys.modules.update(replaced)
 
@@ -129,7 +131,8 @@ class ExtensionModule(ModuleType):
         if name.startswith("__"):
             raise AttributeError(name)
         raise MissingFunction(
-            f"The table of C extensions has no function {name} of {self.__name__}.", _ENTRY.format(self.__name__, name)
+            f"The table of C extensions has no function {name} of {self.__name__}.",
+            _ENTRY.format(self.__name__, name),
         )
 
 
@@ -148,7 +151,9 @@ class _Table(MetaPathFinder, Loader):
             written = import_module(f".{_WRITTEN[spec.name]}", __package__)
             vars(module).update({each: getattr(written, each) for each in written.__all__})
         else:
-            vars(module).update({each: _told(spec.name, each, own) for each, own in _TABLE[spec.name].items()})
+            vars(module).update(
+                {each: _told(spec.name, each, own) for each, own in _TABLE[spec.name].items()}
+            )
         return module
 
     def exec_module(self, module: ModuleType) -> None:
@@ -204,17 +209,33 @@ def _get_kernel(repository: str, *args: Any, **kwargs: Any) -> Any:
             f"It knows {', '.join(_HUB)}. Write your program with one of them, or with torch's own attention.",
         )
     module = import_module(_HUB[repository])
-    return SimpleNamespace(**{_HUB[repository]: module}, **{name: getattr(module, name) for name in vars(module)})
+    return SimpleNamespace(
+        **{_HUB[repository]: module}, **{name: getattr(module, name) for name in vars(module)}
+    )
 
 
 # --- flash-attn 2: csrc/flash_attn/flash_api.cpp ------------------------------------------------------------------
 
-_FLASH_2 = partial(extension, "flash_attn_2_cuda", source="flash-attn's csrc/flash_attn/flash_api.cpp, 2.7 and 2.8")
+_FLASH_2 = partial(
+    extension, "flash_attn_2_cuda", source="flash-attn's csrc/flash_attn/flash_api.cpp, 2.7 and 2.8"
+)
 
 
 @_FLASH_2("fwd")
 def flash_forward(
-    q, k, v, out, alibi_slopes, p_dropout, softmax_scale, causal, left, right, softcap, return_softmax, *rest
+    q,
+    k,
+    v,
+    out,
+    alibi_slopes,
+    p_dropout,
+    softmax_scale,
+    causal,
+    left,
+    right,
+    softcap,
+    return_softmax,
+    *rest,
 ):
     """Batches of one length: batch, tokens, heads, head size."""
     batch, tokens, heads, head = q.shape
@@ -232,9 +253,28 @@ def flash_forward(
 
 @_FLASH_2("varlen_fwd")
 def flash_varlen_forward(
-    q, k, v, out, cu_seqlens_q, cu_seqlens_k, seqused_k, leftpad_k, block_table, alibi_slopes, max_seqlen_q,
-    max_seqlen_k, p_dropout, softmax_scale, zero_tensors, causal, left, right, softcap, return_softmax, *rest,
-):  # fmt: skip
+    q,
+    k,
+    v,
+    out,
+    cu_seqlens_q,
+    cu_seqlens_k,
+    seqused_k,
+    leftpad_k,
+    block_table,
+    alibi_slopes,
+    max_seqlen_q,
+    max_seqlen_k,
+    p_dropout,
+    softmax_scale,
+    zero_tensors,
+    causal,
+    left,
+    right,
+    softcap,
+    return_softmax,
+    *rest,
+):
     """Texts one after the other: tokens of all, heads, head size."""
     out = torch.empty_like(q) if out is None else out
     sums = q.new_empty((q.shape[1], q.shape[0]), dtype=torch.float32)
@@ -244,9 +284,25 @@ def flash_varlen_forward(
 
 @_FLASH_2("bwd")
 def flash_backward(
-    dout, q, k, v, out, softmax_lse, dq, dk, dv, alibi_slopes, p_dropout, softmax_scale, causal, left, right, softcap,
-    deterministic, *rest,
-):  # fmt: skip
+    dout,
+    q,
+    k,
+    v,
+    out,
+    softmax_lse,
+    dq,
+    dk,
+    dv,
+    alibi_slopes,
+    p_dropout,
+    softmax_scale,
+    causal,
+    left,
+    right,
+    softcap,
+    deterministic,
+    *rest,
+):
     """Gradients of :func:`flash_forward`, into what is given."""
     batch, tokens, heads, head = q.shape
     grads = _gradients((dq, dk, dv), (q, k, v))
@@ -262,9 +318,30 @@ def flash_backward(
 
 @_FLASH_2("varlen_bwd")
 def flash_varlen_backward(
-    dout, q, k, v, out, softmax_lse, dq, dk, dv, cu_seqlens_q, cu_seqlens_k, alibi_slopes, max_seqlen_q, max_seqlen_k,
-    p_dropout, softmax_scale, zero_tensors, causal, left, right, softcap, deterministic, *rest,
-):  # fmt: skip
+    dout,
+    q,
+    k,
+    v,
+    out,
+    softmax_lse,
+    dq,
+    dk,
+    dv,
+    cu_seqlens_q,
+    cu_seqlens_k,
+    alibi_slopes,
+    max_seqlen_q,
+    max_seqlen_k,
+    p_dropout,
+    softmax_scale,
+    zero_tensors,
+    causal,
+    left,
+    right,
+    softcap,
+    deterministic,
+    *rest,
+):
     """Gradients of :func:`flash_varlen_forward`: each text's rows are 128 apart from the next one's."""
     (total, heads, head), batch = q.shape, cu_seqlens_q.shape[0] - 1
     grads = _gradients((dq, dk, dv), (q, k, v))
@@ -278,7 +355,9 @@ def flash_varlen_backward(
 
 
 def _gradients(given: tuple, of: tuple) -> list[torch.Tensor]:
-    return [torch.empty_like(each) if own is None else own for own, each in zip(given, of, strict=True)]
+    return [
+        torch.empty_like(each) if own is None else own for own, each in zip(given, of, strict=True)
+    ]
 
 
 def _kept(q: torch.Tensor, asked: bool, batch: int, queries: int, keys: int) -> torch.Tensor:
@@ -295,7 +374,10 @@ def _deterministic(asked: bool, batch: int, heads: int) -> tuple[int, ...]:
 def _splits(sequences: int, queries: int, keys: int, head: int) -> int:
     """Into how many parts the keys are split: the fewest with 85 % of what the best keeps the processors busy."""
     processors = 2 * active_simulation().card.multiprocessors
-    blocks, of_keys = sequences * ceil(queries / 64), ceil(keys / (256 if head <= 64 else 128 if head <= 128 else 64))
+    blocks, of_keys = (
+        sequences * ceil(queries / 64),
+        ceil(keys / (256 if head <= 64 else 128 if head <= 128 else 64)),
+    )
     if blocks >= 0.8 * processors:
         return 1
     busy = {}
@@ -308,7 +390,9 @@ def _splits(sequences: int, queries: int, keys: int, head: int) -> int:
 
 # --- causal-conv1d: csrc/causal_conv1d.cpp ------------------------------------------------------------------------
 
-_CONVOLUTION = partial(extension, "causal_conv1d_cuda", source="causal-conv1d's csrc/causal_conv1d.cpp, 1.5 to 1.7")
+_CONVOLUTION = partial(
+    extension, "causal_conv1d_cuda", source="causal-conv1d's csrc/causal_conv1d.cpp, 1.5 to 1.7"
+)
 
 
 @_CONVOLUTION("causal_conv1d_fwd")
@@ -323,7 +407,11 @@ def convolution_backward(x, weight, bias, dout, *args):
     if torch.are_deterministic_algorithms_enabled():
         (batch, channels, tokens), width = x.shape, weight.shape[-1]
         last = x.stride(1) == 1 and x.stride(2) > 1  # channels lie side by side
-        chunks = (batch, ceil(tokens / (64 if tokens <= 128 else 128)), channels) if last else (batch, channels)
+        chunks = (
+            (batch, ceil(tokens / (64 if tokens <= 128 else 128)), channels)
+            if last
+            else (batch, channels)
+        )
         sums = [x.new_empty((*chunks, width), dtype=torch.float32)]
         if bias is not None:
             sums.append(x.new_empty(chunks, dtype=torch.float32))
@@ -332,7 +420,9 @@ def convolution_backward(x, weight, bias, dout, *args):
 # --- mamba-ssm: csrc/selective_scan/selective_scan.cpp ------------------------------------------------------------
 
 _SCAN = partial(
-    extension, "selective_scan_cuda", source="mamba-ssm's csrc/selective_scan/selective_scan.cpp, 2.2 and 2.3"
+    extension,
+    "selective_scan_cuda",
+    source="mamba-ssm's csrc/selective_scan/selective_scan.cpp, 2.2 and 2.3",
 )
 
 
@@ -346,12 +436,18 @@ def scan_forward(u, delta, A, B, C, D, z, delta_bias, delta_softplus):
 
 
 @_SCAN("bwd")
-def scan_backward(u, delta, A, B, C, D, z, delta_bias, dout, x, out, dz, delta_softplus, recompute_out_z):
+def scan_backward(
+    u, delta, A, B, C, D, z, delta_bias, dout, x, out, dz, delta_softplus, recompute_out_z
+):
     """Gradients; those of B and C are summed in fp32 where they differ from token to token."""
     gated = [] if z is None else [torch.empty_like(z) if dz is None else dz]
     again = [torch.empty_like(out)] if z is not None and recompute_out_z else []
     grads = [torch.empty_like(u), torch.empty_like(delta), torch.zeros_like(A)]
-    sums = [torch.zeros_like(each, dtype=torch.float32 if each.dim() >= 3 else None) for each in (B, C)]
-    of_skip, of_bias = (None if each is None else torch.zeros_like(each) for each in (D, delta_bias))
+    sums = [
+        torch.zeros_like(each, dtype=torch.float32 if each.dim() >= 3 else None) for each in (B, C)
+    ]
+    of_skip, of_bias = (
+        None if each is None else torch.zeros_like(each) for each in (D, delta_bias)
+    )
     of_inputs = [sums[0].to(B.dtype), sums[1].to(C.dtype)]
     return [*grads, *of_inputs, of_skip, of_bias, *gated, *again]

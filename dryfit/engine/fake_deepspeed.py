@@ -125,7 +125,9 @@ def _accelerator(device: FakeDevice, *, synchronous: bool) -> Any:
     return MetaAccelerator()
 
 
-def name_states(device: FakeDevice, engine: torch.nn.Module, component: Callable[[str, torch.Tensor], str]) -> None:
+def name_states(
+    device: FakeDevice, engine: torch.nn.Module, component: Callable[[str, torch.Tensor], str]
+) -> None:
     """Say what an engine has allocated in the beginning is for.
 
     ``component`` gives it by a parameter's name and the parameter. The fp32 copy of what is trained counts among the
@@ -252,9 +254,16 @@ def _patches(device: FakeDevice, target: str) -> list[tuple[Any, str, Any]]:
         initialize(sequence_parallel_size)
         parallel_state_sp.get_sequence_parallel_group()._set_group_desc(f"{DESCRIBED}ulysses")
 
-    gather, zeros, initialize = init._all_gather, torch.zeros_like, parallel_state_sp.initialize_sequence_parallel
+    gather, zeros, initialize = (
+        init._all_gather,
+        torch.zeros_like,
+        parallel_state_sp.initialize_sequence_parallel,
+    )
     buckets = Zero2.setup_buckets
-    one, several = partition_parameters.AllGatherHandle, partition_parameters.AllGatherCoalescedHandle
+    one, several = (
+        partition_parameters.AllGatherHandle,
+        partition_parameters.AllGatherCoalescedHandle,
+    )
     return [
         (real_accelerator, "ds_accelerator", _accelerator(device, synchronous=target == "cpu")),
         (torch.nn.functional, "linear", torch.nn.functional.linear),
@@ -267,6 +276,10 @@ def _patches(device: FakeDevice, target: str) -> list[tuple[Any, str, Any]]:
         (torch, "zeros_like", zeros_like),
         (Zero2, "setup_buckets", set_up_buckets),
         (partitioned_param_coordinator, "assert_ints_same_as_other_ranks", lambda ints: None),
-        (ulysses_sp, "_dim_zero_all_to_all", lambda group, tensor: _Exchanged.apply(tensor.contiguous(), group)),
+        (
+            ulysses_sp,
+            "_dim_zero_all_to_all",
+            lambda group, tensor: _Exchanged.apply(tensor.contiguous(), group),
+        ),
         (parallel_state_sp, "initialize_sequence_parallel", initialize_sequence_parallel),
     ]

@@ -60,7 +60,9 @@ class FakeEvent:
     def wait(self, stream: DeviceStream | None = None) -> None:
         """As a stream that waits: the current one by default."""
         if self.moment is not None:
-            self.device.stream_waits((stream or self.device.stream_now).id, self.stream, self.launches)
+            self.device.stream_waits(
+                (stream or self.device.stream_now).id, self.stream, self.launches
+            )
 
 
 class FakeDevice(types.ModuleType):

@@ -117,7 +117,11 @@ def _backend() -> Iterator[None]:
     from torch.distributed import Backend
     from torch.testing._internal.distributed.fake_pg import _create_fake_pg
 
-    tables = (Backend.default_device_backend_map, Backend.backend_type_map, Backend.backend_capability)
+    tables = (
+        Backend.default_device_backend_map,
+        Backend.backend_type_map,
+        Backend.backend_capability,
+    )
     before = [dict(table) for table in (*tables, Backend._plugins)]
     names = list(Backend.backend_list)
     Backend.register_backend(BACKEND, _create_fake_pg, extended_api=True, devices=["meta", "cpu"])
@@ -183,7 +187,11 @@ def _fsdp1_patches(device: FakeDevice) -> list[tuple[Any, str, Any]]:
         for current in queue:
             parameters += current.parameters(recurse=False)
             buffers += current.buffers(recurse=False)
-            queue += [child for child in current.children() if not isinstance(child, FullyShardedDataParallel)]
+            queue += [
+                child
+                for child in current.children()
+                if not isinstance(child, FullyShardedDataParallel)
+            ]
         device.arrived([*parameters, *buffers])
 
     return [
@@ -209,7 +217,9 @@ def _fsdp2_patches(device: FakeDevice) -> list[tuple[Any, str, Any]]:
         if not parameter.offload_to_cpu or parameter.sharded_state != ShardedState.SHARDED:
             return gather_inputs(parameter)
         on_host = parameter._sharded_param_data
-        parameter._sharded_param_data = torch.empty(on_host.shape, dtype=on_host.dtype, device="meta")
+        parameter._sharded_param_data = torch.empty(
+            on_host.shape, dtype=on_host.dtype, device="meta"
+        )
         try:
             return gather_inputs(parameter)
         finally:
@@ -274,7 +284,8 @@ def _mesh_patches(device: FakeDevice) -> list[tuple[Any, str, Any]]:
         return call
 
     patches: list[tuple[Any, str, Any]] = [
-        (dist.ProcessGroup, name, held(getattr(dist.ProcessGroup, name))) for name in ("send", "recv")
+        (dist.ProcessGroup, name, held(getattr(dist.ProcessGroup, name)))
+        for name in ("send", "recv")
     ]
     patches.append((torch.accelerator, "set_device_index", lambda index: None))
     patches += [
@@ -284,7 +295,9 @@ def _mesh_patches(device: FakeDevice) -> list[tuple[Any, str, Any]]:
     ]
     plans = sys.modules.get("transformers.distributed.tensor_parallel")
     if plans is not None:
-        patches.append((plans.TensorParallelLayer, "_from_local_last_dim_shard", staticmethod(_shard_of_last)))
+        patches.append(
+            (plans.TensorParallelLayer, "_from_local_last_dim_shard", staticmethod(_shard_of_last))
+        )
     return patches
 
 
@@ -294,7 +307,9 @@ def _shard_of_last(local: torch.Tensor, mesh: Any, size: int) -> Any:
 
     shape = torch.Size((*local.shape[:-1], size))
     strides = [prod(shape[place + 1 :]) for place in range(len(shape))]
-    return DTensor.from_local(local, mesh, [Shard(-1)], run_check=False, shape=shape, stride=tuple(strides))
+    return DTensor.from_local(
+        local, mesh, [Shard(-1)], run_check=False, shape=shape, stride=tuple(strides)
+    )
 
 
 def _for_collectives(device: FakeDevice, function: Callable) -> Callable:

@@ -56,7 +56,9 @@ def pipeline_patches() -> list[tuple[Any, str, Any]]:
 
     def receive(receiver: Any, src_stage: int) -> Any:
         if src_stage > receiver.stage_index:
-            return _utils._StageBackwardMeta(backward_metas=_utils._derive_grad_metas(receiver._stage_meta.outputs))
+            return _utils._StageBackwardMeta(
+                backward_metas=_utils._derive_grad_metas(receiver._stage_meta.outputs)
+            )
         if receiver.stage_index not in _outputs:
             raise TraceError(
                 f"Stage {receiver.stage_index} of the pipeline does not know the shapes of its input.",

@@ -91,7 +91,9 @@ def _backward(
         texts = cu_seqlens.shape[0] - 1
         apart = (heads, up(query.shape[0] + texts * rows, rows))
         of_keys = (key.shape[1], up(key.shape[0] + texts * columns, columns))
-    scratch = [query.new_empty(apart, dtype=torch.float32) for _ in range(2)]  # per row: gradient by output, sums
+    scratch = [
+        query.new_empty(apart, dtype=torch.float32) for _ in range(2)
+    ]  # per row: gradient by output, sums
     scratch.append(query.new_empty((*apart, wide), dtype=torch.float32))
     if key.shape[-2] != heads:
         scratch += [query.new_empty((*of_keys, wide), dtype=torch.float32) for _ in range(2)]
@@ -117,7 +119,10 @@ def _block(head: int, masked: bool, causal: bool, softcap: float) -> tuple[int, 
     """Rows of queries and of keys that a block of the backward pass takes."""
     capability = active_simulation().card.capability
     if capability >= (9, 0):
-        rows = {64: 96 if causal and softcap > 0 else 128, 128: 64 if masked or softcap > 0 else 80}.get(head, 64)
+        rows = {
+            64: 96 if causal and softcap > 0 else 128,
+            128: 64 if masked or softcap > 0 else 80,
+        }.get(head, 64)
         return rows, 128 if head <= 128 else 96 if head <= 192 else 80
     if capability in ((8, 6), (8, 9)):
         return 64 if head <= 192 else 32, {64: 128, 96: 128, 128: 96}.get(head, 64)
@@ -139,19 +144,41 @@ class _Attention(torch.autograd.Function):
 
 
 def flash_attn_func(
-    q, k, v, softmax_scale=None, causal=False, window_size=_WINDOW, softcap=0.0, deterministic=False,
-    return_attn_probs=False, **others,
-):  # fmt: skip
+    q,
+    k,
+    v,
+    softmax_scale=None,
+    causal=False,
+    window_size=_WINDOW,
+    softcap=0.0,
+    deterministic=False,
+    return_attn_probs=False,
+    **others,
+):
     """Attention of texts of one length."""
     _refuse(others)
-    output, sums = _Attention.apply(q, k, v, None, q.shape[1], causal, _window(window_size, causal), softcap)
+    output, sums = _Attention.apply(
+        q, k, v, None, q.shape[1], causal, _window(window_size, causal), softcap
+    )
     return (output, sums) if return_attn_probs else output
 
 
 def flash_attn_varlen_func(
-    q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, softmax_scale=None, causal=False,
-    window_size=_WINDOW, softcap=0.0, deterministic=False, return_attn_probs=False, **others,
-):  # fmt: skip
+    q,
+    k,
+    v,
+    cu_seqlens_q,
+    cu_seqlens_k,
+    max_seqlen_q,
+    max_seqlen_k,
+    softmax_scale=None,
+    causal=False,
+    window_size=_WINDOW,
+    softcap=0.0,
+    deterministic=False,
+    return_attn_probs=False,
+    **others,
+):
     """Attention of texts that stand one after the other."""
     _refuse(others)
     asked = causal, _window(window_size, causal), softcap

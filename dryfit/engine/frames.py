@@ -56,7 +56,11 @@ class Compiled:
 
     def to_mapping(self) -> dict[str, Any]:
         """Plain values, the texts in order."""
-        return {"graphs": self.graphs, "breaks": dict(self.breaks), "skipped_frames": dict(self.skipped)}
+        return {
+            "graphs": self.graphs,
+            "breaks": dict(self.breaks),
+            "skipped_frames": dict(self.skipped),
+        }
 
     @contextmanager
     def hearing(self) -> Iterator[None]:
@@ -71,7 +75,9 @@ class Compiled:
     def told(self) -> Iterator[str]:
         """What a person should know: each break, each skipped frame, and if nothing was compiled at all."""
         for text, times in self.breaks.items():
-            if text.startswith("DDPOptimizer intentional"):  # between its buckets nothing runs without the compiler
+            if text.startswith(
+                "DDPOptimizer intentional"
+            ):  # between its buckets nothing runs without the compiler
                 continue
             yield f"a graph break, met {times} times: what was between two graphs ran without the compiler. {text}"
         for text, times in self.skipped.items():
@@ -83,14 +89,18 @@ class Compiled:
 def _said(found: Any) -> str:
     """A graph break's reason, and the program's innermost line there."""
     reason = " ".join(str(found.reason).split("Developer debug context")[0].split())[:200]
-    lines = [frame for frame in found.user_stack if "site-packages" not in frame.filename] or found.user_stack
+    lines = [
+        frame for frame in found.user_stack if "site-packages" not in frame.filename
+    ] or found.user_stack
     where = f"{lines[-1].filename}:{lines[-1].lineno}, in {lines[-1].name}" if lines else "unknown"
     return f"{reason} (at {where})"
 
 
 def unheard() -> AbstractContextManager:
     """Backward passes that the compiler traces are not the program's."""
-    return patched([(torch.autograd, "_engine_run_backward", torch.autograd.graph._engine_run_backward)])
+    return patched(
+        [(torch.autograd, "_engine_run_backward", torch.autograd.graph._engine_run_backward)]
+    )
 
 
 def real_autocast(target: str) -> list[tuple[Any, str, Any]]:
@@ -135,7 +145,10 @@ def _meshes_of(target: str) -> AbstractContextManager:
 
 def frames(record: Compiled, target: str) -> list[tuple[Any, str, Any]]:
     """Dynamo sees PyTorch's own functions while it compiles for a target and while it checks its guards."""
-    set_eval_frame, compile_frame = eval_frame._maybe_set_eval_frame, convert_frame.CatchErrorsWrapper.__call__
+    set_eval_frame, compile_frame = (
+        eval_frame._maybe_set_eval_frame,
+        convert_frame.CatchErrorsWrapper.__call__,
+    )
     simulates, of_error = active_simulation() is not None, convert_frame.format_error_msg
     state = SimpleNamespace(compiling=False, inside=None, error="")
     calls: dict[int, Any] = {}  # what runs compiled, by the frame of PyTorch that calls it
@@ -166,7 +179,12 @@ def frames(record: Compiled, target: str) -> list[tuple[Any, str, Any]]:
             with ExitStack() as stack:  # nothing that the compiler does is the program's
                 if simulates:
                     stack.enter_context(accelerator())
-                for context in (_meshes_of(target), _disable_current_modes(), as_it_was(), unheard()):
+                for context in (
+                    _meshes_of(target),
+                    _disable_current_modes(),
+                    as_it_was(),
+                    unheard(),
+                ):
                     stack.enter_context(context)
                 return compile_frame(*args, **kwargs)
         finally:
@@ -206,7 +224,9 @@ def _owner(function: Any) -> Any:
     if isinstance(own, (torch.nn.Module, torch.optim.Optimizer)):
         return own
     code = getattr(function, "__code__", None)
-    called = [cell.cell_contents for cell in getattr(function, "__closure__", None) or () if _filled(cell)]
+    called = [
+        cell.cell_contents for cell in getattr(function, "__closure__", None) or () if _filled(cell)
+    ]
     if code is not None:
         called += [function.__globals__.get(name) for name in code.co_names]
     return next((each for each in called if isinstance(each, torch.optim.Optimizer)), None)

@@ -34,7 +34,14 @@ from torch._dynamo.variables import torch as dynamo_torch
 from torch._functorch import config as functorch_config
 from torch._functorch import partitioners
 from torch._higher_order_ops import wrap
-from torch._inductor import async_compile, codecache, compile_fx, output_code, select_algorithm, utils
+from torch._inductor import (
+    async_compile,
+    codecache,
+    compile_fx,
+    output_code,
+    select_algorithm,
+    utils,
+)
 from torch._inductor import config as inductor_config
 from torch._inductor.codegen.triton import TritonKernel
 from torch._inductor.fx_passes import joint_graph, pad_mm
@@ -58,7 +65,11 @@ from .patching import as_it_was, patched
 from .tracker import Tracker
 
 # States of generators are tensors on the host: a build without CUDA has none of its generators. Neither takes memory.
-_FUNCTORCH = {"enable_autograd_cache": False, "fake_tensor_allow_meta": True, "graphsafe_rng_functionalization": False}
+_FUNCTORCH = {
+    "enable_autograd_cache": False,
+    "fake_tensor_allow_meta": True,
+    "graphsafe_rng_functionalization": False,
+}
 _REFUSED = "Inductor compiles this step with {}: {}."
 
 
@@ -84,7 +95,9 @@ def followed(tracker: Tracker, target: str) -> Iterator[None]:
                 'On Linux: pip install "dryfit[run]"',
             )
     record = tracker.compiled = Compiled()
-    with as_it_was():  # its tables name PyTorch's functions: of those that are there when they are made
+    with (
+        as_it_was()
+    ):  # its tables name PyTorch's functions: of those that are there when they are made
         trace_rules.clear_lru_cache()
         for known in (torch.rms_norm, torch.nn.functional.linear, followed):
             trace_rules.lookup(known)
@@ -97,7 +110,10 @@ def followed(tracker: Tracker, target: str) -> Iterator[None]:
         stack.enter_context(functorch_config.patch(_FUNCTORCH))
         stack.enter_context(dynamo_config.patch(inline_torch_dispatch_torch_compile=False))
         stack.enter_context(patched([*_seen_as(target, record), *_wrappers(tracker, target)]))
-        rules = [(trace_rules, "clear_lru_cache", lambda: None), (trace_rules, "check_file", _stand_ins_are_traced())]
+        rules = [
+            (trace_rules, "clear_lru_cache", lambda: None),
+            (trace_rules, "check_file", _stand_ins_are_traced()),
+        ]
         stack.enter_context(patched(rules))
         if target == "cuda":
             stack.enter_context(_for_inductor(simulation))
@@ -124,14 +140,24 @@ def _seen_as(target: str, record: Compiled) -> list[tuple[Any, str, Any]]:
         found = describe(describer, *args, **kwargs)
         return dataclasses.replace(found, device=device) if found.device.type == "meta" else found
 
-    def inner(*args: Any, **kwargs: Any) -> Any:  # the backward pass is compiled when it is first run
+    def inner(
+        *args: Any, **kwargs: Any
+    ) -> Any:  # the backward pass is compiled when it is first run
         _refuse_on_processors(target)
         record.graphs += 1
-        with _believing(target), _disable_current_modes(), as_it_was(), unheard(), compiling(args[0]):
+        with (
+            _believing(target),
+            _disable_current_modes(),
+            as_it_was(),
+            unheard(),
+            compiling(args[0]),
+        ):
             return compile_inner(*args, **kwargs)
 
     def outer(graph: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-        for part in graph.modules() if target == "cuda" and isinstance(graph, torch.fx.GraphModule) else ():
+        for part in (
+            graph.modules() if target == "cuda" and isinstance(graph, torch.fx.GraphModule) else ()
+        ):
             if isinstance(part, torch.fx.GraphModule):
                 for node in part.graph.nodes:
                     if node.target is torch._C._nn.scaled_dot_product_attention:
@@ -149,7 +175,11 @@ def _seen_as(target: str, record: Compiled) -> list[tuple[Any, str, Any]]:
         (folder, "run", fold),
         (MetaTensorDescriber, "describe_tensor", describe_tensor),
         (compile_fx, "compile_fx", outer),
-        (partitioners, "functionalize_rng_ops", _states_before_meshes(partitioners.functionalize_rng_ops)),
+        (
+            partitioners,
+            "functionalize_rng_ops",
+            _states_before_meshes(partitioners.functionalize_rng_ops),
+        ),
     ]
 
 
@@ -210,17 +240,26 @@ def _refuse_on_processors(target: str) -> None:
         return
     hint = "Write torch.compile's mode='default', or compiled='eager' for the figure without the compiler."
     if inductor_config.triton.cudagraphs:
-        raise CompiledError(_REFUSED.format("CUDA graphs (mode reduce-overhead)", "a processor has none"), hint)
+        raise CompiledError(
+            _REFUSED.format("CUDA graphs (mode reduce-overhead)", "a processor has none"), hint
+        )
     if inductor_config.max_autotune or inductor_config.max_autotune_gemm:
-        raise CompiledError(_REFUSED.format("max-autotune", "its benchmarks on a processor are not modelled"), hint)
+        raise CompiledError(
+            _REFUSED.format("max-autotune", "its benchmarks on a processor are not modelled"), hint
+        )
 
 
 class _MadeOnHost(TorchDispatchMode):
     """Tensors that are made on the GPU, or brought there, are made on the CPU."""
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
         args = tuple(_CPU if isinstance(each, torch.device) else each for each in args)
-        kwargs = {name: _CPU if isinstance(each, torch.device) else each for name, each in (kwargs or {}).items()}
+        kwargs = {
+            name: _CPU if isinstance(each, torch.device) else each
+            for name, each in (kwargs or {}).items()
+        }
         return func(*args, **kwargs)
 
 
@@ -232,7 +271,11 @@ def _moved(dispatch: Any) -> Any:
 
     So it comes in the code of custom operators, below autograd, which takes it apart elsewhere.
     """
-    whole = {getattr(torch.ops.aten.to, name) for name in torch.ops.aten.to.overloads() if name != "other"}
+    whole = {
+        getattr(torch.ops.aten.to, name)
+        for name in torch.ops.aten.to.overloads()
+        if name != "other"
+    }
 
     def dispatched(mode: Any, func: Any, types: Any, args: tuple = (), kwargs: Any = None) -> Any:
         if func not in whole:
@@ -266,7 +309,9 @@ def attention(
     """``scaled_dot_product_attention`` of fake tensors on ``cuda``, as ATen ``attention.cpp`` takes it apart."""
     mask, card = attn_mask, active_simulation().card
     if mask is not None and mask.dtype == torch.bool:
-        mask = torch.zeros_like(mask, dtype=query.dtype).masked_fill(mask.logical_not(), float("-inf"))
+        mask = torch.zeros_like(mask, dtype=query.dtype).masked_fill(
+            mask.logical_not(), float("-inf")
+        )
     kernel = cuda_kernel(query, key, value, mask, card.capability, card.platform)
     if mask is not None and kernel == SDPBackend.EFFICIENT_ATTENTION:
         mask = mask.expand(*query.shape[:-1], key.shape[-2])
@@ -292,7 +337,9 @@ def _wrappers(tracker: Tracker, target: str) -> list[tuple[Any, str, Any]]:
         except AssertionError as error:
             if tuple(tensor.shape) != tuple(size):
                 raise
-            tracker.warn(f"{' '.join(map(str, name)) or 'an operator'}: {str(error).splitlines()[0]}")
+            tracker.warn(
+                f"{' '.join(map(str, name)) or 'an operator'}: {str(error).splitlines()[0]}"
+            )
 
     def load_by_key_path(cls: Any, key: str, path: str, *args: Any, **kwargs: Any) -> Any:
         """A wrapper names its device where it calls ATen: such operators run on ``meta``."""
@@ -303,14 +350,24 @@ def _wrappers(tracker: Tracker, target: str) -> list[tuple[Any, str, Any]]:
         return load(cls, key, path, *args, **kwargs)
 
     def named_kernel(compiler: Any, name: str, source: Any = "", *args: Any, **kwargs: Any) -> Any:
-        return SimpleNamespace(run=inductor_kernel(tracker, name, source if isinstance(source, str) else ""))
+        return SimpleNamespace(
+            run=inductor_kernel(tracker, name, source if isinstance(source, str) else "")
+        )
 
     compiler = async_compile.AsyncCompile
     return [
         (compiler, "triton", named_kernel),
         (compiler, "multi_kernel", named_kernel),
-        (compiler, "cpp_pybinding", lambda compiler, *args, **kwargs: inductor_kernel(tracker, "cpp")),
-        (TritonKernel, "inductor_meta_per_kernel", with_estimate(TritonKernel.inductor_meta_per_kernel)),
+        (
+            compiler,
+            "cpp_pybinding",
+            lambda compiler, *args, **kwargs: inductor_kernel(tracker, "cpp"),
+        ),
+        (
+            TritonKernel,
+            "inductor_meta_per_kernel",
+            with_estimate(TritonKernel.inductor_meta_per_kernel),
+        ),
         (guards, f"_empty_strided_{target}", empty),
         (guards, "assert_alignment", lambda *args: None),
         (guards, "assert_size_stride", compared),
@@ -322,7 +379,9 @@ def _wrappers(tracker: Tracker, target: str) -> list[tuple[Any, str, Any]]:
 def _in_a_programs_mode(*_: Any, **__: Any) -> bool:
     """Whether a dispatch mode is on beside the engine's own: a wrapped region is called in another way under one."""
     stack = map(torch._C._get_dispatch_stack_at, range(torch._C._len_torch_dispatch_stack()))
-    return any(type(mode).__module__.partition(".")[0] != __name__.partition(".")[0] for mode in stack)
+    return any(
+        type(mode).__module__.partition(".")[0] != __name__.partition(".")[0] for mode in stack
+    )
 
 
 @contextmanager
@@ -337,7 +396,13 @@ def _out_variants() -> Iterator[None]:
 
 
 # What Dynamo works out while it traces a program that asks for its card.
-_CONSTANTS = ("is_available", "is_initialized", "current_device", "device_count", "get_device_properties")
+_CONSTANTS = (
+    "is_available",
+    "is_initialized",
+    "current_device",
+    "device_count",
+    "get_device_properties",
+)
 _CONSTANTS += ("get_device_capability", "get_device_name", "is_bf16_supported")
 
 
@@ -345,10 +410,22 @@ _CONSTANTS += ("get_device_capability", "get_device_name", "is_bf16_supported")
 def _for_inductor(simulation: Any) -> Iterator[None]:
     interface = device_interface.CudaInterface
     device_interface.get_interface_for_device("cuda")  # registers all of them
-    names = ("current_device", "device_count", "exchange_device", "maybe_exchange_device", "get_device_properties")
+    names = (
+        "current_device",
+        "device_count",
+        "exchange_device",
+        "maybe_exchange_device",
+        "get_device_properties",
+    )
     names += ("is_bf16_supported", "memory_allocated", "set_device", "synchronize")
-    asked = {"exchange_device": "_exchange_device", "maybe_exchange_device": "_maybe_exchange_device"}
-    places = [(interface, name, staticmethod(getattr(torch.cuda, asked.get(name, name)))) for name in names]
+    asked = {
+        "exchange_device": "_exchange_device",
+        "maybe_exchange_device": "_maybe_exchange_device",
+    }
+    places = [
+        (interface, name, staticmethod(getattr(torch.cuda, asked.get(name, name))))
+        for name in names
+    ]
     properties = simulation.card.properties()
     places += [
         (interface, "get_raw_stream", staticmethod(lambda index: 0)),
@@ -357,20 +434,34 @@ def _for_inductor(simulation: Any) -> Iterator[None]:
         (fake_tensor.FakeTensorMode, "avoid_device_init", True),
         (fake_tensor.FakeTensorMode, "dispatch", _moved(fake_tensor.FakeTensorMode.dispatch)),
         (fake_tensor, "init_gpu_context", lambda device: None),
-        (streams.SymbolicStreamState, "__init__", lambda state: setattr(state, "cur_stream_stack", deque())),
+        (
+            streams.SymbolicStreamState,
+            "__init__",
+            lambda state: setattr(state, "cur_stream_stack", deque()),
+        ),
         (pad_mm, "get_cached_should_pad", lambda key: simulation.pads),
         (proxy_tensor, "unset_fake_temporarily", _constants(proxy_tensor.unset_fake_temporarily)),
         (select_algorithm.AlgorithmSelectorCache, "do_autotuning", _autotuned(simulation)),
-        (select_algorithm.AlgorithmSelectorCache, "make_precompile_fn", lambda *args, **kwargs: lambda: None),
+        (
+            select_algorithm.AlgorithmSelectorCache,
+            "make_precompile_fn",
+            lambda *args, **kwargs: lambda: None,
+        ),
     ]
-    folded = {**dynamo_torch.constant_fold_functions, **{getattr(torch.cuda, name): None for name in _CONSTANTS}}
+    folded = {
+        **dynamo_torch.constant_fold_functions,
+        **{getattr(torch.cuda, name): None for name in _CONSTANTS},
+    }
     places.append((dynamo_torch, "constant_fold_functions", folded))
     caches = (hints.DeviceProperties.create, utils.get_max_num_sms, utils.is_big_gpu)
     with patched(places), inductor_config.patch(benchmark_epilogue_fusion=False):
         for function in caches:
             function.cache_clear()
         with accelerator(), _disable_current_modes(), as_it_was(), unheard():
-            for device in (simulation.device, None):  # patterns make constants, elsewhere than here on the GPU
+            for device in (
+                simulation.device,
+                None,
+            ):  # patterns make constants, elsewhere than here on the GPU
                 joint_graph.lazy_init(device)
         yield
     for function in caches:
@@ -384,7 +475,11 @@ def _autotuned(simulation: Any) -> Any:
     """
 
     def tuned(cache: Any, name: str, *args: Any, **kwargs: Any) -> dict[Any, float]:
-        choices = next(each for each in args if isinstance(each, list) and each and hasattr(each[0], "output_node"))
+        choices = next(
+            each
+            for each in args
+            if isinstance(each, list) and each and hasattr(each[0], "output_node")
+        )
         own = [isinstance(each, select_algorithm.TritonTemplateCaller) for each in choices]
         wins = next((at for at, each in enumerate(own) if each == simulation.templates), 0)
         simulation.chosen[name] = len(choices), choices[wins].name
@@ -393,7 +488,10 @@ def _autotuned(simulation: Any) -> Any:
     return tuned
 
 
-_STATE_BYTES = {False: 16, True: 5056}  # of a generator of CUDA (seed and offset), and of the CPU's (Mersenne twister)
+_STATE_BYTES = {
+    False: 16,
+    True: 5056,
+}  # of a generator of CUDA (seed and offset), and of the CPU's (Mersenne twister)
 
 
 def _with_generator(tracker: Tracker, *args: Any, saving: bool, **kwargs: Any) -> Any:
@@ -401,7 +499,9 @@ def _with_generator(tracker: Tracker, *args: Any, saving: bool, **kwargs: Any) -
     operator, *args = args if saving else args[1:]
     with tracker:
         size = _STATE_BYTES["cpu" in tracker._devices]
-        state = torch.empty(size, dtype=torch.uint8, device="cpu")  # where one is given, that of now is kept meanwhile
+        state = torch.empty(
+            size, dtype=torch.uint8, device="cpu"
+        )  # where one is given, that of now is kept meanwhile
         output = operator(*args, **kwargs)
     return (state, output) if saving else output
 

@@ -43,28 +43,39 @@ class Recording:
     """All events of a step on one GPU, loading included."""
 
     sequences: Sequence[Sequence[Event]]  # one for each order of loading that is possible
-    streams: Mapping[int, int] = field(default_factory=dict)  # the stream of each id that is not on the first
+    streams: Mapping[int, int] = field(
+        default_factory=dict
+    )  # the stream of each id that is not on the first
     traced: bool = True  # whether a trace recorded them; else they lie between traces
-    workspaces: frozenset[int] = frozenset()  # ids of cuBLAS's workspaces, whose bytes the GPU decides
+    workspaces: frozenset[int] = (
+        frozenset()
+    )  # ids of cuBLAS's workspaces, whose bytes the GPU decides
 
     def with_workspaces(self, count: int) -> Recording:
         """The same on a GPU that runs the same kernels and has workspaces of so many bytes."""
         ids = self.workspaces
-        sequences = [[(one, count if one in ids else size) for one, size in events] for events in self.sequences]
+        sequences = [
+            [(one, count if one in ids else size) for one, size in events]
+            for events in self.sequences
+        ]
         return replace(self, sequences=[Events.of(events) for events in sequences])
 
     def peak_bytes(self) -> int:
         """Most bytes that are alive at once, without what the allocator adds."""
         return max(max(running_sum(events)) for events in self.sequences)
 
-    def served_at(self, capacity_bytes: int, *, expandable_segments: bool = False) -> tuple[int, int, bool]:
+    def served_at(
+        self, capacity_bytes: int, *, expandable_segments: bool = False
+    ) -> tuple[int, int, bool]:
         """Whether the allocator gets through with so many bytes, whatever the order of loading.
 
         Before that, between which numbers of bytes the answer is the same: from the first, to before the second.
         """
         lowest, highest = 0, PLENTY
         for events in self.sequences:
-            low, high, fits = served_at(capacity_bytes, events, self.streams, expandable_segments=expandable_segments)
+            low, high, fits = served_at(
+                capacity_bytes, events, self.streams, expandable_segments=expandable_segments
+            )
             if not fits:
                 return low, high, False
             lowest, highest = max(lowest, low), min(highest, high)
@@ -74,14 +85,18 @@ class Recording:
         """Whether the allocator gets through with so many bytes, whatever the order of loading."""
         return self.served_at(capacity_bytes, expandable_segments=expandable_segments)[2]
 
-    def capacities(self, *, expandable_segments: bool = False, sizes: Collection[int] = ()) -> list[Capacities]:
+    def capacities(
+        self, *, expandable_segments: bool = False, sizes: Collection[int] = ()
+    ) -> list[Capacities]:
         """What GPUs must have, without their CUDA context, by the order of loading; ``sizes`` are asked about."""
         return [
             capacities(events, self.streams, expandable_segments=expandable_segments, sizes=sizes)
             for events in self.sequences
         ]
 
-    def required_bytes(self, *, expandable_segments: bool = False, sizes: Collection[int] = ()) -> int:
+    def required_bytes(
+        self, *, expandable_segments: bool = False, sizes: Collection[int] = ()
+    ) -> int:
         """The size from which on every GPU suffices, whatever the order of loading."""
         of_orders = self.capacities(expandable_segments=expandable_segments, sizes=sizes)
         return max(each.required_bytes for each in of_orders)
@@ -101,8 +116,12 @@ class Recording:
             other = self.capacities(expandable_segments=not expandable_segments, sizes=asked.sizes)
             names = ("default", "expandable_segments")[:: -1 if expandable_segments else 1]
             both = dict(zip(names, (own, Capacities.of_all(other)), strict=True))
-            answer["required_bytes_by_allocator"] = {name: each.required_bytes for name, each in both.items()}
-            answer["also_fits_bytes_by_allocator"] = {name: each.also_fits for name, each in both.items()}
+            answer["required_bytes_by_allocator"] = {
+                name: each.required_bytes for name, each in both.items()
+            }
+            answer["also_fits_bytes_by_allocator"] = {
+                name: each.also_fits for name, each in both.items()
+            }
         return answer
 
 
@@ -118,7 +137,9 @@ class Scaled:
         self.recordings: dict[int, Recording] = {}
         self._structures: dict[int, tuple[int, ...]] = {}
         self._ids: dict[tuple[int, ...], list[torch.Tensor]] = {}
-        self._pairs: dict[tuple[int, ...], list[tuple[torch.Tensor, torch.Tensor]]] = {}  # frees, and what they free
+        self._pairs: dict[
+            tuple[int, ...], list[tuple[torch.Tensor, torch.Tensor]]
+        ] = {}  # frees, and what they free
         self._sizes: dict[int, list[torch.Tensor]] = {}
         self._least: dict[int, int] = {}
 
@@ -155,7 +176,9 @@ class Scaled:
         if sizes is None:
             return self.record(value)
         structure = self._structures[peers[0]]
-        sequences = [events_of(ids, counts) for ids, counts in zip(self._ids[structure], sizes, strict=True)]
+        sequences = [
+            events_of(ids, counts) for ids, counts in zip(self._ids[structure], sizes, strict=True)
+        ]
         near = self.recordings[peers[0]]
         return Recording(sequences, near.streams, traced=False, workspaces=near.workspaces)
 
@@ -173,7 +196,9 @@ class Scaled:
             self.record(value)
             peers, sizes = [value], [size.to(torch.int64) for size in self._sizes[value]]
         most = 0
-        for counts, (frees, freed) in zip(sizes, self._pairs[self._structures[peers[0]]], strict=True):
+        for counts, (frees, freed) in zip(
+            sizes, self._pairs[self._structures[peers[0]]], strict=True
+        ):
             blocks = counts + (MIN_BLOCK - 1) & -MIN_BLOCK
             blocks[frees] = -blocks[freed]
             most = max(most, int(blocks.cumsum(0).max()))
@@ -188,14 +213,18 @@ class Scaled:
         (middle,) = [value for value in self.recordings if low < value < high][:1]
         if not self._structures[low] == self._structures[middle] == self._structures[high]:
             return False
-        for first, between, last in zip(*(self._sizes[value] for value in (low, middle, high)), strict=True):
+        for first, between, last in zip(
+            *(self._sizes[value] for value in (low, middle, high)), strict=True
+        ):
             growth = (last - first) / (high - low)
             beside = between - (first + growth * (middle - low))
             if bool((beside.abs() > growth.abs() * self.period + MIN_BLOCK).any()):
                 return True
         return False
 
-    def _known(self, value: int, *, trace: bool = True) -> tuple[list[int], list[torch.Tensor] | None]:
+    def _known(
+        self, value: int, *, trace: bool = True
+    ) -> tuple[list[int], list[torch.Tensor] | None]:
         """Traces with the same events as the step at a value, and its bytes by them; None: it has to be traced.
 
         Where the events change between two traces, the place is looked for by halves: a trace at every value that is
@@ -229,16 +258,23 @@ class Scaled:
         if main is not own:  # of this rest one trace is known: what rounding adds there
             corrections = self._through(main[:3], own[0])
             sizes = [
-                size + known - line for size, known, line in zip(sizes, self._sizes[own[0]], corrections, strict=True)
+                size + known - line
+                for size, known, line in zip(sizes, self._sizes[own[0]], corrections, strict=True)
             ]
         return [size.round_().clamp_(min=0).to(torch.int64) for size in sizes]
 
     def _through(self, values: Sequence[int], at: int) -> list[torch.Tensor]:
         """Lagrange's polynomial through two or three traces."""
-        weights = [prod((at - other) / (value - other) for other in values if other != value) for value in values]
+        weights = [
+            prod((at - other) / (value - other) for other in values if other != value)
+            for value in values
+        ]
         sums = [weights[0] * size for size in self._sizes[values[0]]]
         for value, weight in zip(values[1:], weights[1:], strict=True):
-            sums = [total.add_(size, alpha=weight) for total, size in zip(sums, self._sizes[value], strict=True)]
+            sums = [
+                total.add_(size, alpha=weight)
+                for total, size in zip(sums, self._sizes[value], strict=True)
+            ]
         return sums
 
 
@@ -251,7 +287,9 @@ def _columns(events: Events) -> tuple[torch.Tensor, torch.Tensor]:
 
 def events_of(ids: torch.Tensor, sizes: torch.Tensor) -> Events:
     """Events of two columns."""
-    numbers = array("q", [0]) * (2 * len(ids))  # `array("q", bytes(...))` would take each number by itself
+    numbers = array("q", [0]) * (
+        2 * len(ids)
+    )  # `array("q", bytes(...))` would take each number by itself
     if numbers:
         columns = torch.frombuffer(numbers, dtype=torch.int64).view(-1, 2)
         columns[:, 0], columns[:, 1] = ids, sizes

@@ -71,7 +71,9 @@ def inductor_kernel(tracker: Tracker, name: str, source: str = "") -> Callable[.
     told = _ESTIMATE.search(source)
     estimate = round(float(told[1]) * 1e9) if told else None
     first: list[int] = []
-    asked = _asked[-1].get("flex_attention_backward" if "flex_attention_backward" in name else "flex_attention")
+    asked = _asked[-1].get(
+        "flex_attention_backward" if "flex_attention_backward" in name else "flex_attention"
+    )
 
     def run(*args: Any, **kwargs: Any) -> None:
         tracker.kernels_launched += 1
@@ -80,7 +82,10 @@ def inductor_kernel(tracker: Tracker, name: str, source: str = "") -> Callable[.
         first.append(moved) if not first else None
         if estimate is not None and first[0]:
             moved = estimate * moved // first[0]
-        launch(_of_template(name, tensors, moved, asked) or Operator(f"inductor::{name}", MEMORY, "", 0, moved))
+        launch(
+            _of_template(name, tensors, moved, asked)
+            or Operator(f"inductor::{name}", MEMORY, "", 0, moved)
+        )
 
     return run
 
@@ -98,7 +103,9 @@ def _of_template(
         return None
     rows, columns, inner = matrices[0].shape[-2], matrices[1].shape[-1], matrices[0].shape[-1]
     shape = (matrices[0].numel() // (rows * inner), rows, columns, inner)
-    return Operator(f"inductor::{name}", PRODUCT, short(matrices[0].dtype), 2 * prod(shape), moved, shape)
+    return Operator(
+        f"inductor::{name}", PRODUCT, short(matrices[0].dtype), 2 * prod(shape), moved, shape
+    )
 
 
 def _flexible_attention(name: str, queries: int, keys: float, dtype: str, moved: int) -> Operator:
@@ -115,7 +122,10 @@ def _flexible_attention(name: str, queries: int, keys: float, dtype: str, moved:
 
 
 def launched_kernel(
-    language: str, name: str, tensors: Sequence[torch.Tensor], given: Mapping[str, Any] | None = None
+    language: str,
+    name: str,
+    tensors: Sequence[torch.Tensor],
+    given: Mapping[str, Any] | None = None,
 ) -> None:
     """Record a launch of a package's kernel by the tensors that it was given; ``given``: all arguments by name."""
     moved = touched_bytes(tensors)

@@ -37,7 +37,9 @@ _REDUCED_WHERE_THEY_STAND = (
 _BEGUN_AS_THEIR_INPUT = ("aten::im2col", "aten::col2im")
 _SOFTMAX = ("aten::_softmax", "aten::_log_softmax")
 _PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "bitsandbytes::gemm_4bit")
-_Temporaries = tuple[list[int], list[int]]  # bytes of what is allocated before an operator's outputs, and after them
+_Temporaries = tuple[
+    list[int], list[int]
+]  # bytes of what is allocated before an operator's outputs, and after them
 
 
 class CudaKernels:
@@ -48,11 +50,15 @@ class CudaKernels:
     the installed PyTorch's by default.
     """
 
-    def __init__(self, capability: tuple[int, int] | None = None, torch_version: str = torch.__version__) -> None:
+    def __init__(
+        self, capability: tuple[int, int] | None = None, torch_version: str = torch.__version__
+    ) -> None:
         self.capability = capability or DEFAULT_CAPABILITY
         simulation = active_simulation()
         self._processors = (
-            simulation.card.multiprocessors if simulation else cuda_rules.most_processors(self.capability)
+            simulation.card.multiprocessors
+            if simulation
+            else cuda_rules.most_processors(self.capability)
         )
         self._keeps_lt = cuda_rules.keeps_cublaslt_workspace(torch_version)
         self._softmax_keeps_input = cuda_rules.softmax_keeps_its_input(torch_version)
@@ -83,7 +89,9 @@ class CudaKernels:
         name = func._schema.name
         if name not in _PRODUCTS:
             return
-        backward = torch._C._current_graph_task_id() >= 0  # the autograd thread has a handle of its own
+        backward = (
+            torch._C._current_graph_task_id() >= 0
+        )  # the autograd thread has a handle of its own
         needed = [("cublas", cuda_rules.cublas_workspace_bytes(self.capability))]
         if self._keeps_lt and _has_bias(name, args, kwargs or {}):
             needed.append(("lt", cuda_rules.CUBLASLT_WORKSPACE_BYTES))
@@ -114,21 +122,29 @@ class CudaKernels:
         return [], backward_temporaries(name, args, self.capability)
 
     def _of_softmax_backward(self, _: str, args: Sequence, __: dict) -> _Temporaries:
-        return [], [args[0].numel() * args[0].element_size()]  # a structured kernel: its output is there first
+        return [], [
+            args[0].numel() * args[0].element_size()
+        ]  # a structured kernel: its output is there first
 
     def _of_losses(self, _: str, args: Sequence, __: dict) -> _Temporaries:
         """Each element's loss, where they are reduced."""
         if not (args[2] if len(args) > 2 else 1):
             return [], []
-        return [], [prod(torch.broadcast_shapes(args[0].shape, args[1].shape)) * args[0].element_size()]
+        return [], [
+            prod(torch.broadcast_shapes(args[0].shape, args[1].shape)) * args[0].element_size()
+        ]
 
     def _of_embedding_backward(self, _: str, args: Sequence, __: dict) -> _Temporaries:
         grad, indices, words = args[:3]
-        return cuda_rules.embedding_backward_bytes(indices.numel(), words, grad.shape[-1], indices.element_size()), []
+        return cuda_rules.embedding_backward_bytes(
+            indices.numel(), words, grad.shape[-1], indices.element_size()
+        ), []
 
     def _of_sort(self, _: str, args: Sequence, kwargs: dict) -> _Temporaries:
         given = args[0]
-        dims = [value for value in args[1:] if isinstance(value, int) and not isinstance(value, bool)]
+        dims = [
+            value for value in args[1:] if isinstance(value, int) and not isinstance(value, bool)
+        ]
         dim = kwargs.get("dim", dims[0] if dims else -1)
         row = given.shape[dim] if given.dim() else 1
         last = not given.dim() or given.stride(dim) == 1
@@ -137,7 +153,9 @@ class CudaKernels:
     def _of_group_norm(self, name: str, args: Sequence, _: dict) -> _Temporaries:
         backward = name.endswith("_backward")
         samples, channels, positions, groups = args[5:9] if backward else args[3:7]
-        return [], cuda_rules.group_norm_bytes(samples, channels, groups, positions, backward=backward)
+        return [], cuda_rules.group_norm_bytes(
+            samples, channels, groups, positions, backward=backward
+        )
 
     def _of_index_put(self, _: str, args: Sequence, kwargs: dict) -> _Temporaries:
         if not (args[3] if len(args) > 3 else kwargs.get("accumulate")):
@@ -151,22 +169,33 @@ class CudaKernels:
         """A copy where the input is summed in another dtype, and what the blocks of threads leave for each other."""
         if not args[0].dim() or args[0].is_complex():
             return [], []
-        asked = {argument.name: value for argument, value in zip(func._schema.arguments, args, strict=False)} | kwargs
+        asked = {
+            argument.name: value
+            for argument, value in zip(func._schema.arguments, args, strict=False)
+        } | kwargs
         given, dims, copied = args[0], asked.get("dim"), []
         dtype = asked.get("dtype") or given.dtype
         if kind is cuda_rules.SUM and not (dtype.is_floating_point or asked.get("dtype")):
             dtype = torch.int64
         strides = given.stride()
         if dtype != given.dtype and not (given.element_size() == 2 and dtype == torch.float32):
-            copied = [given.numel() * dtype.itemsize]  # ATen native/ReduceOpsUtils.h, make_reduction
+            copied = [
+                given.numel() * dtype.itemsize
+            ]  # ATen native/ReduceOpsUtils.h, make_reduction
             strides = torch.empty_like(given, dtype=dtype).stride()
         summed = dtype if copied else given.dtype
         every = range(given.dim())
         gone = every if dims is None or dims == [] else (dims,) if isinstance(dims, int) else dims
         left = cuda_rules.reduction_bytes(
-            tuple(given.shape), strides, frozenset(every[index] for index in gone), summed.itemsize,
-            dtype.itemsize, kind, self.capability, self._processors,
-        )  # fmt: skip
+            tuple(given.shape),
+            strides,
+            frozenset(every[index] for index in gone),
+            summed.itemsize,
+            dtype.itemsize,
+            kind,
+            self.capability,
+            self._processors,
+        )
         return [], [*copied, *left]
 
     def keep(self, func: Any, args: Sequence, output: Any) -> None:
@@ -184,7 +213,9 @@ _RULES = {
     "aten::sort": CudaKernels._of_sort,
     "aten::native_group_norm": CudaKernels._of_group_norm,
     "aten::native_group_norm_backward": CudaKernels._of_group_norm,
-    **dict.fromkeys(("aten::index_put", "aten::index_put_", "aten::_index_put_impl_"), CudaKernels._of_index_put),
+    **dict.fromkeys(
+        ("aten::index_put", "aten::index_put_", "aten::_index_put_impl_"), CudaKernels._of_index_put
+    ),
 }  # temporaries by the operator's name; what is not here and no reduction has none
 
 
@@ -218,7 +249,9 @@ def cpu_outputs(func: Any, args: Sequence, output: Any) -> Any:
     Layer normalization keeps mean and deviation in the dtype of input and weight, not in fp32, unless the two differ:
     ATen ``native/layer_norm.cpp``, ``layer_norm_cpu``, ``param_scalar_type``.
     """
-    if func._schema.name != "aten::native_layer_norm" or (args[2] is not None and args[2].dtype != args[0].dtype):
+    if func._schema.name != "aten::native_layer_norm" or (
+        args[2] is not None and args[2].dtype != args[0].dtype
+    ):
         return device_outputs(func, args, output)
     normalized, *statistics = output
     return normalized, *(statistic.to(args[0].dtype) for statistic in statistics)
@@ -252,7 +285,11 @@ def dispatch(
     functional = nn.functional
     shapes = torch._meta_registrations
     places = [
-        (functional, "scaled_dot_product_attention", attention_on(target, capability or DEFAULT_CAPABILITY, platform))
+        (
+            functional,
+            "scaled_dot_product_attention",
+            attention_on(target, capability or DEFAULT_CAPABILITY, platform),
+        )
     ]
     if hasattr(shapes, "_meta_grouped_mm_common"):
         places.append((shapes, "_meta_grouped_mm_common", _grouped(shapes._meta_grouped_mm_common)))
@@ -260,16 +297,23 @@ def dispatch(
     if target == "cuda":
         places.append((functional, "dropout", _dropout(functional.dropout)))
         if cuda_rules.fuses_rms_norm(torch_version):
-            places += [(module, "rms_norm", _rms_norm(torch.rms_norm)) for module in (torch, functional)]
+            places += [
+                (module, "rms_norm", _rms_norm(torch.rms_norm)) for module in (torch, functional)
+            ]
         for module in (torch, functional):
-            for name, operator in (("softmax", torch._softmax), ("log_softmax", torch._log_softmax)):
+            for name, operator in (
+                ("softmax", torch._softmax),
+                ("log_softmax", torch._log_softmax),
+            ):
                 places.append((module, name, _softmax(getattr(module, name), operator)))
     with patched(places, hidden=True):
         yield
 
 
 def _softmax(original: Callable, operator: Callable) -> Callable:
-    def softmax(input: torch.Tensor, dim: int | None = None, *args: Any, **kwargs: Any) -> torch.Tensor:
+    def softmax(
+        input: torch.Tensor, dim: int | None = None, *args: Any, **kwargs: Any
+    ) -> torch.Tensor:
         direct = DTYPES.get(input.dtype) in cuda_rules.HALF_TO_FLOAT
         if kwargs.get("dtype") is torch.float32 and direct and dim is not None:
             return operator(input, dim, True)
@@ -286,7 +330,11 @@ def _grouped(original: Callable) -> Callable:
     """
 
     def grouped(mat_a: torch.Tensor, mat_b: torch.Tensor, **more: Any) -> torch.Tensor:
-        if more.get("scale_a") is not None or mat_a.dtype == torch.bfloat16 or mat_a.dtype != mat_b.dtype:
+        if (
+            more.get("scale_a") is not None
+            or mat_a.dtype == torch.bfloat16
+            or mat_a.dtype != mat_b.dtype
+        ):
             return original(mat_a, mat_b, **more)
         make = torch._meta_registrations._create_grouped_mm_output_tensor
         return make(mat_a, mat_b, more.get("offs"), more.get("out_dtype"))
@@ -339,7 +387,9 @@ class FusedRmsNorm(torch.autograd.Function):
     """Allocates what ``_fused_rms_norm`` does (ATen ``cuda/layer_norm_kernel.cu``): it keeps a number for each row."""
 
     @staticmethod
-    def forward(ctx: Any, input: torch.Tensor, weight: torch.Tensor | None, dims: int) -> torch.Tensor:
+    def forward(
+        ctx: Any, input: torch.Tensor, weight: torch.Tensor | None, dims: int
+    ) -> torch.Tensor:
         output = torch.empty_like(input, memory_format=torch.contiguous_format)
         dtype = torch.float64 if input.dtype == torch.float64 else torch.float32
         scale = input.new_empty((*input.shape[:-dims], *(1,) * dims), dtype=dtype)
@@ -357,7 +407,9 @@ class FusedRmsNorm(torch.autograd.Function):
 
 
 def _dropout(original: Callable) -> Callable:
-    def dropout(input: torch.Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> torch.Tensor:
+    def dropout(
+        input: torch.Tensor, p: float = 0.5, training: bool = True, inplace: bool = False
+    ) -> torch.Tensor:
         if training and not inplace and 0 < p < 1:
             return torch.native_dropout(input, p, True)[0]
         return original(input, p, training, inplace)

@@ -67,8 +67,16 @@ _FILLED = {  # made without the values of their first argument
     _aten.fill_.Scalar: None,
     _aten.zero_.default: 0,
 }
-_COPY, _TO_COPY, _SCATTER_ADD = _aten.copy_.default, _aten._to_copy.default, _aten.scatter_add_.default
-ASKED = (_COPY, _TO_COPY, _SCATTER_ADD)  # which :class:`Values` has to hear of although no value is known
+_COPY, _TO_COPY, _SCATTER_ADD = (
+    _aten.copy_.default,
+    _aten._to_copy.default,
+    _aten.scatter_add_.default,
+)
+ASKED = (
+    _COPY,
+    _TO_COPY,
+    _SCATTER_ADD,
+)  # which :class:`Values` has to hear of although no value is known
 UNANSWERED = object()
 
 
@@ -101,21 +109,35 @@ class Values:
     """
 
     def __init__(
-        self, scalars: float | None = None, answers: Mapping[str, bool] | None = None, *, host_is_device: bool = False
+        self,
+        scalars: float | None = None,
+        answers: Mapping[str, bool] | None = None,
+        *,
+        host_is_device: bool = False,
     ) -> None:
         self.carrying = False  # whether any value is known, or was
         self.reading = False  # whether Python is about to read a whole tensor
-        self.counts_evenly = False  # whether counts of choices that nobody knows are taken to be even
+        self.counts_evenly = (
+            False  # whether counts of choices that nobody knows are taken to be even
+        )
         self.chosen_share = 1.0  # of what is counted, from the first on: which part alone is chosen
-        self.asked: Callable[[torch.dtype], float | None] | None = None  # gives numbers in the place of `scalars`
-        self.chooses: Callable[[Any, tuple], Any] | None = None  # by values that nobody knows; None: refused
+        self.asked: Callable[[torch.dtype], float | None] | None = (
+            None  # gives numbers in the place of `scalars`
+        )
+        self.chooses: Callable[[Any, tuple], Any] | None = (
+            None  # by values that nobody knows; None: refused
+        )
         self._scalars = scalars
         self._answers = {**ANSWERS, **(answers or {})}
         self._host_is_device = host_is_device
-        self._known: dict[int, torch.Tensor] = {}  # the bytes on the CPU, by the address of the storage on `meta`
+        self._known: dict[
+            int, torch.Tensor
+        ] = {}  # the bytes on the CPU, by the address of the storage on `meta`
         self.stand_ins: dict[int, _End] = {}
         self._ends: dict[int, _End] = {}
-        self._sources: dict[int, torch.Tensor] = {}  # on the CPU, by the address of what stands for them on `meta`
+        self._sources: dict[
+            int, torch.Tensor
+        ] = {}  # on the CPU, by the address of what stands for them on `meta`
         self._source_ends: dict[int, _End] = {}
         self._kinds: dict[Any, _Kind] = {}
 
@@ -124,7 +146,10 @@ class Values:
     def before(self, func: Any, args: tuple, kwargs: dict) -> Any:
         """What an operator gives, where that is not the device's affair; :data:`UNANSWERED`: run it."""
         if func is _TO_COPY:
-            if kwargs.get("device") is not None and torch.device(kwargs["device"]).type != args[0].device.type:
+            if (
+                kwargs.get("device") is not None
+                and torch.device(kwargs["device"]).type != args[0].device.type
+            ):
                 return self._moved(args[0], kwargs)
         elif func is _COPY and args[0].is_meta != args[1].is_meta:
             return self._copied(*args)
@@ -162,14 +187,18 @@ class Values:
         if func in _FILLED:
             value = _FILLED[func]
             filled = args[-1] if value is None else value
-            if type(filled) in (int, float, bool) and (output.numel() <= FILLED_LIMIT or carried(output)):
+            if type(filled) in (int, float, bool) and (
+                output.numel() <= FILLED_LIMIT or carried(output)
+            ):
                 self.remember(output, torch.full(output.shape, filled, dtype=output.dtype))
             return
         moved = {**kwargs, "device": "cpu"} if "device" in kwargs else kwargs
         known = self._arguments(args, moved)
         if known is None and func is _aten.any.dim and (answer := self._answer()) is not None:
             self.remember(output, torch.full(output.shape, answer))
-        if known is None or (kind.source and func in (_aten.empty.memory_format, _aten.empty_strided.default)):
+        if known is None or (
+            kind.source and func in (_aten.empty.memory_format, _aten.empty_strided.default)
+        ):
             return
         try:
             value = func(*known[0], **known[1])
@@ -185,7 +214,9 @@ class Values:
             return UNANSWERED
         if func is _aten._local_scalar_dense.default:
             return self._number(func, args[0].dtype)
-        if not self.carrying and (answer := self._dynamic(func, args, {})) is not UNANSWERED:  # masks without elements
+        if (
+            not self.carrying and (answer := self._dynamic(func, args, {})) is not UNANSWERED
+        ):  # masks without elements
             return answer
         if func is _aten.equal.default and (answer := self._answer()) is not None:
             return answer
@@ -202,8 +233,16 @@ class Values:
         storage = tensor.untyped_storage()
         if not storage.nbytes():
             return
-        whole = value.untyped_storage().nbytes() == storage.nbytes() and value.stride() == tensor.stride()
-        if not whole or value.storage_offset() or tensor.storage_offset() or value.dtype != tensor.dtype:
+        whole = (
+            value.untyped_storage().nbytes() == storage.nbytes()
+            and value.stride() == tensor.stride()
+        )
+        if (
+            not whole
+            or value.storage_offset()
+            or tensor.storage_offset()
+            or value.dtype != tensor.dtype
+        ):
             held = self._known.get(storage._cdata)
             if held is None:
                 held = torch.zeros(storage.nbytes(), dtype=torch.uint8)
@@ -231,7 +270,10 @@ class Values:
     # --- to the host and back ------------------------------------------------------------------------------------
 
     def _moved(self, tensor: torch.Tensor, kwargs: dict) -> Any:
-        to_host, dtype = torch.device(kwargs["device"]).type == "cpu", kwargs.get("dtype") or tensor.dtype
+        to_host, dtype = (
+            torch.device(kwargs["device"]).type == "cpu",
+            kwargs.get("dtype") or tensor.dtype,
+        )
         if tensor.is_meta and to_host:
             known = self.known(tensor)
             if known is not None:
@@ -261,7 +303,11 @@ class Values:
     def stand_in(self, shape: torch.Size, dtype: torch.dtype) -> torch.Tensor:
         """A tensor on the host without values of its own: one element, repeated."""
         value = self._scalars if self._scalars is not None else 0
-        made = torch.full((1,), value, dtype=dtype).expand(shape) if len(shape) else torch.full((), value, dtype=dtype)
+        made = (
+            torch.full((1,), value, dtype=dtype).expand(shape)
+            if len(shape)
+            else torch.full((), value, dtype=dtype)
+        )
         self._until_its_end(made.untyped_storage(), self.stand_ins)
         return made
 
@@ -291,12 +337,16 @@ class Values:
 
         moved, named = tree_map_only(torch.Tensor, shape, (args, kwargs))
         output = func(*moved, **({**named, "device": "meta"} if "device" in named else named))
-        return tree_map_only(torch.Tensor, lambda made: self.stand_in(made.shape, made.dtype), output)
+        return tree_map_only(
+            torch.Tensor, lambda made: self.stand_in(made.shape, made.dtype), output
+        )
 
     # --- operators on known values -------------------------------------------------------------------------------
 
     def _dynamic(self, func: Any, args: tuple, kwargs: dict) -> Any:
-        if not any(tensor.is_meta for tensor in _tensors(args, kwargs)):  # of the host's own, as a mesh of devices
+        if not any(
+            tensor.is_meta for tensor in _tensors(args, kwargs)
+        ):  # of the host's own, as a mesh of devices
             return UNANSWERED
         known = self._arguments(args, kwargs)
         if known is not None:
@@ -333,12 +383,22 @@ class Values:
 
     def _write(self, func: Any, kind: _Kind, args: tuple, kwargs: dict) -> None:
         """Write into carried values too, or forget those that nobody knows any more."""
-        if func in _FILLED and isinstance(args[0], torch.Tensor) and args[0].is_meta and carried(args[0]):
-            self.remember(args[0], torch.full(args[0].shape, args[-1] if len(args) > 1 else 0, dtype=args[0].dtype))
+        if (
+            func in _FILLED
+            and isinstance(args[0], torch.Tensor)
+            and args[0].is_meta
+            and carried(args[0])
+        ):
+            self.remember(
+                args[0],
+                torch.full(args[0].shape, args[-1] if len(args) > 1 else 0, dtype=args[0].dtype),
+            )
             return
         if func is torch.ops.c10d.broadcast_.default:  # by the first process, which is this one
             return
-        if not any(tensor.is_meta for tensor in _tensors(args, kwargs)):  # the host's own, which the operator computes
+        if not any(
+            tensor.is_meta for tensor in _tensors(args, kwargs)
+        ):  # the host's own, which the operator computes
             return
         known = self._arguments(args, kwargs)
         if known is not None:
@@ -351,7 +411,9 @@ class Values:
                 self.forget(_tensors((args[place],), {}))
         self.forget(_tensors((), {name: value for name, value in kwargs.items() if "out" in name}))
 
-    def _even(self, counts: torch.Tensor, dim: int, chosen: torch.Tensor, ones: torch.Tensor) -> torch.Tensor | None:
+    def _even(
+        self, counts: torch.Tensor, dim: int, chosen: torch.Tensor, ones: torch.Tensor
+    ) -> torch.Tensor | None:
         """How often each of several is chosen where nobody knows, as a router's experts: those that are, equally often.
 
         None: it is no such count, or nobody needs it: only experts on several GPUs are sent as many tokens.
@@ -373,7 +435,9 @@ class Values:
                     return None
             elif tensor.numel() and tensor.untyped_storage()._cdata not in self._known:
                 return None
-        return tree_map_only(torch.Tensor, lambda item: self.known(item) if item.is_meta else item, (args, kwargs))
+        return tree_map_only(
+            torch.Tensor, lambda item: self.known(item) if item.is_meta else item, (args, kwargs)
+        )
 
     def _number(self, func: Any, kind: torch.dtype) -> bool | int | float:
         number = self._answer()
@@ -395,7 +459,9 @@ class Values:
                     return self._answers[name]
             frame = frame.f_back
         frame = caller
-        while frame is not None and frame.f_code.co_name.startswith("<"):  # a comprehension belongs to its function
+        while frame is not None and frame.f_code.co_name.startswith(
+            "<"
+        ):  # a comprehension belongs to its function
             frame = frame.f_back
         if frame is None:
             return None
@@ -407,9 +473,13 @@ class Values:
     @staticmethod
     def _view(held: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
         empty = torch.empty(0, dtype=tensor.dtype)
-        return empty.set_(held.untyped_storage(), tensor.storage_offset(), tensor.size(), tensor.stride())
+        return empty.set_(
+            held.untyped_storage(), tensor.storage_offset(), tensor.size(), tensor.stride()
+        )
 
-    def _until_its_end(self, storage: Any, ends: dict[int, _End], held: dict[int, Any] | None = None) -> None:
+    def _until_its_end(
+        self, storage: Any, ends: dict[int, _End], held: dict[int, Any] | None = None
+    ) -> None:
         def gone(end: _End) -> None:
             ends.pop(end.key, None)
             if held is not None:
@@ -424,7 +494,9 @@ class Values:
         if kind is None:
             schema = func._schema
             aliases = [argument.alias_info for argument in schema.arguments]
-            written = tuple(place for place, alias in enumerate(aliases) if alias is not None and alias.is_write)
+            written = tuple(
+                place for place, alias in enumerate(aliases) if alias is not None and alias.is_write
+            )
             kind = self._kinds[func] = _Kind(
                 dynamic=not _DYNAMIC.isdisjoint(func.tags),
                 written=written,
@@ -437,12 +509,17 @@ class Values:
 
 def carried(tensor: torch.Tensor) -> bool:
     """Whether the values of a tensor of a batch are carried: integers and booleans, up to a size."""
-    return not tensor.dtype.is_floating_point and not tensor.dtype.is_complex and tensor.numel() <= LIMIT
+    return (
+        not tensor.dtype.is_floating_point
+        and not tensor.dtype.is_complex
+        and tensor.numel() <= LIMIT
+    )
 
 
 def _small(output: Any) -> bool:
     return all(
-        item.numel() <= (FLOAT_LIMIT if item.dtype.is_floating_point else LIMIT) and not item.dtype.is_complex
+        item.numel() <= (FLOAT_LIMIT if item.dtype.is_floating_point else LIMIT)
+        and not item.dtype.is_complex
         for item in _listed(output)
         if isinstance(item, torch.Tensor)
     )
@@ -467,5 +544,7 @@ def without_masks(indices: Any, share: float = 1.0) -> list[torch.Tensor | None]
         if index is None or index.dtype != torch.bool:
             found.append(index)
         else:
-            found += [torch.empty(round(share * index.numel()), dtype=torch.long, device="meta")] * index.dim()
+            found += [
+                torch.empty(round(share * index.numel()), dtype=torch.long, device="meta")
+            ] * index.dim()
     return found

@@ -32,7 +32,9 @@ from .tracker import Tracker
 
 FLUSHED_BYTES = 256 * 2**20
 # What a launch gives back: nobody knows the registers of what was never compiled.
-_KERNEL = SimpleNamespace(n_regs=32, n_spills=0, metadata=SimpleNamespace(shared=0, num_warps=4), asm={})
+_KERNEL = SimpleNamespace(
+    n_regs=32, n_spills=0, metadata=SimpleNamespace(shared=0, num_warps=4), asm={}
+)
 
 
 @contextmanager
@@ -52,7 +54,9 @@ def no_launches(simulation: Simulation) -> Iterator[None]:
         (kind, "do_bench", property(lambda tuner: _benchmark)),
     ]
     if hasattr(kind, "check_disk_cache"):
-        places.append((kind, "check_disk_cache", lambda tuner, key, configs, bench: bench() and False))
+        places.append(
+            (kind, "check_disk_cache", lambda tuner, key, configs, bench: bench() and False)
+        )
     before = driver._active
     with ExitStack() as stack:
         stack.enter_context(patched(places))
@@ -79,8 +83,13 @@ def _launch(kernel: Any, *args: Any, grid: Any = None, warmup: bool = False, **k
         return _KERNEL
     if callable(grid):
         grid(given)
-    written = [each if isinstance(each, torch.Tensor) else getattr(each, "base", None) for each in given.values()]
-    tensors = [each for each in written if isinstance(each, torch.Tensor)]  # the base is a TensorDescriptor's
+    written = [
+        each if isinstance(each, torch.Tensor) else getattr(each, "base", None)
+        for each in given.values()
+    ]
+    tensors = [
+        each for each in written if isinstance(each, torch.Tensor)
+    ]  # the base is a TensorDescriptor's
     _launched(kernel.__name__, "triton", tensors, given)
     return _KERNEL
 
@@ -94,8 +103,12 @@ class _Compiled:
     def set_shared_memory_config(self, count: int) -> None:
         """What a block may take is the card's affair."""
 
-    def __call__(self, grid: Any = None, block: Any = None, args: Any = (), *more: Any, **asked: Any) -> None:
-        _launched(self._name, "cuda", [each for each in args or () if isinstance(each, torch.Tensor)])
+    def __call__(
+        self, grid: Any = None, block: Any = None, args: Any = (), *more: Any, **asked: Any
+    ) -> None:
+        _launched(
+            self._name, "cuda", [each for each in args or () if isinstance(each, torch.Tensor)]
+        )
 
 
 def compiled_kernels() -> list[tuple[Any, str, Any]]:
@@ -103,7 +116,9 @@ def compiled_kernels() -> list[tuple[Any, str, Any]]:
     return [(torch.cuda, "_compile_kernel", _Compiled)]
 
 
-def _launched(name: str, language: str, tensors: list[torch.Tensor], given: Mapping[str, Any] | None = None) -> None:
+def _launched(
+    name: str, language: str, tensors: list[torch.Tensor], given: Mapping[str, Any] | None = None
+) -> None:
     """Tell those who listen of a launch: a kernel may have written into any of its tensors."""
     for mode in _get_current_dispatch_mode_stack():
         if isinstance(mode, Tracker):
@@ -175,7 +190,9 @@ def _driver(card: Card) -> SimpleNamespace:
         get_active_torch_device=lambda: torch.device("meta"),
         get_device_interface=lambda: torch.cuda,
         get_benchmarker=lambda: _benchmark,
-        get_empty_cache_for_benchmark=lambda: torch.empty(FLUSHED_BYTES // 4, dtype=torch.int, device="meta"),
+        get_empty_cache_for_benchmark=lambda: torch.empty(
+            FLUSHED_BYTES // 4, dtype=torch.int, device="meta"
+        ),
         clear_cache=lambda cache: None,
         Stream=FakeStream,
     )

@@ -81,7 +81,9 @@ def turns(sizes: list[int], workers: int, seed: int) -> list[tuple[int, bool]]:
     def take(now: float) -> None:
         for position, size in waiting:
             moments.append((now, position, True))
-            heapq.heappush(cast, (now + vary(_OVERHEAD_SECONDS + size / _CAST_BYTES_PER_SECOND), position))
+            heapq.heappush(
+                cast, (now + vary(_OVERHEAD_SECONDS + size / _CAST_BYTES_PER_SECOND), position)
+            )
             return
 
     for _ in range(workers):

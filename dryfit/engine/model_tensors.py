@@ -55,7 +55,9 @@ def weights_like(tensor: torch.Tensor) -> str:
     return weights(_NAMES.get(tensor.dtype, ""))
 
 
-def component_of(model: nn.Module, label: Label | None = None) -> Callable[[str, torch.Tensor], str]:
+def component_of(
+    model: nn.Module, label: Label | None = None
+) -> Callable[[str, torch.Tensor], str]:
     """What a model's parameters and buffers are for, as ``label`` says or by default."""
     partly_frozen = not all(parameter.requires_grad for parameter in model.parameters())
 
@@ -87,7 +89,9 @@ def quantization_state(parameter: torch.Tensor | nn.Module) -> dict[str, torch.T
     state = getattr(parameter, "quant_state", None)
     if state is None:
         scales = getattr(parameter, "SCB", None)
-        scales = getattr(getattr(parameter, "state", None), "SCB", None) if scales is None else scales
+        scales = (
+            getattr(getattr(parameter, "state", None), "SCB", None) if scales is None else scales
+        )
         return {"scales": scales} if isinstance(scales, torch.Tensor) else {}
     tensors = {"absmax": state.absmax, "code": state.code, "offset": state.offset}
     if state.nested:

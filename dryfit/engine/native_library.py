@@ -88,16 +88,31 @@ class Sources:
             If the folder can't be written.
         """
         folder.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(prefix="compiling-", dir=folder) as beside:  # processes may compile at the same time
+        with TemporaryDirectory(
+            prefix="compiling-", dir=folder
+        ) as beside:  # processes may compile at the same time
             made = Path(beside, "library")
             compiler, files = self._compiler(), [str(self.files[0])]
-            command = [*compiler, *self.flags, "-shared", "-fPIC", "-o", str(made), *files, *self.links]
+            command = [
+                *compiler,
+                *self.flags,
+                "-shared",
+                "-fPIC",
+                "-o",
+                str(made),
+                *files,
+                *self.links,
+            ]
             try:
-                run = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=_SECONDS)
+                run = subprocess.run(
+                    command, capture_output=True, text=True, errors="replace", timeout=_SECONDS
+                )
             except (OSError, subprocess.TimeoutExpired) as error:
                 raise NotCompiled(f"the compiler can't be run: {error}") from None
             if run.returncode or not made.is_file():
-                said = (run.stderr or run.stdout).strip().splitlines() or [f"exit status {run.returncode}, and no file"]
+                said = (run.stderr or run.stdout).strip().splitlines() or [
+                    f"exit status {run.returncode}, and no file"
+                ]
                 raise NotCompiled(f"the compiler {compiler[0]} fails: {said[-1]}")
             path = folder / f"{self.stem}-{_digest(made.read_bytes())}{_suffix()}"
             os.replace(made, path)
@@ -106,8 +121,12 @@ class Sources:
     def _compiled_in(self, folder: Path) -> Iterator[Path]:
         """Whole files that were made from these sources for this platform, the last made first."""
         try:
-            libraries = sorted(folder.glob(f"{self.stem}-*{_suffix()}"), key=lambda path: -path.stat().st_mtime)
-            yield from (path for path in libraries if path.stem.endswith(f"-{_digest(path.read_bytes())}"))
+            libraries = sorted(
+                folder.glob(f"{self.stem}-*{_suffix()}"), key=lambda path: -path.stat().st_mtime
+            )
+            yield from (
+                path for path in libraries if path.stem.endswith(f"-{_digest(path.read_bytes())}")
+            )
         except OSError:
             return
 
@@ -195,7 +214,9 @@ def _say_once(reason: str) -> None:
             return
     except (OSError, ValueError):
         pass
-    log.warning("The allocator is replayed in Python: %s. Answers are the same and take longer.", reason)
+    log.warning(
+        "The allocator is replayed in Python: %s. Answers are the same and take longer.", reason
+    )
     try:
         _made_private(heard.parent)
         beside = heard.with_suffix(f".{os.getpid()}")

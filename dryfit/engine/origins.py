@@ -36,7 +36,9 @@ class Origin:
     operator: str
 
 
-NOWHERE = Origin((), "", "", "", "")  # of what no tensor stands for: workspaces, temporaries inside a kernel
+NOWHERE = Origin(
+    (), "", "", "", ""
+)  # of what no tensor stands for: workspaces, temporaries inside a kernel
 
 
 class Origins:
@@ -82,11 +84,15 @@ class Origins:
         module, line = self._running[-1] if self._running else "", calling_line(self._here)
         node = torch._C._current_autograd_node()
         if node is None or torch.is_grad_enabled():
-            if torch.is_grad_enabled():  # its node has been numbered; operators without one come after it
+            if (
+                torch.is_grad_enabled()
+            ):  # its node has been numbered; operators without one come after it
                 self._forward.setdefault(torch._C._autograd._get_sequence_nr() - 1, (module, line))
         else:
             module, line = self._forward.get(node._sequence_nr(), (module, line))
-        name = func._schema.name + (" (backward)" if node is not None and not torch.is_grad_enabled() else "")
+        name = func._schema.name + (
+            " (backward)" if node is not None and not torch.is_grad_enabled() else ""
+        )
         self.of[identity] = Origin(tuple(tensor.shape), short(tensor.dtype), module, line, name)
 
     @contextmanager
@@ -100,7 +106,10 @@ class Origins:
             if self._running:
                 self._running.pop()
 
-        handles = [register_module_forward_pre_hook(enter), register_module_forward_hook(leave, always_call=True)]
+        handles = [
+            register_module_forward_pre_hook(enter),
+            register_module_forward_hook(leave, always_call=True),
+        ]
         try:
             yield
         finally:

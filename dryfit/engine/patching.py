@@ -85,7 +85,11 @@ def sorted_sets(model: nn.Module) -> list[tuple[Any, str, Any]]:
     must have may differ by a segment; here it is always the same.
     """
     names = sorted({type(module).__module__ for module in model.modules()})
-    return [(sys.modules[name], "set", _Sorted) for name in names if name.startswith("transformers.models.")]
+    return [
+        (sys.modules[name], "set", _Sorted)
+        for name in names
+        if name.startswith("transformers.models.")
+    ]
 
 
 @contextmanager
@@ -114,20 +118,32 @@ def device_lists(target: str) -> list[tuple[Any, str, Any]]:
 
         return devices
 
-    support = _foreach_utils._device_has_foreach_support  # the CPU has it, though it is not in the list
+    support = (
+        _foreach_utils._device_has_foreach_support
+    )  # the CPU has it, though it is not in the list
 
     def has_foreach_support(device: torch.device) -> bool:
         return support(torch.device(target) if device.type == "meta" else device)
 
     new = {
-        "_get_foreach_kernels_supported_devices": beside(_foreach_utils._get_foreach_kernels_supported_devices),
-        "_get_fused_kernels_supported_devices": beside(_foreach_utils._get_fused_kernels_supported_devices),
+        "_get_foreach_kernels_supported_devices": beside(
+            _foreach_utils._get_foreach_kernels_supported_devices
+        ),
+        "_get_fused_kernels_supported_devices": beside(
+            _foreach_utils._get_fused_kernels_supported_devices
+        ),
         "_get_capturable_supported_devices": beside(optimizer._get_capturable_supported_devices),
         "_device_has_foreach_support": has_foreach_support,
     }
     places = [
         module
         for name, module in list(sys.modules.items())
-        if name.startswith(("torch.optim", "torch.nn.utils", "torch.utils._foreach_utils")) and module is not None
+        if name.startswith(("torch.optim", "torch.nn.utils", "torch.utils._foreach_utils"))
+        and module is not None
     ]
-    return [(module, name, function) for module in places for name, function in new.items() if name in vars(module)]
+    return [
+        (module, name, function)
+        for module in places
+        for name, function in new.items()
+        if name in vars(module)
+    ]

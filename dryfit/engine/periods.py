@@ -71,7 +71,9 @@ class Periods:
             else:
                 less = end - run.length
                 rows = longer[first:end].unflatten(0, (run.count, run.length))
-                before = shorter[first - shift : less - shift].unflatten(0, (run.count - 1, run.length))
+                before = shorter[first - shift : less - shift].unflatten(
+                    0, (run.count - 1, run.length)
+                )
                 parts += _rows(rows, before, more)
                 shift += run.length
         return torch.cat(parts) if parts else longer
@@ -109,7 +111,10 @@ def _rows(rows: torch.Tensor, before: torch.Tensor, more: int) -> list[torch.Ten
     """
     count = len(rows)
     middle = (count - 1) // 2
-    by_front, by_back = rows[:-1] - before, rows[1:] - before  # of repeats 0 and on, of repeats 1 and on
+    by_front, by_back = (
+        rows[:-1] - before,
+        rows[1:] - before,
+    )  # of repeats 0 and on, of repeats 1 and on
     onward = rows[middle + 1] - rows[middle]
     if middle + 1 < count - 1 or count == LEAST_REPEATS:
         step, growth = onward, by_front[middle]
@@ -140,7 +145,9 @@ def _runs(shorter: Sequence[Hashable], longer: Sequence[Hashable]) -> list[Repea
         length = _left_out(shorter, here, longer, there, places)
         lowest, count = runs[-1].end if runs else 0, 1
         repeat = longer[there : there + length]
-        while there - count * length >= lowest and longer[there - count * length :][:length] == repeat:
+        while (
+            there - count * length >= lowest and longer[there - count * length :][:length] == repeat
+        ):
             count += 1
         if count < LEAST_REPEATS:
             raise Unlike(f"{length} elements repeat only {count} times")
@@ -149,7 +156,11 @@ def _runs(shorter: Sequence[Hashable], longer: Sequence[Hashable]) -> list[Repea
 
 
 def _left_out(
-    shorter: Sequence[Hashable], here: int, longer: Sequence[Hashable], there: int, places: dict[Hashable, list[int]]
+    shorter: Sequence[Hashable],
+    here: int,
+    longer: Sequence[Hashable],
+    there: int,
+    places: dict[Hashable, list[int]],
 ) -> int:
     """How many elements the longer sequence repeats here: of several numbers the one after which most agrees."""
     if here == len(shorter):
@@ -162,7 +173,10 @@ def _left_out(
         length = place - there
         if length > there:
             break
-        if longer[place : place + len(rest)] != rest or longer[there:place] != longer[there - length : there]:
+        if (
+            longer[place : place + len(rest)] != rest
+            or longer[there:place] != longer[there - length : there]
+        ):
             continue
         same = _agreeing(shorter, here, longer, place)
         if same > most:
@@ -177,7 +191,8 @@ def _agreeing(first: Sequence[Hashable], here: int, second: Sequence[Hashable], 
     limit = min(len(first) - here, len(second) - there)
     while step:
         while count + step <= limit and (
-            first[here + count : here + count + step] == second[there + count : there + count + step]
+            first[here + count : here + count + step]
+            == second[there + count : there + count + step]
         ):
             count += step
         step //= 2

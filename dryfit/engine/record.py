@@ -24,7 +24,11 @@ from .replay import Events
 from .stashes import Stashes
 
 _CONVOLUTIONS = (torch.ops.aten.convolution.default, torch.ops.aten.convolution_backward.default)
-_TRANSFORMS = (torch.ops.aten._fft_c2c.default, torch.ops.aten._fft_r2c.default, torch.ops.aten._fft_c2r.default)
+_TRANSFORMS = (
+    torch.ops.aten._fft_c2c.default,
+    torch.ops.aten._fft_r2c.default,
+    torch.ops.aten._fft_c2r.default,
+)
 NOTED = (*_CONVOLUTIONS, *_TRANSFORMS)  # what :meth:`Workspaces.note` has to hear of
 # aten/src/ATen/native/cudnn/Conv_v8.cpp: `run_conv_plan` takes the plan's workspace from the allocator for the call;
 # `try_configs` goes on to the next plan where it is out of memory, and `generate_and_filter_plans` (benchmark mode)
@@ -54,7 +58,9 @@ class Record:
 
     def __init__(self) -> None:
         self.events: list[Event] = []  # `(id, bytes)` for an allocation, `(-id, 0)` for its end
-        self.marks: list[tuple[str, int, int]] = []  # `(phase, step, index of its first event)` in order
+        self.marks: list[
+            tuple[str, int, int]
+        ] = []  # `(phase, step, index of its first event)` in order
         self.components: dict[int, str] = {}  # what each id is for
         # What a person should know about the answer, in the order in which it was seen.
         self.warnings: dict[str, None] = {}
@@ -68,10 +74,16 @@ class Record:
         self.reusable: dict[int, int] = {}
         self.workspaces = Workspaces()  # where cuDNN and cuFFT take some of their own
         self.stashes: Stashes | None = None  # the collectives that it starts; None without any
-        self.kernels_run: Counter[str] = Counter()  # how often each of Triton's kernels was launched
+        self.kernels_run: Counter[str] = (
+            Counter()
+        )  # how often each of Triton's kernels was launched
         self.compiled: Any = None  # what the compiler took, where a compiled step is followed
-        self.replayed: set[int] = set()  # steps in which CUDA graphs were replayed, which allocates nothing
-        self.columns_so_far: tuple[int, Columns] | None = None  # what `Columns` made of so many events
+        self.replayed: set[int] = (
+            set()
+        )  # steps in which CUDA graphs were replayed, which allocates nothing
+        self.columns_so_far: tuple[int, Columns] | None = (
+            None  # what `Columns` made of so many events
+        )
 
     def warn(self, text: str) -> None:
         """Note what a person should know about the answer."""
@@ -107,7 +119,9 @@ class Workspaces:
     def __init__(self) -> None:
         self.cudnn_bytes: int | None = None  # what cuDNN may take; None: what the GPU has left
         self._convolutions: list[int] = []  # indices of the events after which cuDNN runs
-        self._transforms: list[tuple[int, int]] = []  # likewise cuFFT, with the most that its work area may take
+        self._transforms: list[
+            tuple[int, int]
+        ] = []  # likewise cuFFT, with the most that its work area may take
         self._recurrent: list[int] = []  # likewise cuDNN for recurrent layers, which nothing bounds
 
     def note_recurrent(self, at: int) -> None:
@@ -117,7 +131,9 @@ class Workspaces:
     @property
     def taken(self) -> list[tuple[int, int | None]]:
         """In order: the event after which one is taken, and the most that cuFFT's may be; None: it is cuDNN's."""
-        return sorted([*((at, None) for at in self._convolutions), *self._transforms], key=lambda one: one[0])
+        return sorted(
+            [*((at, None) for at in self._convolutions), *self._transforms], key=lambda one: one[0]
+        )
 
     @taken.setter
     def taken(self, taken: Iterable[tuple[int, int | None]]) -> None:
@@ -160,7 +176,9 @@ class Workspaces:
             warn(_CUFFT)
         if convolving:
             warn(_CUDNN)
-            most.append(capacity if self.cudnn_bytes is None else max(convolving) + self.cudnn_bytes)
+            most.append(
+                capacity if self.cudnn_bytes is None else max(convolving) + self.cudnn_bytes
+            )
         return {"peak_allocated_range_bytes": (lowest, None if None in most else max(most))}
 
 
@@ -233,7 +251,11 @@ class Columns:
             reused.append(moment)
             codes.append(told.setdefault(about, len(told)))
         return cls(
-            *(torch.tensor(column, dtype=torch.int64) for column in (kinds, sizes, targets, reused, codes)), [*told]
+            *(
+                torch.tensor(column, dtype=torch.int64)
+                for column in (kinds, sizes, targets, reused, codes)
+            ),
+            [*told],
         )
 
     def __len__(self) -> int:
@@ -246,7 +268,9 @@ class Columns:
 
     def first(self, count: int) -> tuple[Hashable, ...]:
         """The same of so many events."""
-        columns = (tuple(column[:count].tolist()) for column in (self.kinds, self.targets, self.about))
+        columns = (
+            tuple(column[:count].tolist()) for column in (self.kinds, self.targets, self.about)
+        )
         return (*columns, tuple(self.told[: int(self.about[:count].max()) + 1] if count else ()))
 
     def same_as(self, other: Columns) -> bool:
@@ -264,7 +288,11 @@ class Columns:
         columns = (column.tolist() for column in (self.kinds, self.sizes, self.targets, self.about))
         for kind, size, target, about in zip(*columns, strict=True):
             freed = target >= 0
-            found.append((FREED, found[target], about) if freed else (kind, about, size if size in fixed else None))
+            found.append(
+                (FREED, found[target], about)
+                if freed
+                else (kind, about, size if size in fixed else None)
+            )
         return found
 
     def in_order(self, marks: Iterable[int]) -> Columns:
@@ -275,11 +303,22 @@ class Columns:
         """
         freed = self.kinds == FREED
         first = ~freed | ~freed.roll(1)  # of its run
-        workspaces = torch.tensor([len(about) > 2 for about in self.told], dtype=torch.bool)[self.about]
-        places = torch.cat((torch.tensor([*marks], dtype=torch.int64), self.reused, workspaces.nonzero().flatten() + 1))
+        workspaces = torch.tensor([len(about) > 2 for about in self.told], dtype=torch.bool)[
+            self.about
+        ]
+        places = torch.cat(
+            (
+                torch.tensor([*marks], dtype=torch.int64),
+                self.reused,
+                workspaces.nonzero().flatten() + 1,
+            )
+        )
         first[places[(places > 0) & (places < len(self))]] = True
         order = torch.argsort(first.cumsum(0) * len(self) + torch.where(freed, self.targets, 0))
-        columns = (column[order] for column in (self.kinds, self.sizes, self.targets, self.reused, self.about))
+        columns = (
+            column[order]
+            for column in (self.kinds, self.sizes, self.targets, self.reused, self.about)
+        )
         return Columns(*columns, self.told)
 
     def freed_once(self) -> bool:
@@ -356,11 +395,16 @@ class WrittenRecord(Record):
     def _streams(self) -> dict[int, Any]:
         told = self.columns.told
         elsewhere = [code for code, about in enumerate(told) if about[1]]
-        return {identity: told[code][1] for identity, code in zip(*self._allocated(elsewhere), strict=True)}
+        return {
+            identity: told[code][1]
+            for identity, code in zip(*self._allocated(elsewhere), strict=True)
+        }
 
     def _reusable(self) -> dict[int, int]:
         chosen = self.columns.reused >= 0
-        return dict(zip(self._ids[chosen].tolist(), self.columns.reused[chosen].tolist(), strict=True))
+        return dict(
+            zip(self._ids[chosen].tolist(), self.columns.reused[chosen].tolist(), strict=True)
+        )
 
     def sequence(self) -> Events:
         return events_of(self._ids, self.columns.sizes)

@@ -57,16 +57,32 @@ class _Call(NamedTuple):
 
 def _called(run: Callable[[_Call], tuple], kind: str, original: Callable) -> Callable:
     def layer(*args: Any) -> tuple:
-        packed = not isinstance(args[3], bool)  # data, batch sizes, states, weights; else input, states, weights
+        packed = not isinstance(
+            args[3], bool
+        )  # data, batch sizes, states, weights; else input, states, weights
         data, batch_sizes = args[0], args[1] if packed else None
-        states, weights, biased, layers, dropout, train, bidirectional, *rest = args[2 if packed else 1 :]
+        states, weights, biased, layers, dropout, train, bidirectional, *rest = args[
+            2 if packed else 1 :
+        ]
         hidden = (states,) if isinstance(states, Tensor) else tuple(states)
         if not data.is_meta or hasattr(data, "_local_tensor"):
             return original(*args)
         each = len(weights) // (layers * (2 if bidirectional else 1))
         by_layer = [list(weights[first : first + each]) for first in range(0, len(weights), each)]
         return run(
-            _Call(kind, data, batch_sizes, hidden, by_layer, biased, layers, dropout, train, bidirectional, any(rest))
+            _Call(
+                kind,
+                data,
+                batch_sizes,
+                hidden,
+                by_layer,
+                biased,
+                layers,
+                dropout,
+                train,
+                bidirectional,
+                any(rest),
+            )
         )
 
     return layer
@@ -99,18 +115,31 @@ def _is_oneDNNs(call: _Call) -> bool:
     """Whether oneDNN takes a layer: an LSTM of whole sequences without projections (``use_mkldnn``)."""
     mkldnn = torch.backends.mkldnn
     dtype = call.data.dtype
-    taken = dtype == torch.float32 or (dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    taken = dtype == torch.float32 or (
+        dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    )
     projected = len(call.weights[0]) % 2
     whole = call.batch_sizes is None and bool(call.data.numel())
-    return call.kind == "lstm" and mkldnn.is_available() and mkldnn.enabled and taken and whole and not projected
+    return (
+        call.kind == "lstm"
+        and mkldnn.is_available()
+        and mkldnn.enabled
+        and taken
+        and whole
+        and not projected
+    )
 
 
 def _oneDNN(
     call: _Call, data: Tensor, hidden: tuple[Tensor, ...], weights: Sequence[Tensor], reverse: bool
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     size = hidden[0].shape[-1]
-    biases = weights[2:] or [torch.zeros(each.shape, dtype=each.dtype, device=each.device) for each in weights]
-    own = LstmOfOneDNN.apply(data, *weights[:2], *biases, *hidden, reverse, size, call, torch.is_grad_enabled())
+    biases = weights[2:] or [
+        torch.zeros(each.shape, dtype=each.dtype, device=each.device) for each in weights
+    ]
+    own = LstmOfOneDNN.apply(
+        data, *weights[:2], *biases, *hidden, reverse, size, call, torch.is_grad_enabled()
+    )
     return own[0], own[1:]
 
 
@@ -121,7 +150,9 @@ class LstmOfOneDNN(torch.autograd.Function):
     def forward(ctx: Any, *args: Any) -> tuple[Tensor, Tensor, Tensor]:
         tensors, (reverse, size, call, keeps) = args[:7], args[7:]
         flags = (call.layers, call.biased, call.bidirectional, call.batch_first, call.train)
-        outputs = torch.ops.aten.mkldnn_rnn_layer(*tensors, reverse, [], _LSTM_OF_ONEDNN, size, *flags)
+        outputs = torch.ops.aten.mkldnn_rnn_layer(
+            *tensors, reverse, [], _LSTM_OF_ONEDNN, size, *flags
+        )
         data = tensors[0]
         count = _workspace_bytes(*data.shape, size, data.dtype) if keeps else 0
         workspace = torch.empty(count, dtype=torch.uint8, device=data.device)
@@ -136,9 +167,22 @@ class LstmOfOneDNN(torch.autograd.Function):
         reverse, size = ctx.call
         layers, biased, bidirectional, batch_first, train = ctx.flags
         made = torch.ops.aten.mkldnn_rnn_layer_backward(
-            *tensors, output, hidden, cell, *grads, reverse, _LSTM_OF_ONEDNN, size, layers, biased, train,
-            bidirectional, [], batch_first, workspace,
-        )  # fmt: skip
+            *tensors,
+            output,
+            hidden,
+            cell,
+            *grads,
+            reverse,
+            _LSTM_OF_ONEDNN,
+            size,
+            layers,
+            biased,
+            train,
+            bidirectional,
+            [],
+            batch_first,
+            workspace,
+        )
         bias = torch.empty_like(made[3])  # both biases have gradients of their own
         return *made[:3], made[3], bias, *made[5:], None, None, None, None
 
@@ -149,10 +193,18 @@ def _workspace_bytes(steps: int, batch: int, inputs: int, size: int, dtype: torc
     with _disable_current_modes(), torch.enable_grad():  # without gradients it keeps nothing
         make = partial(torch.zeros, dtype=dtype, device="cpu")
         gates = _GATES["lstm"] * size
-        tensors = [make(steps, batch, inputs), make(gates, inputs), make(gates, size), make(gates), make(gates)]
+        tensors = [
+            make(steps, batch, inputs),
+            make(gates, inputs),
+            make(gates, size),
+            make(gates),
+            make(gates),
+        ]
         states = make(batch, size), make(batch, size)
         operator = torch.ops.aten.mkldnn_rnn_layer
-        return operator(*tensors, *states, False, [], _LSTM_OF_ONEDNN, size, 1, True, False, False, True)[3].nbytes
+        return operator(
+            *tensors, *states, False, [], _LSTM_OF_ONEDNN, size, 1, True, False, False, True
+        )[3].nbytes
 
 
 def _by_steps(
@@ -185,7 +237,9 @@ def _packed(given: Tensor, sizes: list[int], hidden: tuple[Tensor, ...], step: C
     return torch.cat(outputs, 0), tuple(torch.cat(states, 0) for states in zip(*ended, strict=True))
 
 
-def _packed_backwards(given: Tensor, sizes: list[int], begin: tuple[Tensor, ...], step: Callable) -> tuple:
+def _packed_backwards(
+    given: Tensor, sizes: list[int], begin: tuple[Tensor, ...], step: Callable
+) -> tuple:
     outputs, end = [], given.shape[0]
     hidden = tuple(state.narrow(0, 0, sizes[-1]) for state in begin)
     for before, size in pairwise([sizes[-1], *reversed(sizes)]):
@@ -202,7 +256,9 @@ def _from_hidden(hidden: Tensor, weights: Sequence[Tensor], biased: bool) -> Ten
     return nn.functional.linear(hidden, weights[1], weights[3] if biased else None)
 
 
-def _plain(activation: Callable, given: Tensor, hidden: tuple, weights: Sequence[Tensor], biased: bool) -> tuple:
+def _plain(
+    activation: Callable, given: Tensor, hidden: tuple, weights: Sequence[Tensor], biased: bool
+) -> tuple:
     return (activation(_from_hidden(hidden[0], weights, biased).add_(given)),)
 
 
@@ -217,7 +273,12 @@ def _gru(given: Tensor, hidden: tuple, weights: Sequence[Tensor], biased: bool) 
 
 def _lstm(given: Tensor, hidden: tuple, weights: Sequence[Tensor], biased: bool) -> tuple:
     gates = _from_hidden(hidden[0], weights, biased).add_(given).unsafe_chunk(4, 1)
-    enters, stays, new, leaves = gates[0].sigmoid_(), gates[1].sigmoid_(), gates[2].tanh_(), gates[3].sigmoid_()
+    enters, stays, new, leaves = (
+        gates[0].sigmoid_(),
+        gates[1].sigmoid_(),
+        gates[2].tanh_(),
+        gates[3].sigmoid_(),
+    )
     cell = (stays * hidden[1]).add_(enters * new)
     output = leaves * cell.tanh()
     return output if len(weights) % 2 == 0 else nn.functional.linear(output, weights[-1]), cell
@@ -242,7 +303,9 @@ class CudnnRnn(torch.autograd.Function):
     """Allocates what ``_cudnn_rnn`` does: outputs, the reserve at its least, one buffer of the weights' gradients."""
 
     @staticmethod
-    def forward(ctx: Any, call: _Call, noted: Callable[[], None], data: Tensor, *tensors: Tensor) -> tuple:
+    def forward(
+        ctx: Any, call: _Call, noted: Callable[[], None], data: Tensor, *tensors: Tensor
+    ) -> tuple:
         batched = call.batch_first and call.batch_sizes is None
         given = (data.transpose(0, 1) if batched else data).contiguous()
         hidden, weights = tensors[: len(call.hidden)], tensors[len(call.hidden) :]
@@ -277,7 +340,9 @@ class CudnnRnn(torch.autograd.Function):
         return None, None, of_data.transpose(0, 1) if batched else of_data, *of_hidden, *of_weights
 
 
-def _costs(call: _Call, rows: int, dtype: torch.dtype, weights: Sequence[Tensor], times: int) -> None:
+def _costs(
+    call: _Call, rows: int, dtype: torch.dtype, weights: Sequence[Tensor], times: int
+) -> None:
     """The products of all steps, each layer's as one: how long the steps wait for each other is not in it."""
     each = len(call.weights[0])
     for first in range(0, len(weights), each):
@@ -286,4 +351,6 @@ def _costs(call: _Call, rows: int, dtype: torch.dtype, weights: Sequence[Tensor]
             moved = (rows * (inner + outputs) + weight.numel()) * dtype.itemsize
             shape, flops = (1, rows, outputs, inner), 2 * rows * outputs * inner
             name = f"cudnn_{call.kind}"
-            costs.launch(costs.Operator(name, costs.PRODUCT, short(dtype), times * flops, moved, shape))
+            costs.launch(
+                costs.Operator(name, costs.PRODUCT, short(dtype), times * flops, moved, shape)
+            )

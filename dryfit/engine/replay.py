@@ -23,8 +23,14 @@ class _Totals(ctypes.Structure):
 
     _fields_ = [
         *((name, ctypes.c_int64) for name in ("capacity", "allocated", "requested", "reserved")),
-        *((name, ctypes.c_int64) for name in ("peak_allocated", "peak_requested", "peak_reserved", "retries")),
-        *((name, ctypes.c_int64) for name in ("at", "needed", "listening", "pausing", "risen_count", "sums_count")),
+        *(
+            (name, ctypes.c_int64)
+            for name in ("peak_allocated", "peak_requested", "peak_reserved", "retries")
+        ),
+        *(
+            (name, ctypes.c_int64)
+            for name in ("at", "needed", "listening", "pausing", "risen_count", "sums_count")
+        ),
         ("risen", ctypes.POINTER(ctypes.c_int64)),
         ("sums", ctypes.POINTER(ctypes.c_int64)),
     ]
@@ -105,7 +111,10 @@ class Events(Sequence[Event]):
 
 def _total(name: str) -> Any:
     """An attribute that is one of the compiled state's numbers."""
-    return property(lambda self: getattr(self._totals, name), lambda self, value: setattr(self._totals, name, value))
+    return property(
+        lambda self: getattr(self._totals, name),
+        lambda self, value: setattr(self._totals, name, value),
+    )
 
 
 class NativeAllocator:
@@ -116,17 +125,25 @@ class NativeAllocator:
     ``streams``: the stream of each id that is not on the first one.
     """
 
-    def __init__(self, streams: Mapping[int, int] | None = None, *, expandable_segments: bool = False) -> None:
+    def __init__(
+        self, streams: Mapping[int, int] | None = None, *, expandable_segments: bool = False
+    ) -> None:
         self._compiled = compiled()
         numbers = {0: 0}
-        self._stream_of = array("i", [0]) * (max(streams, default=-1) + 1) if streams else array("i")
-        for stream in sorted(set(streams.values()), reverse=True) if streams else ():  # private pools come last
+        self._stream_of = (
+            array("i", [0]) * (max(streams, default=-1) + 1) if streams else array("i")
+        )
+        for stream in (
+            sorted(set(streams.values()), reverse=True) if streams else ()
+        ):  # private pools come last
             numbers.setdefault(stream, len(numbers))
         for identity, stream in (streams or {}).items():
             self._stream_of[identity] = numbers[stream]
         general = sum(stream >= 0 for stream in numbers)
         place, count = self._stream_of.buffer_info()
-        self._begin(self._compiled.replay_new(expandable_segments, len(numbers), general, place, count))
+        self._begin(
+            self._compiled.replay_new(expandable_segments, len(numbers), general, place, count)
+        )
 
     def _begin(self, state: Any) -> None:
         self._state: Any = state
@@ -153,7 +170,15 @@ class NativeAllocator:
             raise MemoryError
         return signature.value
 
-    def run(self, events: Events, first: int, last: int, *, grow: bool = False, trail: list[int] | None = None) -> None:
+    def run(
+        self,
+        events: Events,
+        first: int,
+        last: int,
+        *,
+        grow: bool = False,
+        trail: list[int] | None = None,
+    ) -> None:
         """Serve ``Events`` from index ``first`` to before ``last``."""
         totals, place = self._totals, events.numbers.buffer_info()[0]
         totals.pausing = self.released is not None
@@ -207,7 +232,10 @@ State = AllocatorState | NativeAllocator
 
 
 def allocator_for(
-    events: Sequence[Event], streams: Mapping[int, int] | None = None, *, expandable_segments: bool = False
+    events: Sequence[Event],
+    streams: Mapping[int, int] | None = None,
+    *,
+    expandable_segments: bool = False,
 ) -> tuple[State, Sequence[Event]]:
     """An allocator's first state, and the events as it takes them: compiled, or else in Python.
 

@@ -18,9 +18,22 @@ from .record import Record
 from .replay import Events, Replay, replay, running_sum
 
 # The last in whole programs alone, and those before it in trainers that generate (:mod:`.trainer`).
-PHASES = ("load", "forward", "backward", "optimizer", "generation", "rewards", "old_log_probabilities",
-          "reference_log_probabilities", "teacher", "evaluation")  # fmt: skip
-_OUTSIDE = {"inputs": "forward", "between": "optimizer"}  # of no module, the autograd engine or an optimizer
+PHASES = (
+    "load",
+    "forward",
+    "backward",
+    "optimizer",
+    "generation",
+    "rewards",
+    "old_log_probabilities",
+    "reference_log_probabilities",
+    "teacher",
+    "evaluation",
+)
+_OUTSIDE = {
+    "inputs": "forward",
+    "between": "optimizer",
+}  # of no module, the autograd engine or an optimizer
 TIMELINE_POINTS = 2000
 
 
@@ -179,7 +192,11 @@ def make_report(
     last = record.marks[-1][1] - 1  # the mark of the end has a number of its own
     begin, second = record.start(0), record.start(last)
     trail: list[int] = []
-    run = replayed(Events.of(events), [("load", 0), ("steps", begin)], trail=trail) if on_gpu else None
+    run = (
+        replayed(Events.of(events), [("load", 0), ("steps", begin)], trail=trail)
+        if on_gpu
+        else None
+    )
     allocated = [*trail[begin:], run.allocated_bytes] if run else [*running_sum(events)][begin:]
     # allocated[i] is the state before event begin + i, so after event begin + i - 1.
     if last in record.replayed:
@@ -190,20 +207,31 @@ def make_report(
     phases = {phase: allocated[top] for phase, top in tops.items()}
     peak_phase = max(phases, key=lambda phase: phases[phase])
     by_phase = {}
-    for phase, parts in zip(tops, _components(record, events, [begin + top for top in tops.values()]), strict=True):
+    for phase, parts in zip(
+        tops, _components(record, events, [begin + top for top in tops.values()]), strict=True
+    ):
         rounding = {ROUNDING: phases[phase] - sum(parts.values())} if on_gpu else {}
         by_phase[phase] = dict(sorted((parts | rounding).items()))
     before = run.spans[0].peak_allocated_bytes if run else allocated[0]
     reserved = _reserved(record, histories, events, run, capacity_bytes, replayed) if run else {}
     if run:
-        reserved |= recording(record, histories).needs(asked, expandable_segments=expandable_segments)
+        reserved |= recording(record, histories).needs(
+            asked, expandable_segments=expandable_segments
+        )
     if on_gpu:
         before_event = lambda at: allocated[at - begin]  # noqa: E731
         peak = phases[peak_phase]
-        peak_of = lambda moved: replayed(Events.of(moved), [("steps", begin)]).spans[0].peak_allocated_bytes  # noqa: E731
+
+        def peak_of(moved):
+            return replayed(Events.of(moved), [("steps", begin)]).spans[0].peak_allocated_bytes
+
         if record.stashes is not None:
-            reserved |= record.stashes.range_of(peak, events, peak_of, record.warn, record.marks[-1][1])
-        reserved |= record.workspaces.range_of(peak, before_event, second, capacity_bytes, record.warn)
+            reserved |= record.stashes.range_of(
+                peak, events, peak_of, record.warn, record.marks[-1][1]
+            )
+        reserved |= record.workspaces.range_of(
+            peak, before_event, second, capacity_bytes, record.warn
+        )
     return Report(
         peak_allocated_bytes=phases[peak_phase],
         peak_phase=peak_phase,
@@ -213,8 +241,12 @@ def make_report(
         resident_bytes=allocated[0],
         events=len(events),
         warnings=tuple(record.warnings),
-        timeline=_timeline(record, events, allocated, begin, second, spans, on_gpu) if timeline else None,
-        tensors=_alive(record, events, begin + tops[peak_phase]) if record.origins is not None else None,
+        timeline=_timeline(record, events, allocated, begin, second, spans, on_gpu)
+        if timeline
+        else None,
+        tensors=_alive(record, events, begin + tops[peak_phase])
+        if record.origins is not None
+        else None,
         costs=record.costs,
         triton_kernels=dict(sorted(record.kernels_run.items())) or None,
         compiled=record.compiled and record.compiled.to_mapping(),
@@ -226,7 +258,9 @@ def _recorded(record: Record, last: int, allocated: Sequence[int], begin: int) -
     """The step with the most memory, where CUDA graphs were recorded: in later ones they are replayed."""
 
     def most(step: int) -> int:
-        return max(max(allocated[first - begin : end - begin + 1]) for _, first, end in record.spans(step))
+        return max(
+            max(allocated[first - begin : end - begin + 1]) for _, first, end in record.spans(step)
+        )
 
     step = max(range(last + 1), key=most)
     record.warn(
@@ -237,7 +271,11 @@ def _recorded(record: Record, last: int, allocated: Sequence[int], begin: int) -
 
 
 def _highest_of_all(
-    record: Record, last: int, spans: Sequence[tuple[str, int, int]], allocated: Sequence[int], begin: int
+    record: Record,
+    last: int,
+    spans: Sequence[tuple[str, int, int]],
+    allocated: Sequence[int],
+    begin: int,
 ) -> dict[str, int]:
     """Where each phase is highest; with the step's own code, between the phases, where that takes the most."""
     tops = _highest(spans, allocated, begin)
@@ -251,15 +289,21 @@ def _phases(
     record: Record, step: int, named: Mapping[str, str] = dict(zip(PHASES, PHASES, strict=True))
 ) -> list[tuple[str, int, int]]:
     """Names, first events and ends of a step's phases; one of them, the forward pass, if no module was called."""
-    spans = [(named[phase], first, end) for phase, first, end in record.spans(step) if phase in named]
+    spans = [
+        (named[phase], first, end) for phase, first, end in record.spans(step) if phase in named
+    ]
     return spans or [("forward", first, end) for _, first, end in record.spans(step)]
 
 
-def _highest(spans: Sequence[tuple[str, int, int]], allocated: Sequence[int], begin: int) -> dict[str, int]:
+def _highest(
+    spans: Sequence[tuple[str, int, int]], allocated: Sequence[int], begin: int
+) -> dict[str, int]:
     """Where each phase has most allocated, the first such place; ``allocated[i]`` is before event ``begin + i``."""
     tops: dict[str, int] = {}
     for phase, first, end in spans:
-        top = max(range(first - begin, end - begin + 1), key=lambda index: (allocated[index], -index))
+        top = max(
+            range(first - begin, end - begin + 1), key=lambda index: (allocated[index], -index)
+        )
         if phase not in tops or allocated[top] > allocated[tops[phase]]:
             tops[phase] = top
     return tops
@@ -291,7 +335,10 @@ def _reserved(
         if record.reusable:
             late = _reused_late(record, events)
             most = max(
-                most, replay(late, capacity_bytes=capacity_bytes, grow=capacity_bytes is not None).peak_reserved_bytes
+                most,
+                replay(
+                    late, capacity_bytes=capacity_bytes, grow=capacity_bytes is not None
+                ).peak_reserved_bytes,
             )
         return {"peak_reserved_bytes": reserved, "reserved_range_bytes": (reserved, most)}
     step = events[len(histories[0].events) :]
@@ -329,7 +376,10 @@ def _after(history: History, seen: History, step: Sequence[Event]) -> list[Event
 
 
 def _peaks(
-    record: Record, events: Sequence[Event], capacity_bytes: int | None, replay: Callable[..., Replay]
+    record: Record,
+    events: Sequence[Event],
+    capacity_bytes: int | None,
+    replay: Callable[..., Replay],
 ) -> dict[str, Any]:
     """Figures of the last step for events that are the record's own but for those before its first mark."""
     shift = len(events) - len(record.events)  # histories may be of different lengths
@@ -359,7 +409,9 @@ def alive_after(events: Sequence[Event]) -> dict[int, int]:
     return alive
 
 
-def _components(record: Record, events: Sequence[Event], moments: Sequence[int]) -> list[dict[str, int]]:
+def _components(
+    record: Record, events: Sequence[Event], moments: Sequence[int]
+) -> list[dict[str, int]]:
     """Bytes of each component before the events at some indices."""
     wanted = sorted(set(moments))
     bytes_at: dict[int, dict[str, int]] = {}
@@ -411,7 +463,10 @@ def _timeline(
     columns = {name: [snapshot.get(name, 0) for snapshot in snapshots] for name in names}
     totals = [total_at(moment) for moment in moments]
     if on_gpu:
-        columns[ROUNDING] = [total - sum(snapshot.values()) for total, snapshot in zip(totals, snapshots, strict=True)]
+        columns[ROUNDING] = [
+            total - sum(snapshot.values())
+            for total, snapshot in zip(totals, snapshots, strict=True)
+        ]
     starts = [(first, phase) for phase, first, _ in spans]
     phase_of = []
     for moment in moments:

@@ -36,15 +36,32 @@ _NEVER_IN_PLACE = ("ScatterReduceBackward0", "IndexReduceBackward0")
 # Nodes whose formula adds nothing, so that a sum of two gradients that one of them made is the engine's own.
 _WITHOUT_SUMS = frozenset(
     f"{name}Backward{number}"
-    for name in ("Mul", "Sub", "Div", "Mm", "Bmm", "Addmm", "Where", "Maximum", "Minimum", "Cat", "Stack", "Unbind")
+    for name in (
+        "Mul",
+        "Sub",
+        "Div",
+        "Mm",
+        "Bmm",
+        "Addmm",
+        "Where",
+        "Maximum",
+        "Minimum",
+        "Cat",
+        "Stack",
+        "Unbind",
+    )
     for number in (0, 1)
 )
 _RESIZING = frozenset((_ATEN.resize_.default, _ATEN.resize_as_.default))
 # Shapes of operators that PyTorch has no function for.
 _OWN_SHAPES: dict[Any, Callable[..., Any]] = {
     _ATEN.multi_margin_loss_backward.default: lambda grad, given, *_, **__: torch.empty_like(given),
-    _ATEN.multilabel_margin_loss_backward.default: lambda grad, given, *_, **__: torch.empty_like(given),
-    _ATEN.fractional_max_pool3d_backward.default: lambda grad, given, *_, **__: torch.empty_like(given),
+    _ATEN.multilabel_margin_loss_backward.default: lambda grad, given, *_, **__: torch.empty_like(
+        given
+    ),
+    _ATEN.fractional_max_pool3d_backward.default: lambda grad, given, *_, **__: torch.empty_like(
+        given
+    ),
     _ATEN.geqrf.default: lambda given: (
         torch.empty_like(given.mT).mT,
         given.new_empty((*given.shape[:-2], min(given.shape[-2:]))),
@@ -74,11 +91,15 @@ class OperatorRules(NamedTuple):
 
     @classmethod
     def of(cls, func: Any, concerned: bool) -> OperatorRules:
-        may_resize = func in _RESIZING or any(argument.is_out for argument in func._schema.arguments)
+        may_resize = func in _RESIZING or any(
+            argument.is_out for argument in func._schema.arguments
+        )
         return cls(func, concerned, func in ASKED, func in _IN_PLACE, func in NOTED, may_resize)
 
 
-def resizable(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[tuple[torch.UntypedStorage, int]]:
+def resizable(
+    func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> list[tuple[torch.UntypedStorage, int]]:
     """Storages that an operator may make larger, with their sizes: that of ``resize_``, and those given as ``out``."""
     given = [args[0]] if func in _RESIZING else []
     for argument in func._schema.arguments:
@@ -102,7 +123,9 @@ class Shapes:
         known: dict[tuple, list[tuple] | tuple | None] | None = None,
     ) -> None:
         self._corrected = outputs
-        self._kinds: dict[int, tuple[str, Any]] = {}  # by the operator's address: PyTorch hashes them in Python
+        self._kinds: dict[
+            int, tuple[str, Any]
+        ] = {}  # by the operator's address: PyTorch hashes them in Python
         self._outputs = {} if known is None else known  # by operator and shapes
 
     def __call__(self, func: Any, args: tuple, kwargs: dict) -> Any:
@@ -115,12 +138,24 @@ class Shapes:
         if kind == "in place":
             return args[0] if args[0].device.type == "meta" else func(*args, **kwargs)
         if kind == "in place, lists":
-            return None if all(item.device.type == "meta" for item in args[0]) else func(*args, **kwargs)
+            return (
+                None
+                if all(item.device.type == "meta" for item in args[0])
+                else func(*args, **kwargs)
+            )
         try:
             named = ((name, _signature((value,))) for name, value in kwargs.items())
-            key = (func._name, torch.get_default_dtype(), _signature(args), *named)  # of what is made without a dtype
+            key = (
+                func._name,
+                torch.get_default_dtype(),
+                _signature(args),
+                *named,
+            )  # of what is made without a dtype
             known = self._outputs.get(key)
-        except (TypeError, RuntimeError):  # an argument without a signature, such as a sparse tensor
+        except (
+            TypeError,
+            RuntimeError,
+        ):  # an argument without a signature, such as a sparse tensor
             return func(*args, **kwargs)
         if known is None:
             if func._schema.name in _PRODUCTS:
@@ -140,7 +175,11 @@ class Shapes:
 
     def _run(self, func: Any, args: tuple, kwargs: dict) -> Any:
         own = _OWN_SHAPES.get(func)
-        output = func(*args, **kwargs) if own is None or not args[1 % len(args)].is_meta else own(*args, **kwargs)
+        output = (
+            func(*args, **kwargs)
+            if own is None or not args[1 % len(args)].is_meta
+            else own(*args, **kwargs)
+        )
         return output if self._corrected is None else self._corrected(func, args, output)
 
 
@@ -153,7 +192,12 @@ def _ctc_loss(
     return logits.new_empty(batch), logits.new_empty((batch, steps, 2 * longest + 1))
 
 
-def in_place(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], is_new: Callable[[torch.Tensor], bool]) -> Any:
+def in_place(
+    func: Any,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    is_new: Callable[[torch.Tensor], bool],
+) -> Any:
     """The operator that a device runs where a dispatch mode is asked about ``func``.
 
     Another one only in formulas of autograd's own: no Python code runs in between, but for the wrapper that keeps the
@@ -167,7 +211,12 @@ def in_place(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], is_new: 
     if torch.is_grad_enabled() or name in _NEVER_IN_PLACE:
         return func
     if nodes is not None:
-        summed = func is _ADD and name and _sums_into(args, kwargs) and (name in _WITHOUT_SUMS or not is_new(args[0]))
+        summed = (
+            func is _ADD
+            and name
+            and _sums_into(args, kwargs)
+            and (name in _WITHOUT_SUMS or not is_new(args[0]))
+        )
         if name not in nodes and not summed:
             return func
     caller = sys._getframe(1).f_back
@@ -178,10 +227,19 @@ def in_place(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], is_new: 
 
 def _sums_into(args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
     """Whether the engine may add the second of two gradients to the first, which nobody else holds."""
-    if kwargs or len(args) != 2 or not isinstance(args[1], torch.Tensor) or _holders(args) != sole_holder():
+    if (
+        kwargs
+        or len(args) != 2
+        or not isinstance(args[1], torch.Tensor)
+        or _holders(args) != sole_holder()
+    ):
         return False
     first, second = args
-    alike = first.shape == second.shape and first.dtype == second.dtype and first.layout == second.layout
+    alike = (
+        first.shape == second.shape
+        and first.dtype == second.dtype
+        and first.layout == second.layout
+    )
     return alike and first.layout is torch.strided and _extent(first) == first.numel()
 
 
@@ -203,7 +261,9 @@ def sole_holder() -> tuple[int, int, int] | None:
     seen = []
 
     class Watching(TorchDispatchMode):
-        def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: Any = None) -> Any:
+        def __torch_dispatch__(
+            self, func: Any, types: Any, args: tuple = (), kwargs: Any = None
+        ) -> Any:
             if func is _ADD and not torch.is_grad_enabled():
                 seen.append(_holders(args))
             return func(*args, **kwargs or {})
@@ -220,19 +280,31 @@ def _same_dtype(operands: Sequence[torch.Tensor]) -> None:
     """Refuse a product that every device refuses; on ``meta`` only shapes are checked."""
     if len({operand.dtype for operand in operands}) > 1:
         dtypes = ", ".join(short(operand.dtype) for operand in operands)
-        raise RuntimeError(f"the operands of a matrix product differ in dtype ({dtypes}), and no autocast is on")
+        raise RuntimeError(
+            f"the operands of a matrix product differ in dtype ({dtypes}), and no autocast is on"
+        )
 
 
 def _kind(func: Any) -> str:
     """``view``: outputs share storage with inputs; ``in place``, one tensor or lists; ``new``: outputs are new."""
     returns = func._schema.returns
-    if func._schema.name.startswith(("aten::_foreach_", "aten::_fused_")) and func._schema.name.endswith("_"):
+    if func._schema.name.startswith(
+        ("aten::_foreach_", "aten::_fused_")
+    ) and func._schema.name.endswith("_"):
         return "in place, lists"
     if any(item.alias_info is not None for item in returns) or not returns:
         first = func._schema.arguments[0] if func._schema.arguments else None
         written = first is not None and first.alias_info is not None and first.alias_info.is_write
-        plain = torch.Tag.pointwise in func.tags or func._schema.name in ("aten::copy_", "aten::zero_", "aten::fill_")
-        return "in place" if written and plain and len(returns) == 1 and str(first.type) == "Tensor" else "view"
+        plain = torch.Tag.pointwise in func.tags or func._schema.name in (
+            "aten::copy_",
+            "aten::zero_",
+            "aten::fill_",
+        )
+        return (
+            "in place"
+            if written and plain and len(returns) == 1 and str(first.type) == "Tensor"
+            else "view"
+        )
     return "new"
 
 
@@ -241,7 +313,10 @@ def _share_storage(output: Any, args: tuple) -> bool:
         return False
     inputs = {item.untyped_storage()._cdata for item in args if isinstance(item, torch.Tensor)}
     outputs = output if isinstance(output, (tuple, list)) else (output,)
-    return any(isinstance(item, torch.Tensor) and item.untyped_storage()._cdata in inputs for item in outputs)
+    return any(
+        isinstance(item, torch.Tensor) and item.untyped_storage()._cdata in inputs
+        for item in outputs
+    )
 
 
 def _empty(size: tuple, stride: tuple, dtype: torch.dtype) -> torch.Tensor:
@@ -264,7 +339,11 @@ def _signature(values: Iterable[Any]) -> tuple:
 def _layout(output: Any) -> list[tuple] | tuple:
     """Sizes, strides and dtypes of an operator's outputs; () where they aren't plain new tensors on ``meta``."""
     if isinstance(output, torch.Tensor):
-        plain = output.device.type == "meta" and output.storage_offset() == 0 and _fills_its_storage(output)
+        plain = (
+            output.device.type == "meta"
+            and output.storage_offset() == 0
+            and _fills_its_storage(output)
+        )
         return (output.shape, output.stride(), output.dtype) if plain else ()
     if isinstance(output, tuple):
         items = [None if item is None else _layout(item) for item in output]
@@ -273,9 +352,14 @@ def _layout(output: Any) -> list[tuple] | tuple:
 
 
 def _fills_its_storage(tensor: torch.Tensor) -> bool:
-    return tensor.untyped_storage().nbytes() == (_extent(tensor) if tensor.numel() else 0) * tensor.element_size()
+    return (
+        tensor.untyped_storage().nbytes()
+        == (_extent(tensor) if tensor.numel() else 0) * tensor.element_size()
+    )
 
 
 def _extent(tensor: torch.Tensor) -> int:
     """Elements from a tensor's first to its last."""
-    return 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    return 1 + sum(
+        (size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True)
+    )

@@ -10,7 +10,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-_OF_LISTS = ("aten::_foreach_", "aten::_fused_adam", "aten::_fused_sgd")  # of lists of one length, or empty ones
+_OF_LISTS = (
+    "aten::_foreach_",
+    "aten::_fused_adam",
+    "aten::_fused_sgd",
+)  # of lists of one length, or empty ones
 
 
 def sharding_patches() -> list[tuple[Any, str, Any]]:
@@ -24,7 +28,11 @@ def sharding_patches() -> list[tuple[Any, str, Any]]:
 
 def _once_for_each_kind(propagate: Callable) -> Callable:
     def answered(propagator: Any, schema: Any) -> Any:
-        lists = {place: value for place, value in enumerate(schema.args_schema) if isinstance(value, (list, tuple))}
+        lists = {
+            place: value
+            for place, value in enumerate(schema.args_schema)
+            if isinstance(value, (list, tuple))
+        }
         places = [place for place, value in lists.items() if value]
         if not places or not schema.op.name().startswith(_OF_LISTS):
             return propagate(propagator, schema)
@@ -37,7 +45,9 @@ def _once_for_each_kind(propagate: Callable) -> Callable:
         answer = propagate(propagator, _with(schema, places, list(zip(*kinds, strict=True))))
         numbers = [kinds[row] for row in rows]
         if isinstance(answer.output_spec, (list, tuple)):
-            answer.output_spec = type(answer.output_spec)(answer.output_spec[number] for number in numbers)
+            answer.output_spec = type(answer.output_spec)(
+                answer.output_spec[number] for number in numbers
+            )
         other = answer.redistribute_schema
         if other is not None:
             columns = [[other.args_schema[place][number] for number in numbers] for place in places]

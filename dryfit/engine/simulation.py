@@ -119,7 +119,9 @@ def simulated(
         stack.enter_context(extensions(simulation))
         active.append(simulation)
         stack.callback(active.pop)
-        torch._C._set_only_lift_cpu_tensors(True)  # torch.tensor(..., device="cuda") comes to the dispatcher
+        torch._C._set_only_lift_cpu_tensors(
+            True
+        )  # torch.tensor(..., device="cuda") comes to the dispatcher
         stack.callback(torch._C._set_only_lift_cpu_tensors, lifts)
         stack.enter_context(_OnCard())
         yield simulation
@@ -137,7 +139,9 @@ class _OnCard(TorchDispatchMode):
         return True
 
     @torch._disable_dynamo
-    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
         kwargs = kwargs or {}
         own = on_card(func, args, kwargs)
         if own is None:
@@ -164,13 +168,20 @@ def _tensors(simulation: Simulation) -> list[tuple[Any, str, Any]]:
     move = torch.Tensor.to
 
     def to(tensor: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        args, kwargs = [with_index(each) for each in args], {name: with_index(each) for name, each in kwargs.items()}
+        args, kwargs = (
+            [with_index(each) for each in args],
+            {name: with_index(each) for name, each in kwargs.items()},
+        )
         return move(tensor, *args, **kwargs)
 
-    def cuda(tensor: torch.Tensor, device: Any = None, non_blocking: bool = False, **kwargs: Any) -> torch.Tensor:
+    def cuda(
+        tensor: torch.Tensor, device: Any = None, non_blocking: bool = False, **kwargs: Any
+    ) -> torch.Tensor:
         return move(tensor, simulation.device, non_blocking=non_blocking, **kwargs)
 
-    def made(data: Any, *, device: Any = None, pin_memory: bool = False, **kwargs: Any) -> torch.Tensor:
+    def made(
+        data: Any, *, device: Any = None, pin_memory: bool = False, **kwargs: Any
+    ) -> torch.Tensor:
         """It asks for CUDA before the dispatcher hears of it."""
         if device is not None and torch.device(device).type == "cuda":
             device = torch.device("meta")
@@ -190,7 +201,11 @@ def _tensors(simulation: Simulation) -> list[tuple[Any, str, Any]]:
         (torch.Tensor, "to", to),
         (torch.Tensor, "cuda", cuda),
         (torch.Tensor, "device", property(partial(_device, simulation))),
-        (torch.Tensor, "is_cuda", property(lambda tensor: _device(simulation, tensor, 2).type == "cuda")),
+        (
+            torch.Tensor,
+            "is_cuda",
+            property(lambda tensor: _device(simulation, tensor, 2).type == "cuda"),
+        ),
         (torch.Tensor, "get_device", lambda tensor: simulation.index if tensor.is_meta else -1),
         (torch.Tensor, "record_stream", lambda tensor, stream: None),
         (torch, "Generator", GeneratorClass("Generator", (), {})),
@@ -206,14 +221,18 @@ def _set_data(tensor: torch.Tensor, data: torch.Tensor) -> None:
     if other.is_floating_point():
         other.requires_grad_(tensor.requires_grad)
     torch._C._swap_tensor_impl(tensor, other)
-    if gradient is not None and not tensor.is_meta:  # `module.cpu()` moves it next, and wants it to be there
+    if (
+        gradient is not None and not tensor.is_meta
+    ):  # `module.cpu()` moves it next, and wants it to be there
         tensor.grad = gradient.to("cpu")
 
 
 def _device(simulation: Simulation, tensor: torch.Tensor, depth: int = 1) -> torch.device:
     """Where a tensor lies, as the module that asks would hear it on a machine with the card."""
     device = _DEVICE.__get__(tensor)
-    return simulation.device if device.type == "meta" and _by_package(sys._getframe(depth)) else device
+    return (
+        simulation.device if device.type == "meta" and _by_package(sys._getframe(depth)) else device
+    )
 
 
 def _by_package(frame: FrameType) -> bool:
@@ -260,7 +279,9 @@ def _programs(simulation: Simulation) -> list[tuple[Any, str, Any]]:
     start, system = subprocess.Popen.__init__, os.system
 
     def refused(command: Any) -> bool:
-        words = command.split() if isinstance(command, str) else [os.fsdecode(word) for word in command]
+        words = (
+            command.split() if isinstance(command, str) else [os.fsdecode(word) for word in command]
+        )
         name = os.path.basename(words[0]) if words else ""
         frame: FrameType | None = sys._getframe(2)
         while frame is not None and frame.f_globals.get("__name__", "") in _STANDARD:

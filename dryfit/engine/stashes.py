@@ -62,7 +62,9 @@ class Stashes:
             return
         last = self._started[-1:]
         waits = last if last and not last[0].kept and last[0].released is None else self._started
-        found = next((each for each in waits if each.released is None and (each.kept or waits is last)), None)
+        found = next(
+            (each for each in waits if each.released is None and (each.kept or waits is last)), None
+        )
         if found is not None:
             found.released = moment
 

@@ -13,7 +13,10 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn.modules.module import register_module_forward_pre_hook
-from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+from torch.optim.optimizer import (
+    register_optimizer_step_post_hook,
+    register_optimizer_step_pre_hook,
+)
 from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_map_only
 
@@ -47,7 +50,9 @@ def take_steps(
     """
     number, device = 0, active()
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    batches = [batch if previous_batch is None or number else previous_batch for number in range(steps)]
+    batches = [
+        batch if previous_batch is None or number else previous_batch for number in range(steps)
+    ]
 
     def label_gradients(of: Iterable[nn.Parameter]) -> None:
         for parameter in of:
@@ -60,7 +65,9 @@ def take_steps(
 
     def updating(optimizer: torch.optim.Optimizer) -> None:
         tracker.updated_in.add(number)
-        label_gradients(parameter for group in optimizer.param_groups for parameter in group["params"])
+        label_gradients(
+            parameter for group in optimizer.param_groups for parameter in group["params"]
+        )
 
     copy, enabled = partial(_copy, tracker), gc.isenabled()
     gc.disable()
@@ -85,7 +92,9 @@ def take_steps(
                 tracker.waited()  # who reads the loss waits for it
                 new_step()
                 tracker.expecting = False
-                given = [tree_map_only(torch.Tensor, copy, batches[number])]  # nobody but the step holds it
+                given = [
+                    tree_map_only(torch.Tensor, copy, batches[number])
+                ]  # nobody but the step holds it
                 tracker.expecting = number == 0
                 if batch is None:
                     step()
@@ -95,7 +104,9 @@ def take_steps(
                     break
             tracker.mark("end", steps)
     except Exception as error:
-        if not isinstance(error, CompiledError) and (isinstance(error, TraceError) or not tracker.on_meta):
+        if not isinstance(error, CompiledError) and (
+            isinstance(error, TraceError) or not tracker.on_meta
+        ):
             raise
         raise step_error(error) from error
     finally:
@@ -135,7 +146,9 @@ def warn_of_growth(tracker: Tracker) -> None:
 
     Of a trace whose first step was enough nothing is said: one step does not show that memory grows.
     """
-    last = max((number for _, number, _ in tracker.marks[:-1]), default=0)  # the last mark is the end of all steps
+    last = max(
+        (number for _, number, _ in tracker.marks[:-1]), default=0
+    )  # the last mark is the end of all steps
     grown = grown_bytes(tracker, last) if last > 0 else 0
     if grown >= LEAST_GROWTH:
         size = f"{grown / 2**20:.1f} MiB"
@@ -160,7 +173,9 @@ def grown_bytes(record: Record, step: int) -> int:
 def _label_states(tracker: Tracker, optimizer: torch.optim.Optimizer) -> None:
     for value in (item for state in optimizer.state.values() for item in state.values()):
         if isinstance(value, torch.Tensor):
-            if not hasattr(value, "outside_the_allocator"):  # Dynamo makes states while it compiles, unseen
+            if not hasattr(
+                value, "outside_the_allocator"
+            ):  # Dynamo makes states while it compiles, unseen
                 tracker.add(value, OPTIMIZER_STATES)
             tracker.label(value, OPTIMIZER_STATES)
 
@@ -191,16 +206,24 @@ def past_operators(tracker: Tracker) -> list[tuple[Any, str, Any]]:
     tensor made of Python's numbers is no operator's output, and what Python reads whole has to be on the CPU first.
     """
 
-    def one(tensor: torch.Tensor) -> bool:  # packages with kernels of their own ask whether a gradient is 1
+    def one(
+        tensor: torch.Tensor,
+    ) -> bool:  # packages with kernels of their own ask whether a gradient is 1
         return tracker.on_card is not None and tensor.numel() == 1
 
     def made(function: Callable) -> Callable:
         def make(data: Any, *args: Any, **kwargs: Any) -> Any:
             tensor = function(data, *args, **kwargs)
             tracker.see(tensor)
-            if tensor.is_meta and not isinstance(data, torch.Tensor) and (carried(tensor) or one(tensor)):
+            if (
+                tensor.is_meta
+                and not isinstance(data, torch.Tensor)
+                and (carried(tensor) or one(tensor))
+            ):
                 with _disable_current_modes():
-                    tracker.values.remember(tensor, function(data, dtype=tensor.dtype, device="cpu"))
+                    tracker.values.remember(
+                        tensor, function(data, dtype=tensor.dtype, device="cpu")
+                    )
             return tensor
 
         return make
@@ -226,15 +249,23 @@ def past_operators(tracker: Tracker) -> list[tuple[Any, str, Any]]:
 
     run = threading.Thread.run
 
-    def in_thread(thread: threading.Thread) -> None:  # a mode belongs to a thread, and weights are loaded by some
+    def in_thread(
+        thread: threading.Thread,
+    ) -> None:  # a mode belongs to a thread, and weights are loaded by some
         with tracker:
             run(thread)
 
-    patches: list = [(torch.UntypedStorage, "resize_", resize_), (threading.Thread, "run", in_thread)]
+    patches: list = [
+        (torch.UntypedStorage, "resize_", resize_),
+        (threading.Thread, "run", in_thread),
+    ]
     patches += [(torch, "inference_mode", _inference_mode)]
     if tracker.on_meta:
         patches += [(torch, name, made(getattr(torch, name))) for name in ("tensor", "as_tensor")]
-        patches += [(torch.Tensor, name, reading(getattr(torch.Tensor, name))) for name in ("tolist", "numpy")]
+        patches += [
+            (torch.Tensor, name, reading(getattr(torch.Tensor, name)))
+            for name in ("tolist", "numpy")
+        ]
     return patches
 
 
@@ -262,14 +293,22 @@ def listening(tracker: Tracker, device: FakeDevice) -> Iterator[None]:
 _UPDATES = (
     ("deepspeed.runtime.engine", "DeepSpeedEngine", "step"),
     ("dryfit.engine.zero", "ZeroEngine", "step"),
-    ("torch.distributed.fsdp.fully_sharded_data_parallel", "FullyShardedDataParallel", "clip_grad_norm_"),
+    (
+        "torch.distributed.fsdp.fully_sharded_data_parallel",
+        "FullyShardedDataParallel",
+        "clip_grad_norm_",
+    ),
 )
 
 
 class _Heard:
     """Which phase a step is in, by what is called."""
 
-    def __init__(self, enter: Callable[[str], None], phase_of: Callable[[nn.Module], str | None] | None = None) -> None:
+    def __init__(
+        self,
+        enter: Callable[[str], None],
+        phase_of: Callable[[nn.Module], str | None] | None = None,
+    ) -> None:
         self._enter, self._phase, self._engine = enter, "", torch.autograd._engine_run_backward
         self._phase_of = phase_of
         self._depth = 0  # of backward passes: reentrant checkpointing runs one inside another
@@ -357,7 +396,10 @@ def phases(
         register_optimizer_step_pre_hook(heard.step_begins),
         register_optimizer_step_post_hook(heard.step_ends),
     ]
-    for hook, register in ((updating, register_optimizer_step_pre_hook), (updated, register_optimizer_step_post_hook)):
+    for hook, register in (
+        (updating, register_optimizer_step_pre_hook),
+        (updated, register_optimizer_step_post_hook),
+    ):
         if hook is not None:
             handles.append(register(lambda optimizer, *_, hook=hook: hook(optimizer)))
     try:

@@ -164,7 +164,9 @@ class Options:
                 words = " or ".join(f"{name}={word!r}" for word in allowed)
                 raise TraceError(f"Unknown {name} of the trace: {value!r}.", f"Write {words}.")
         if self.steps < 1:
-            raise TraceError(f"A trace takes at least one step, not {self.steps}.", f"Write steps={STEPS}.")
+            raise TraceError(
+                f"A trace takes at least one step, not {self.steps}.", f"Write steps={STEPS}."
+            )
 
 
 def trace_step(
@@ -216,7 +218,16 @@ def trace_step(
         _follow_model(tracker, other)
     _follow_states(tracker, optimizer)
     with surroundings(tracker, model, options):
-        take_steps(tracker, model, step, batch, options.previous_batch, options.steps, options.begin, options.enough)
+        take_steps(
+            tracker,
+            model,
+            step,
+            batch,
+            options.previous_batch,
+            options.steps,
+            options.begin,
+            options.enough,
+        )
     check_updates(tracker, optimizer, options.steps, compiled=options.compiled == "follow")
     if options.previous_batch is None:
         warn_of_growth(tracker)
@@ -235,7 +246,9 @@ def surroundings(tracker: Tracker, model: nn.Module, options: Options) -> Iterat
     """All that is exchanged while a tracker follows steps of a model on ``meta``."""
     on_gpu = options.target == "cuda"
     with ExitStack() as stack:
-        stack.enter_context(dispatch(options.target, options.capability, options.torch_version, options.platform))
+        stack.enter_context(
+            dispatch(options.target, options.capability, options.torch_version, options.platform)
+        )
         noted = lambda: tracker.workspaces.note_recurrent(tracker.now())  # noqa: E731
         stack.enter_context(patched(recurrent.places(options.target, noted), hidden=True))
         stack.enter_context(recording(tracker.costs))
@@ -248,13 +261,17 @@ def surroundings(tracker: Tracker, model: nn.Module, options: Options) -> Iterat
             stack.enter_context(patched([(torch.cuda, "empty_cache", tracker.empty_cache)]))
         if on_gpu and active_simulation() is not None:
             tracker.graphs = stack.enter_context(cuda_graphs(tracker))
-        stack.enter_context(emulated(options.target, lambda copy: tracker.label(copy, WEIGHT_CASTS)))
+        stack.enter_context(
+            emulated(options.target, lambda copy: tracker.label(copy, WEIGHT_CASTS))
+        )
         if options.compiled == "follow":
             stack.enter_context(_through_the_compiler(tracker, options))
         yield
     if simulation := active_simulation():
         for name in simulation.missing:
-            tracker.warn(f"the C extension {name} has no entry in the table, and its package went on without it")
+            tracker.warn(
+                f"the C extension {name} has no entry in the table, and its package went on without it"
+            )
 
 
 def _through_the_compiler(tracker: Tracker, options: Options) -> AbstractContextManager[Any]:
@@ -281,7 +298,10 @@ def make_tracker(model: nn.Module, options: Options, on_gpu: bool) -> tuple[Trac
     tracker.values.counts_evenly = active() is not None  # experts on several GPUs
     tracker.values.chosen_share = options.chosen_share
     if active_simulation() is not None:
-        tracker.on_card, tracker.values.carrying = on_card, True  # packages ask whether a gradient is 1
+        tracker.on_card, tracker.values.carrying = (
+            on_card,
+            True,
+        )  # packages ask whether a gradient is 1
     tracker.phase_of = options.phase_of
     tracker.workspaces.cudnn_bytes = options.cudnn_workspace_bytes
     if on_gpu and (warning := older_than_the_rules(options.torch_version)):
@@ -321,14 +341,18 @@ def measure_step(
         layers_of(options.bitsandbytes_version),
         patched(sorted_sets(model)),
     ):
-        take_steps(tracker, model, step, batch, options.previous_batch, options.steps, options.begin)
+        take_steps(
+            tracker, model, step, batch, options.previous_batch, options.steps, options.begin
+        )
     check_updates(tracker, optimizer, options.steps)
     if options.previous_batch is None:
         warn_of_growth(tracker)
     return make_report(tracker, on_gpu=False, timeline=options.timeline)
 
 
-def _follow_model(tracker: Tracker, model: nn.Module, ids: Any = None, label: Label | None = None) -> None:
+def _follow_model(
+    tracker: Tracker, model: nn.Module, ids: Any = None, label: Label | None = None
+) -> None:
     """Begin to follow a model's parameters, buffers and quantization states; ``ids``: of those already recorded."""
     ids, component = ids or {}, component_of(model, label)
 
@@ -347,7 +371,9 @@ def _follow_model(tracker: Tracker, model: nn.Module, ids: Any = None, label: La
         add(buffer, component(name, buffer))
     for name, module in model.named_modules():  # whatever hangs on a module and is neither
         states = quantization_state(module)
-        for tensor in states.values():  # FSDP leaves of a 4-bit weight a plain one, and its states with the module
+        for tensor in (
+            states.values()
+        ):  # FSDP leaves of a 4-bit weight a plain one, and its states with the module
             add(tensor, QUANTIZATION_STATE)
         if states and hasattr(module, "weight"):  # a parametrization has states alone
             tracker.label(module.weight, weights_with(states))
@@ -370,7 +396,11 @@ def _refuse_values(model: nn.Module, optimizer: torch.optim.Optimizer | None) ->
     """A model, or what an optimizer updates, that is not on ``meta``."""
     held = [(f"The parameter {name}", parameter) for name, parameter in model.named_parameters()]
     groups = optimizer.param_groups if optimizer is not None else ()
-    held += [("A parameter of the optimizer", parameter) for group in groups for parameter in group["params"]]
+    held += [
+        ("A parameter of the optimizer", parameter)
+        for group in groups
+        for parameter in group["params"]
+    ]
     for name, parameter in held:
         if parameter.device.type != "meta":
             raise TraceError(

@@ -83,7 +83,9 @@ class Tracker(TorchDispatchMode, Record):
         self._device = device
         self._named: set[int] = set()  # ids that have their component for good
         self._shared: set[int] = set()  # ids that another stream uses as well
-        self._pending: list[tuple[int, int]] = []  # such ids that are freed, with the index of that event
+        self._pending: list[
+            tuple[int, int]
+        ] = []  # such ids that are freed, with the index of that event
         self._exchanges = Exchanges(self)
         self._host: dict[
             int, _StorageEnd
@@ -96,21 +98,32 @@ class Tracker(TorchDispatchMode, Record):
         # Values of tensors on `meta`, as far as they are known; None: the tensors are real.
         self.values = Values() if self.on_meta else None
         self._next = first_id
-        self._node, self._first_of_node = -1, first_id  # of autograd, and the first id of what it allocates
+        self._node, self._first_of_node = (
+            -1,
+            first_id,
+        )  # of autograd, and the first id of what it allocates
         self._ids: dict[int, int] = {}  # by the storage's address
         self._ends: dict[int, _StorageEnd] = {}
         # Tensors on `meta` that are one with a followed one of the CPU, whose storage lives as long as theirs.
         self._same: dict[int, tuple[_StorageEnd, torch.UntypedStorage | None]] = {}
         self._phase = ""
-        self.phase_of: Callable[[Any], str | None] | None = None  # of a module that is called (`steps.phases`)
-        self.on_card: Callable[..., Any] | None = None  # what an operator is where a card is simulated: `card.on_card`
-        self._operators: dict[int, OperatorRules] = {}  # that were met, by address: PyTorch hashes them in Python
+        self.phase_of: Callable[[Any], str | None] | None = (
+            None  # of a module that is called (`steps.phases`)
+        )
+        self.on_card: Callable[..., Any] | None = (
+            None  # what an operator is where a card is simulated: `card.on_card`
+        )
+        self._operators: dict[
+            int, OperatorRules
+        ] = {}  # that were met, by address: PyTorch hashes them in Python
         self.pool = 0  # of CUDA graphs, that blocks come from now; 0: the general pool
         self.library_workspaces: list[int] = []  # of cuBLAS
         self.graphs: Any = None  # `cuda_graphs.PrivatePools`, where a card is simulated
         self.kernels_launched = 0  # operators and kernels of compilers, but for views
         self.updated_in: set[int] = set()  # steps in which an optimizer has stepped
-        self.expecting = False  # whether tensors may be met that existed before, and belong to no model
+        self.expecting = (
+            False  # whether tensors may be met that existed before, and belong to no model
+        )
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -200,7 +213,11 @@ class Tracker(TorchDispatchMode, Record):
         """
         key = storage._cdata
         identity = self._ids.get(key)
-        if size == storage.nbytes() or storage.device.type not in self._devices or key in self._host:
+        if (
+            size == storage.nbytes()
+            or storage.device.type not in self._devices
+            or key in self._host
+        ):
             return
         if identity is not None:
             self._free(identity)
@@ -326,20 +343,28 @@ class Tracker(TorchDispatchMode, Record):
     def _see_part(self, tensor: torch.Tensor, func: Any) -> None:
         storage = tensor.untyped_storage()
         key = storage._cdata
-        if key in self._ids or tensor.device.type not in self._devices or (self._host and key in self._host):
+        if (
+            key in self._ids
+            or tensor.device.type not in self._devices
+            or (self._host and key in self._host)
+        ):
             return
         elsewhere = self._device is not None and (
             self._device.component or (self._device.stream_now.id and COLLECTIVES)
         )
         if elsewhere:
             component = elsewhere
-        elif self._phase == "inputs" or (self._phase == "between" and not tensor.is_floating_point()):
+        elif self._phase == "inputs" or (
+            self._phase == "between" and not tensor.is_floating_point()
+        ):
             component = INPUTS
         elif self._phase == "between" or self._phase == "optimizer":
             component = TEMPORARIES
         elif self.vocabulary and tensor.dim() > 1 and tensor.shape[-1] == self.vocabulary:
             component = LOGITS_AND_LOSS
-        elif self._phase == "backward" and not torch.is_grad_enabled():  # recomputing activations enables it
+        elif (
+            self._phase == "backward" and not torch.is_grad_enabled()
+        ):  # recomputing activations enables it
             component = TEMPORARIES
         else:
             component = ACTIVATIONS
@@ -366,25 +391,35 @@ class Tracker(TorchDispatchMode, Record):
 
     def _seen(self, output: Any, func: Any, *, on_device: str | None = None) -> Any:
         if on_device is None and type(output) is torch.Tensor:  # most of them
-            self._see_part(output, func) if output.layout is torch.strided else self._see(output, func)
+            self._see_part(output, func) if output.layout is torch.strided else self._see(
+                output, func
+            )
             return output
         for item in output if isinstance(output, (tuple, list)) else (output,):
             if isinstance(item, torch.Tensor) and on_device in (None, item.device.type):
                 self._see(item, func)
         return output
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
         kwargs = kwargs or {}
         if types and any(made_of_others(kind) for kind in types):
             return NotImplemented  # it comes again with the tensors that they consist of
         if func is _COPY and not isinstance(args[1], torch.Tensor):  # `tensor.copy_(5)`
             func, args = torch.ops.aten.fill_.Scalar, args[:2]
-        if self.on_card is not None and (own := self.on_card(func, args, kwargs, self.lies_on_host)) is not None:
+        if (
+            self.on_card is not None
+            and (own := self.on_card(func, args, kwargs, self.lies_on_host)) is not None
+        ):
             with self:
                 return own(*args, **kwargs)
         operator = self._operators.get(id(func)) or self._first_met(func)
         _, concerned, of_values, into_zeros, of_workspaces, may_resize = operator
-        if self._device is not None and (answer := self._exchanges.answer(func, args, kwargs)) is not None:
+        if (
+            self._device is not None
+            and (answer := self._exchanges.answer(func, args, kwargs)) is not None
+        ):
             return answer
         values = self.values
         hears = values is not None and (of_values or values.carrying or values.stand_ins)
@@ -420,14 +455,23 @@ class Tracker(TorchDispatchMode, Record):
             self.workspaces.note(func, args, output, len(self.events))
         if values is not None and (of_values or values.carrying):
             values.after(func, args, kwargs, output)
-            moved = func is _TO_COPY and "cpu" in self._devices and output.is_meta and not args[0].is_meta
-            if moved and output.dtype == args[0].dtype:  # where the CPU is the device nothing is copied
+            moved = (
+                func is _TO_COPY
+                and "cpu" in self._devices
+                and output.is_meta
+                and not args[0].is_meta
+            )
+            if (
+                moved and output.dtype == args[0].dtype
+            ):  # where the CPU is the device nothing is copied
                 if self.identities(args[0]):
                     self.stands_for(output, args[0])
                 else:
                     self.left(output)
         if self.costs is not None and self.costs.on:
-            self.costs.note(func, args, kwargs, output, self._device.stream_now.id if self._device else 0)
+            self.costs.note(
+                func, args, kwargs, output, self._device.stream_now.id if self._device else 0
+            )
         held += [self.allocate(count, TEMPORARIES) for count in later]
         if self._device is not None:
             held += self._exchanges.made(func, args, output)

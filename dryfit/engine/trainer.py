@@ -82,7 +82,9 @@ def trace_trainer(
         # Triton, which PyTorch brings along on Linux alone, decides how TRL computes log-probabilities.
         on_card = options.target == "cuda" and options.platform == "linux"
         with patched(_fused_head() if on_card else []), _cycle(trainer) as phase_of:
-            return trace_step(trainer.model, None, trainer.train, options=replace(own, phase_of=phase_of))
+            return trace_step(
+                trainer.model, None, trainer.train, options=replace(own, phase_of=phase_of)
+            )
 
 
 def measure_trainer(
@@ -103,8 +105,12 @@ def measure_trainer(
 
 # Methods of TRL's trainers that generate, and the phase of what they call. A forward pass without gradients within the
 # third is the policy's before the update, or the reference's.
-_METHODS = {"_generate_single_turn": "generation", "_generate": "generation", "_calculate_rewards": "rewards",
-            "_calculate_rewards_from_functions": "rewards"}  # fmt: skip
+_METHODS = {
+    "_generate_single_turn": "generation",
+    "_generate": "generation",
+    "_calculate_rewards": "rewards",
+    "_calculate_rewards_from_functions": "rewards",
+}
 _LOG_PROBABILITIES = ("_get_per_token_logps_and_entropies", "_forward")
 _TEACHER = "_get_last_hidden_state"  # of the teacher where there are no gradients
 
@@ -133,14 +139,20 @@ def _cycle(trainer: Any) -> Iterator[Callable[[Any], str | None]]:
         if torch.is_grad_enabled():
             return None
         model = args[1]
-        layers = (module for module in model.modules() if getattr(module, "_disable_adapters", False))
+        layers = (
+            module for module in model.modules() if getattr(module, "_disable_adapters", False)
+        )
         frozen = model is getattr(trainer, "ref_model", None) or next(layers, None) is not None
         return "reference_log_probabilities" if frozen else "old_log_probabilities"
 
     places = [(name, lambda _, phase=phase: phase) for name, phase in _METHODS.items()]
     places += [(name, of_log_probabilities) for name in _LOG_PROBABILITIES]
     places.append((_TEACHER, lambda _: None if torch.is_grad_enabled() else "teacher"))
-    known = [(kind, name, within(phase, getattr(kind, name))) for name, phase in places if hasattr(kind, name)]
+    known = [
+        (kind, name, within(phase, getattr(kind, name)))
+        for name, phase in places
+        if hasattr(kind, name)
+    ]
     with patched(known):
         yield lambda module: inside[-1] if inside else None
 
@@ -181,7 +193,10 @@ def _fused_head() -> list[tuple[Any, str, Any]]:
     places += [(kernels, "_addmm_fp32", add_product)]
     # Which tokens are scored decides shapes, of batches of any size.
     places += [(known_values, "LIMIT", MOST_SCORED)]
-    users = (kernels, *map(import_module, ("trl.trainer.utils", "trl.trainer.distillation_trainer")))
+    users = (
+        kernels,
+        *map(import_module, ("trl.trainer.utils", "trl.trainer.distillation_trainer")),
+    )
     return places + [(module, "_use_triton", lambda device: True) for module in users]
 
 
@@ -203,7 +218,10 @@ def _device(name: str) -> Iterator[None]:
         return device
 
     places = [(TrainingArguments, "device", property(of_arguments))]
-    places += [(Accelerator, "device", property(lambda _: device)), (Accelerator, "__init__", _halves(Accelerator))]
+    places += [
+        (Accelerator, "device", property(lambda _: device)),
+        (Accelerator, "__init__", _halves(Accelerator)),
+    ]
     forget()
     try:
         with patched(places):
@@ -240,8 +258,10 @@ def _refuse_more_than_training(trainer: Any) -> None:
             "Write max_steps=2 in its arguments: the second update is like all that follow.",
         )
     refused = {
-        "eval_strategy": str(getattr(arguments.eval_strategy, "value", arguments.eval_strategy)) != "no",
-        "save_strategy": str(getattr(arguments.save_strategy, "value", arguments.save_strategy)) != "no",
+        "eval_strategy": str(getattr(arguments.eval_strategy, "value", arguments.eval_strategy))
+        != "no",
+        "save_strategy": str(getattr(arguments.save_strategy, "value", arguments.save_strategy))
+        != "no",
         "use_vllm": bool(getattr(arguments, "use_vllm", False)),
     }
     for name, wrong in refused.items():

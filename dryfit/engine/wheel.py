@@ -21,14 +21,24 @@ class BuildPy(build_py):
 
     def run(self) -> None:
         super().run()
-        known = runpy.run_path(str(Path(__file__).with_name("native_library.py")))  # packages aren't importable yet
+        known = runpy.run_path(
+            str(Path(__file__).with_name("native_library.py"))
+        )  # packages aren't importable yet
         if self.editable_mode or os.environ.get(known["SETTING"]) == "python":
             return
-        home = next(name for name in self.packages if Path(self.get_package_dir(name), "native", "replay.c").is_file())
+        home = next(
+            name
+            for name in self.packages
+            if Path(self.get_package_dir(name), "native", "replay.c").is_file()
+        )
         try:
-            self.made = known["REPLAY"].compile_into(Path(self.build_lib, *home.split("."), "native"))
+            self.made = known["REPLAY"].compile_into(
+                Path(self.build_lib, *home.split("."), "native")
+            )
         except (known["NotCompiled"], OSError) as reason:
-            self.warn(f"a wheel without the compiled replay, which installations compile or do without: {reason}")
+            self.warn(
+                f"a wheel without the compiled replay, which installations compile or do without: {reason}"
+            )
 
     def get_outputs(self, include_bytecode: bool = True) -> list[str]:
         return [*super().get_outputs(include_bytecode), *([str(self.made)] if self.made else ())]
@@ -41,7 +51,9 @@ class BdistWheel(bdist_wheel):
         self.run_command("build_py")
         self.root_is_pure = not self.get_finalized_command("build_py").made
         if not self.root_is_pure:
-            self.distribution.has_ext_modules = lambda: True  # it is installed where such files belong
+            self.distribution.has_ext_modules = lambda: (
+                True
+            )  # it is installed where such files belong
         super().run()
 
     def get_tag(self) -> tuple[str, str, str]:

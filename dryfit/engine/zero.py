@@ -54,7 +54,9 @@ class ZeroEngine(nn.Module):
     def __init__(self, module: nn.Module, optimizer: Zero) -> None:
         super().__init__()
         self.module, self.optimizer = module, optimizer
-        self.last_norm: torch.Tensor | None = None  # of the step before, until this one's update is done
+        self.last_norm: torch.Tensor | None = (
+            None  # of the step before, until this one's update is done
+        )
 
     def forward(self, *arguments: Any, **options: Any) -> Any:
         self.optimizer.forward_begins()
@@ -78,7 +80,12 @@ class Zero:
     """What all stages have in common."""
 
     def __init__(
-        self, optimizer: torch.optim.Optimizer, settings: ZeroSettings, device: FakeDevice, *, overlaps: bool
+        self,
+        optimizer: torch.optim.Optimizer,
+        settings: ZeroSettings,
+        device: FakeDevice,
+        *,
+        overlaps: bool,
     ) -> None:
         self.settings, self.device, self.own = settings, device, optimizer
         self.overlaps = overlaps if settings.overlap_comm is None else settings.overlap_comm
@@ -86,8 +93,12 @@ class Zero:
         self.world, self.rank = dist.get_world_size(), dist.get_rank()
         self.clip_grad = 0.0  # largest norm of all gradients; 0: they are not clipped
         self.is_last = True  # whether the micro-batch that runs is the step's last
-        self.last_norm: torch.Tensor | None = None  # of all gradients, which DeepSpeed keeps for those who ask
-        self.dtype = next(parameter.dtype for group in optimizer.param_groups for parameter in group["params"])
+        self.last_norm: torch.Tensor | None = (
+            None  # of all gradients, which DeepSpeed keeps for those who ask
+        )
+        self.dtype = next(
+            parameter.dtype for group in optimizer.param_groups for parameter in group["params"]
+        )
         self.loss_scale = 65536.0 if self.dtype == torch.float16 else 1.0
         self.exchanging = device.Stream() if self.overlaps else device.first_stream
 

@@ -18,14 +18,18 @@ IN_QUEUE = 2  # fetches and exchanges that may wait for the GPU (max_ongoing_fet
 class Coordinator:
     """Which weights are gathered when; after the first step by the order in which the one before used them."""
 
-    def __init__(self, model: nn.Module, weights: Weights, settings: ZeroSettings, stream: Any) -> None:
+    def __init__(
+        self, model: nn.Module, weights: Weights, settings: ZeroSettings, stream: Any
+    ) -> None:
         self.model, self.weights, self.settings, self.stream = model, weights, settings, stream
         self.device = weights.device
         self.way: dict[int, Gathering] = {}  # by the identity of what is on its way
         self.recording, self.complete = False, False
         self.order: list[nn.Module] = []
         self.uses: list[tuple[Divided, int]] = []
-        self.outside: dict[int, list[nn.Parameter]] = defaultdict(list)  # weights that another module's forward reads
+        self.outside: dict[int, list[nn.Parameter]] = defaultdict(
+            list
+        )  # weights that another module's forward reads
         self.recomputed: dict[int, dict[int, Divided]] = defaultdict(dict)
         self.backward: dict[int, nn.Module] = {}  # modules whose backward pass runs
         self.running: list[nn.Module] = [model]
@@ -50,7 +54,9 @@ class Coordinator:
                     numbers[id(module)].append(number)
                 for module in self.order:
                     number = numbers[id(module)].popleft()
-                    self.uses += [(one, number) for one in sorted(self.of(module), key=lambda one: one.number)]
+                    self.uses += [
+                        (one, number) for one in sorted(self.of(module), key=lambda one: one.number)
+                    ]
                 self.complete = True
             self.recording = not self.complete
         self.queue = deque(self.uses)
@@ -65,7 +71,9 @@ class Coordinator:
 
     def _starts(self, module: nn.Module) -> None:
         """``trace_prologue`` and ``record_module``: another order than the recorded one is recorded anew."""
-        if self.complete and (self.step_number >= len(self.order) or self.order[self.step_number] is not module):
+        if self.complete and (
+            self.step_number >= len(self.order) or self.order[self.step_number] is not module
+        ):
             self.complete, self.order, self.uses = False, [], []
             self.fetched_for, self.queue = {}, deque()
             self._drop_what_is_on_its_way()
@@ -99,7 +107,9 @@ class Coordinator:
         self.step_number += 1
 
     def _look_ahead(self, needed: Sequence[Divided]) -> None:
-        new = [one for one in needed if self.fetched_for.get(id(one.parameter), -1) < self.step_number]
+        new = [
+            one for one in needed if self.fetched_for.get(id(one.parameter), -1) < self.step_number
+        ]
         dropped: set[int] = set()
         while self.queue and len(dropped) < len(new):
             weight, number = self.queue.popleft()
@@ -108,7 +118,10 @@ class Coordinator:
         settings = self.settings
         if settings.stage3_prefetch_bucket_size <= 0:
             return
-        most = min(settings.stage3_max_live_parameters - self.available, settings.stage3_prefetch_bucket_size)
+        most = min(
+            settings.stage3_max_live_parameters - self.available,
+            settings.stage3_prefetch_bucket_size,
+        )
         ahead: dict[int, Divided] = {}
         elements = 0
         while self.queue and elements < most:
@@ -169,7 +182,9 @@ class Coordinator:
         """``release_backward_leftovers``: modules whose backward pass nobody ended."""
         while self.backward:
             key, module = self.backward.popitem()
-            own = {id(weight.parameter): weight for weight in self.of(module)} | self.recomputed.pop(key, {})
+            own = {
+                id(weight.parameter): weight for weight in self.of(module)
+            } | self.recomputed.pop(key, {})
             for weight in own.values():
                 weight.users.discard(key)
                 if not weight.stays:
@@ -244,7 +259,9 @@ class Coordinator:
 
         module.register_forward_pre_hook(before)
         module.register_forward_hook(after)
-        module.register_forward_hook(lambda module, inputs, output: each_tensor(BeforeBackward.apply, output))
+        module.register_forward_hook(
+            lambda module, inputs, output: each_tensor(BeforeBackward.apply, output)
+        )
         module.register_forward_pre_hook(inputs_of)
         module._parameters = _Asked(self, module._parameters)
 

@@ -38,7 +38,9 @@ class Bucket:
 
 
 def trained(group: Mapping[str, Any]) -> list[nn.Parameter]:
-    return [parameter for parameter in group["params"] if parameter.requires_grad and parameter.numel()]
+    return [
+        parameter for parameter in group["params"] if parameter.requires_grad and parameter.numel()
+    ]
 
 
 class FlatPartitions(Zero):
@@ -80,7 +82,9 @@ class FlatPartitions(Zero):
             del _
         for flat in self.flat:
             for parameter in flat.parameters:
-                parameter.register_post_accumulate_grad_hook(lambda parameter, flat=flat: self._grown(parameter))
+                parameter.register_post_accumulate_grad_hook(
+                    lambda parameter, flat=flat: self._grown(parameter)
+                )
 
     def name(self, component: Component) -> None:
         for name, parameter in self.module.named_parameters():
@@ -90,7 +94,11 @@ class FlatPartitions(Zero):
         parameters, settings = self.groups[number], self.settings
         torch.cuda.empty_cache()
         if settings.round_robin_gradients:  # _round_robin_reorder
-            parameters = [parameter for first in range(self.world) for parameter in parameters[first :: self.world]]
+            parameters = [
+                parameter
+                for first in range(self.world)
+                for parameter in parameters[first :: self.world]
+            ]
         tensor = _flatten_dense_tensors(aligned(parameters, ALIGNED_ELEMENTS * self.world)).detach()
         flat = Flat(tensor, parameters, self.world, self.rank)
         flat.view_into()
@@ -112,7 +120,9 @@ class FlatPartitions(Zero):
             if self.contiguous:
                 count = 2 if self.overlaps else 1
                 size = self.settings.reduce_bucket_size
-                self.bucket.buffers = [torch.empty(size, dtype=self.dtype, device="meta") for _ in range(count)]
+                self.bucket.buffers = [
+                    torch.empty(size, dtype=self.dtype, device="meta") for _ in range(count)
+                ]
                 self.bucket.index = 0
                 for buffer in self.bucket.buffers:
                     self.device.named(buffer, COLLECTIVES)
@@ -148,7 +158,9 @@ class FlatPartitions(Zero):
             else:
                 self._average(bucket.buffers[bucket.index].narrow(0, 0, bucket.elements))
         elif bucket.parameters:
-            self._average_apart([parameter.grad for parameter in bucket.parameters], bucket.elements)
+            self._average_apart(
+                [parameter.grad for parameter in bucket.parameters], bucket.elements
+            )
         with self.device.stream(self.exchanging):
             for parameter in bucket.parameters:
                 flat, number = self._of(parameter)
@@ -163,7 +175,9 @@ class FlatPartitions(Zero):
             bucket.clear()
 
     def _of(self, parameter: nn.Parameter) -> tuple[Flat, int]:
-        return next((flat, number) for number, flat in enumerate(self.flat) if id(parameter) in flat.places)
+        return next(
+            (flat, number) for number, flat in enumerate(self.flat) if id(parameter) in flat.places
+        )
 
     def _average(self, tensor: torch.Tensor) -> None:
         """``average_tensor``."""
@@ -197,13 +211,17 @@ class FlatPartitions(Zero):
 
     def _reduce_together(self, slices: Sequence[tuple[int, torch.Tensor]]) -> None:
         """``allreduce_and_scatter``."""
-        for some in in_buckets(slices, self.settings.reduce_bucket_size, lambda one: one[1].numel()):
+        for some in in_buckets(
+            slices, self.settings.reduce_bucket_size, lambda one: one[1].numel()
+        ):
             parts = [part for _, part in some]
             summed = _flatten_dense_tensors(parts)
             dist.all_reduce(summed)
             if self.overlaps:
                 self.device.used_on(summed, self.exchanging)
-            for (rank, part), synced in zip(some, _unflatten_dense_tensors(summed, parts), strict=True):
+            for (rank, part), synced in zip(
+                some, _unflatten_dense_tensors(summed, parts), strict=True
+            ):
                 if rank == self.rank:
                     part.copy_(synced)
                     if self.overlaps:
@@ -283,7 +301,8 @@ class FlatPartitions(Zero):
         if not self.offloads:
             for number, flat in enumerate(self.flat):
                 own = [
-                    torch.zeros_like(parameter) if parameter.grad is None else parameter.grad for parameter in flat.held
+                    torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+                    for parameter in flat.held
                 ]
                 if self.kept[number] is None:
                     self.kept[number] = own
@@ -292,7 +311,10 @@ class FlatPartitions(Zero):
                         total.add_(new)
                 del own
             if self.is_last:
-                self.averaged = [flat.cut(kept, self.dtype) for flat, kept in zip(self.flat, self.kept, strict=True)]
+                self.averaged = [
+                    flat.cut(kept, self.dtype)
+                    for flat, kept in zip(self.flat, self.kept, strict=True)
+                ]
                 self.kept = [None] * len(self.groups)
         if self.contiguous:  # _release_ipg_buffers
             self.bucket.buffers = []
@@ -331,7 +353,11 @@ class FlatPartitions(Zero):
         """``has_overflow_partitioned_grads_serial``."""
         count = torch.zeros(1, device="meta")
         for gradient in (gradient for own in self.averaged for gradient in own):
-            count += torch.isfinite(gradient.amax()).logical_and(torch.isfinite(gradient.amin())).logical_not()
+            count += (
+                torch.isfinite(gradient.amax())
+                .logical_and(torch.isfinite(gradient.amin()))
+                .logical_not()
+            )
         dist.all_reduce(count.bool().byte())
 
     def _norm(self) -> torch.Tensor:
@@ -347,7 +373,9 @@ class FlatPartitions(Zero):
 
 def total(norms: Sequence[torch.Tensor]) -> torch.Tensor:
     """The norm over all GPUs, of the norms of a group's gradients here (``get_grad_norm_direct``)."""
-    summed = torch.stack(list(norms)).pow(2.0).sum().float() if norms else torch.zeros((), device="meta")
+    summed = (
+        torch.stack(list(norms)).pow(2.0).sum().float() if norms else torch.zeros((), device="meta")
+    )
     dist.all_reduce(summed)
     return summed.pow(0.5)
 
@@ -355,7 +383,9 @@ def total(norms: Sequence[torch.Tensor]) -> torch.Tensor:
 def aligned(tensors: Sequence[torch.Tensor], alignment: int) -> list[torch.Tensor]:
     """``utils.py``, ``align_dense_tensors``: with zeros behind, so that the sum is a multiple."""
     rest = -sum(tensor.numel() for tensor in tensors) % alignment
-    return [*tensors, torch.zeros(rest, dtype=tensors[0].dtype, device="meta")] if rest else [*tensors]
+    return (
+        [*tensors, torch.zeros(rest, dtype=tensors[0].dtype, device="meta")] if rest else [*tensors]
+    )
 
 
 def in_buckets(items: Sequence[Any], size: int, elements: Callable[[Any], int]) -> list[list[Any]]:
@@ -374,10 +404,14 @@ def in_buckets(items: Sequence[Any], size: int, elements: Callable[[Any], int]) 
 class Flat:
     """A group's weights as one tensor, and which part of it is this GPU's."""
 
-    def __init__(self, tensor: torch.Tensor, parameters: Sequence[nn.Parameter], world: int, rank: int) -> None:
+    def __init__(
+        self, tensor: torch.Tensor, parameters: Sequence[nn.Parameter], world: int, rank: int
+    ) -> None:
         self.tensor, self.parameters, self.rank = tensor, list(parameters), rank
         self.part = tensor.numel() // world  # elements of each GPU's part
-        self.places: dict[int, int] = {}  # where each parameter begins in the tensor, by its identity
+        self.places: dict[
+            int, int
+        ] = {}  # where each parameter begins in the tensor, by its identity
         start = 0
         for parameter in parameters:
             self.places[id(parameter)] = start
@@ -423,7 +457,9 @@ class Flat:
         for parameter, gradient in zip(self.held, gradients, strict=True):
             start, count = self.own_part(parameter)
             whole = count == gradient.numel()
-            found.append(gradient if whole else gradient.contiguous().view(-1).narrow(0, start, count))
+            found.append(
+                gradient if whole else gradient.contiguous().view(-1).narrow(0, start, count)
+            )
             size += count
         if size < self.part:
             found.append(torch.zeros(self.part - size, dtype=dtype, device="meta"))

@@ -30,7 +30,9 @@ class _Linear(torch.autograd.Function):
     """``zero/linear.py``: a linear layer whose backward pass finds the weight as it is then."""
 
     @staticmethod
-    def forward(inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    def forward(
+        inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None
+    ) -> torch.Tensor:
         if inputs.dim() == 2 and bias is not None:
             return torch.addmm(bias, inputs, weight.t())
         output = inputs.matmul(weight.t())
@@ -60,10 +62,15 @@ class _Linear(torch.autograd.Function):
 def zero_in_place(stage: int) -> Iterator[None]:
     """Around all of a trace by rules: with stage 3 linear layers are DeepSpeed's (``memory_efficient_linear``)."""
 
-    def linear(inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    def linear(
+        inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None
+    ) -> torch.Tensor:
         return _Linear.apply(inputs, weight, bias)
 
-    with patched([(nn.functional, "linear", linear)] if stage == 3 else []), warnings.catch_warnings():
+    with (
+        patched([(nn.functional, "linear", linear)] if stage == 3 else []),
+        warnings.catch_warnings(),
+    ):
         warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
         yield
 
@@ -119,7 +126,9 @@ class GatheredWeights(Zero):
         self.elements, self.waiting, self.events = 0, [], deque()
         self.buffer = None
         if settings.contiguous_gradients:
-            self.buffer = torch.empty(settings.reduce_bucket_size, dtype=self.summed_in, device="meta")
+            self.buffer = torch.empty(
+                settings.reduce_bucket_size, dtype=self.summed_in, device="meta"
+            )
             device.named(self.buffer, COLLECTIVES)
         self.micro_batch, self.has_ended = 0, False
         self.norms: list[torch.Tensor] = []
@@ -171,7 +180,9 @@ class GatheredWeights(Zero):
         for half, group in zip(self.halves, self.groups, strict=True) if not self.offloads else ():
             on_host = self.settings.offload_param == "cpu"  # cast there
             converted = (
-                torch.empty(sum(one.size for one in group), device="meta") if on_host else half.to(torch.float32)
+                torch.empty(sum(one.size for one in group), device="meta")
+                if on_host
+                else half.to(torch.float32)
             )
             master = converted.clone().detach()
             master.requires_grad = True
@@ -203,7 +214,9 @@ class GatheredWeights(Zero):
         self.exchanging.wait_stream(self.device.current_stream())
         if self.buffer is not None and self.elements + parameter.grad.numel() <= size:
             with self.device.stream(self.exchanging):
-                place = self.buffer.narrow(0, self.elements, parameter.grad.numel()).view_as(parameter.grad)
+                place = self.buffer.narrow(0, self.elements, parameter.grad.numel()).view_as(
+                    parameter.grad
+                )
                 place.copy_(parameter.grad)
                 self.device.used_on(parameter.grad, self.exchanging)
                 parameter.grad.data = place
@@ -222,7 +235,9 @@ class GatheredWeights(Zero):
                 parts = self._averaged_whole(self.buffer.narrow(0, 0, self.elements))
             else:
                 self.waiting.sort(key=lambda parameter: self.weights[parameter].number)
-                parts = self._averaged_parts([parameter.grad.to(self.summed_in) for parameter in self.waiting])
+                parts = self._averaged_parts(
+                    [parameter.grad.to(self.summed_in) for parameter in self.waiting]
+                )
             self._keep(parts)
             self.waiting, self.elements = [], 0
             self.events.append(self.exchanging.record_event())
@@ -332,7 +347,9 @@ class GatheredWeights(Zero):
         """``_reassign_or_swap_out_partitioned_parameters``."""
         half, group = self.halves[number], self.groups[number]
         half.copy_(self.masters[number].data)
-        for weight, part in zip(group, _unflatten_dense_tensors(half, [one.part for one in group]), strict=True):
+        for weight, part in zip(
+            group, _unflatten_dense_tensors(half, [one.part for one in group]), strict=True
+        ):
             weight.part.data = part.data
 
     def _norms(self) -> list[torch.Tensor]:

@@ -53,7 +53,12 @@ class Weights:
             if id(parameter) not in self.by_parameter:
                 self.device.arrived([parameter])
                 dist.broadcast(parameter.data.view(torch.uint8), 0)
-                weight = Divided(parameter, len(self.by_parameter), self.world, self.settings.offload_param == "cpu")
+                weight = Divided(
+                    parameter,
+                    len(self.by_parameter),
+                    self.world,
+                    self.settings.offload_param == "cpu",
+                )
                 self.by_parameter[id(parameter)] = weight
                 self.give_back(weight)
 
@@ -65,7 +70,11 @@ class Weights:
 
     def part_of(self, weight: Divided) -> torch.Tensor:
         """A weight's part on the GPU; offloaded ones are copied there."""
-        return torch.empty(weight.size, dtype=weight.part.dtype, device="meta") if weight.on_host else weight.part
+        return (
+            torch.empty(weight.size, dtype=weight.part.dtype, device="meta")
+            if weight.on_host
+            else weight.part
+        )
 
     def fill(self, weight: Divided, gathered: torch.Tensor) -> None:
         weight.parameter.data = gathered.narrow(0, 0, weight.elements).view(weight.shape)
@@ -81,7 +90,9 @@ class Weights:
             dist.all_gather_into_tensor(gathered[0], self.part_of(weights[0]))
         else:
             parts = [self.part_of(weight) for weight in weights]
-            gathered = [torch.empty(one.whole, dtype=one.part.dtype, device="meta") for one in weights]
+            gathered = [
+                torch.empty(one.whole, dtype=one.part.dtype, device="meta") for one in weights
+            ]
             works = [
                 dist.all_gather_into_tensor(whole, part, async_op=True)
                 for whole, part in zip(gathered, parts, strict=True)
@@ -115,14 +126,18 @@ class Weights:
             flat = torch.empty(size * self.world, dtype=dtype, device="meta")
             rows = [flat.narrow(0, size * rank, size) for rank in range(self.world)]
             torch.cat([self.part_of(weight) for weight in some], out=rows[self.rank])
-            together.append((dist.all_gather_into_tensor(flat, rows[self.rank], async_op=True), some, rows))
+            together.append(
+                (dist.all_gather_into_tensor(flat, rows[self.rank], async_op=True), some, rows)
+            )
         return Gathering(self, weights, together)
 
 
 class Gathering:
     """Weights on their way, together (``AllGatherHandle``, ``AllGatherCoalescedHandle``)."""
 
-    def __init__(self, weights: Weights, some: Sequence[Divided], together: Sequence[tuple]) -> None:
+    def __init__(
+        self, weights: Weights, some: Sequence[Divided], together: Sequence[tuple]
+    ) -> None:
         self.weights, self.some, self.together, self.done = weights, some, together, False
 
     def wait(self) -> None:

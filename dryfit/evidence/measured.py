@@ -20,15 +20,46 @@ from dryfit.scenario.model import EXPERT_COUNTS
 from dryfit.scenario.scenario import Scenario
 
 PUBLISHED = data_path("measured_steps.csv")
-UNREAD, READ, FITTED = "unread", "read", "fitted"  # how much a row was looked at while the predictions were made
+UNREAD, READ, FITTED = (
+    "unread",
+    "read",
+    "fitted",
+)  # how much a row was looked at while the predictions were made
 # Families whose layers are not attention alone, by `model_type` in transformers, and keys that others of them have.
 _HYBRID = (
-    "bamba", "falcon_h1", "falcon_mamba", "granitemoehybrid", "jamba", "kimi_linear", "lfm2", "lfm2_moe", "lfm3",
-    "mamba", "mamba2", "minimax", "nemotron_h", "olmo_hybrid", "qwen3_5", "qwen3_5_text", "qwen3_5_moe",
-    "qwen3_5_moe_text", "qwen3_next", "recurrent_gemma", "rwkv", "zamba", "zamba2",
-)  # fmt: skip
-_HYBRID_KEYS = ("linear_num_value_heads", "linear_attn_config", "mamba_d_state", "mamba_num_heads", "conv_L_cache",
-                "block_types", "hybrid_override_pattern")  # fmt: skip
+    "bamba",
+    "falcon_h1",
+    "falcon_mamba",
+    "granitemoehybrid",
+    "jamba",
+    "kimi_linear",
+    "lfm2",
+    "lfm2_moe",
+    "lfm3",
+    "mamba",
+    "mamba2",
+    "minimax",
+    "nemotron_h",
+    "olmo_hybrid",
+    "qwen3_5",
+    "qwen3_5_text",
+    "qwen3_5_moe",
+    "qwen3_5_moe_text",
+    "qwen3_next",
+    "recurrent_gemma",
+    "rwkv",
+    "zamba",
+    "zamba2",
+)
+_HYBRID_KEYS = (
+    "linear_num_value_heads",
+    "linear_attn_config",
+    "mamba_d_state",
+    "mamba_num_heads",
+    "conv_L_cache",
+    "block_types",
+    "hybrid_override_pattern",
+)
 _EXPERTS = (*EXPERT_COUNTS, "moe_num_experts")
 
 
@@ -60,14 +91,20 @@ class Kinds(NamedTuple):
 def kinds_of(scenario: Scenario, capability: tuple[int, int] | None) -> Kinds:
     """The kinds of a scenario's step on a GPU of a compute capability; None: no GPU is named, or a size alone."""
     parallel = scenario.parallel
-    offloaded = [parallel.offload, scenario.experts.offload, "activations" if scenario.activation_offload else "none"]
+    offloaded = [
+        parallel.offload,
+        scenario.experts.offload,
+        "activations" if scenario.activation_offload else "none",
+    ]
     return Kinds(
         method=_method(scenario),
         layers=layers_of(scenario.model) + (" and images" if scenario.images else ""),
         objective=scenario.objective,
         program="a Trainer" if scenario.loop == "trainer" else "a loop of its own",
         compiled={"none": "no"}.get(scenario.compile, scenario.compile),
-        parallel="one GPU" if parallel.gpus == 1 else f"{say_way(asdict(parallel))} on {parallel.gpus} GPUs",
+        parallel="one GPU"
+        if parallel.gpus == 1
+        else f"{say_way(asdict(parallel))} on {parallel.gpus} GPUs",
         capability=f"{capability[0]}.{capability[1]}" if capability else "",
         platform=scenario.platform,
         kernels=scenario.kernels,
@@ -77,7 +114,11 @@ def kinds_of(scenario: Scenario, capability: tuple[int, int] | None) -> Kinds:
         attention="eager" if scenario.attention == "eager" else "fused",
         checkpointing="yes" if scenario.gradient_checkpointing else "no",
         loss=scenario.loss,
-        rows="packed" if scenario.packing != "none" else "padded" if scenario.attention_mask == "padding" else "apart",
+        rows="packed"
+        if scenario.packing != "none"
+        else "padded"
+        if scenario.attention_mask == "padding"
+        else "apart",
         offload=" and ".join(word for word in offloaded if word != "none") or "none",
     )
 
@@ -95,7 +136,11 @@ def layers_of(model: Mapping[str, Any]) -> str:
     """What a decoder's layers are made of, by its configuration."""
     if model.get("model_type") in _HYBRID or any(model.get(key) for key in _HYBRID_KEYS):
         return "hybrid kinds"
-    return "attention and experts" if any((model.get(key) or 0) > 1 for key in _EXPERTS) else "attention"
+    return (
+        "attention and experts"
+        if any((model.get(key) or 0) > 1 for key in _EXPERTS)
+        else "attention"
+    )
 
 
 def _method(scenario: Scenario) -> str:
@@ -107,7 +152,9 @@ def _method(scenario: Scenario) -> str:
     if scenario.method == "lora":
         return kind
     packed = "" if scenario.quantization.type == "nf4" else f" {scenario.quantization.type}"
-    if scenario.parallel.gpus > 1 and scenario.quantization.storage != "uint8":  # which sharding can divide
+    if (
+        scenario.parallel.gpus > 1 and scenario.quantization.storage != "uint8"
+    ):  # which sharding can divide
         packed += f" stored as {scenario.quantization.storage}"
     return f"qlora{packed}" + ("" if kind == "lora" else f" {kind}")
 
@@ -153,16 +200,31 @@ class MeasuredStep:
     def cells(self) -> dict[str, str]:
         """The row of the table."""
         values = {name: value for name, value in asdict(self).items() if name != "kinds"}
-        shown = {name: "" if value is None else f"{value:.6g}" if isinstance(value, float) else str(value)
-                 for name, value in values.items()}  # fmt: skip
+        shown = {
+            name: ""
+            if value is None
+            else f"{value:.6g}"
+            if isinstance(value, float)
+            else str(value)
+            for name, value in values.items()
+        }
         return shown | self.kinds._asdict()
 
 
 COLUMNS = tuple(
-    column for field in fields(MeasuredStep) for column in (Kinds._fields if field.name == "kinds" else (field.name,))
+    column
+    for field in fields(MeasuredStep)
+    for column in (Kinds._fields if field.name == "kinds" else (field.name,))
 )
 _WHOLE = ("micro_batch", "sequence_length", "allocated_bytes", "reserved_bytes")
-_SHARES = ("parameters", "step_seconds", "allocated_error", "reserved_error", "time_error", "form_error")
+_SHARES = (
+    "parameters",
+    "step_seconds",
+    "allocated_error",
+    "reserved_error",
+    "time_error",
+    "form_error",
+)
 
 
 def own_table() -> Path:
@@ -194,10 +256,12 @@ def read(path: Path) -> list[MeasuredStep]:
         table = csv.DictReader(file)
         if tuple(table.fieldnames or ()) != COLUMNS:
             raise UserError(
-                "The file is not a table of measured steps of this version.", where=str(path),
-                found=", ".join(table.fieldnames or ())[:80], allowed=", ".join(COLUMNS),
+                "The file is not a table of measured steps of this version.",
+                where=str(path),
+                found=", ".join(table.fieldnames or ())[:80],
+                allowed=", ".join(COLUMNS),
                 write="move it away; `dryfit measure` begins a new one",
-            )  # fmt: skip
+            )
         return [_step(cells, f"{path}, line {number}") for number, cells in enumerate(table, 2)]
 
 
@@ -207,7 +271,9 @@ def _step(cells: Mapping[str, str], where: str) -> MeasuredStep:
         values |= {name: int(cells[name]) if cells[name] else None for name in _WHOLE}
         values |= {name: float(cells[name]) if cells[name] else None for name in _SHARES}
     except (TypeError, ValueError) as error:
-        raise UserError("A row of measured steps has a cell that is no number.", where=where, found=error) from None
+        raise UserError(
+            "A row of measured steps has a cell that is no number.", where=where, found=error
+        ) from None
     return MeasuredStep(kinds=Kinds(**{name: cells[name] for name in Kinds._fields}), **values)
 
 

@@ -52,7 +52,10 @@ LEAST = 0.1  # of a prediction: the least that a range leaves to either side
 FEW = 8  # measured times: fewer make no range
 FEW_DIFFERENCES = 3  # kinds in which a step that is near may differ
 _MOST = 4  # measured kinds that are named beside a difference
-_CARDS = {"a10g": "NVIDIA A10G", "h100-96gb": "NVIDIA H100 with 96 GB"}  # measured, and not in the catalogue
+_CARDS = {
+    "a10g": "NVIDIA A10G",
+    "h100-96gb": "NVIDIA H100 with 96 GB",
+}  # measured, and not in the catalogue
 
 
 @dataclass(frozen=True)
@@ -80,7 +83,9 @@ class Difference:
     def __str__(self) -> str:
         others = ", ".join(self.measured[:_MOST]) + (", ..." if len(self.measured) > _MOST else "")
         own = (
-            self.own if self.kind == "capability" and not self.own[0].isdigit() else _WORDS[self.kind].format(self.own)
+            self.own
+            if self.kind == "capability" and not self.own[0].isdigit()
+            else _WORDS[self.kind].format(self.own)
         )
         return f"{own} (measured: {others})"
 
@@ -107,7 +112,9 @@ class Evidence:
             return None
         return Errors(len(found), min(found), max(found), statistics.median(map(abs, found)))
 
-    def to_mapping(self, figures: Iterable[str] = ("allocated", "reserved", "time")) -> dict[str, Any]:
+    def to_mapping(
+        self, figures: Iterable[str] = ("allocated", "reserved", "time")
+    ) -> dict[str, Any]:
         """Plain values for JSON: ``rows`` by their names, ``errors`` by figure as shares, ``differs``, ``text``."""
         errors = {figure: known for figure in figures if (known := self.errors(figure))}
         return {
@@ -119,7 +126,10 @@ class Evidence:
                 figure: {"rows": one.rows, "range": [one.low, one.high], "median": one.median_size}
                 for figure, one in errors.items()
             },
-            "differs": [{"kind": one.kind, "own": one.own, "measured": list(one.measured)} for one in self.differences],
+            "differs": [
+                {"kind": one.kind, "own": one.own, "measured": list(one.measured)}
+                for one in self.differences
+            ],
             "text": self.text(figures),
         }
 
@@ -144,7 +154,9 @@ class Evidence:
         known = {"full": "full fine-tuning", "lora": "LoRA", "qlora": "QLoRA"}
         methods = dict.fromkeys(row.kinds.method for row in self.rows)
         what = [" and ".join(known.get(method, method) for method in methods) + system]
-        what += [", ".join(sorted({row.model for row in self.rows}))] if not self.kinds.program else []
+        what += (
+            [", ".join(sorted({row.model for row in self.rows}))] if not self.kinds.program else []
+        )
         what += [self._sizes()] if self._sizes() else []
         return f"{count} measured run{'s' if count > 1 else ''} on {where} ({', '.join(what)})"
 
@@ -152,7 +164,11 @@ class Evidence:
         sizes = sorted({row.parameters for row in self.rows if row.parameters})
         tokens = sorted({row.sequence_length for row in self.rows if row.sequence_length})
         parts = [_span([_size(size) for size in (sizes[0], sizes[-1])])] if sizes else []
-        parts += [f"{_span([f'{length:,}' for length in (tokens[0], tokens[-1])])} tokens a row"] if tokens else []
+        parts += (
+            [f"{_span([f'{length:,}' for length in (tokens[0], tokens[-1])])} tokens a row"]
+            if tokens
+            else []
+        )
         return ", ".join(parts)
 
     def _phrase(self, figure: str, traced: str) -> str | None:
@@ -172,7 +188,13 @@ class Evidence:
         fitted = sum(row.memory_known == FITTED for row in self.rows)
         unread = sum(row.memory_known == UNREAD for row in self.rows)
         if fitted:
-            who = {1: "one"}.get(fitted, fitted) if fitted < len(self.rows) else "it" if fitted == 1 else "they"
+            who = (
+                {1: "one"}.get(fitted, fitted)
+                if fitted < len(self.rows)
+                else "it"
+                if fitted == 1
+                else "they"
+            )
             return f"; {who} helped to develop the trace"
         return "; traced before anybody looked at them" if unread == len(self.rows) else ""
 
@@ -213,7 +235,9 @@ def nearest(kinds: Kinds, card: str | None, steps: Sequence[MeasuredStep]) -> Ev
             measured = _counted(getattr(step.kinds, kind) for step in left)
             differences.append(Difference(kind, own, tuple(measured)))
     if differences:
-        return Evidence(kinds, (), differences, near=left if len(differences) <= FEW_DIFFERENCES else ())
+        return Evidence(
+            kinds, (), differences, near=left if len(differences) <= FEW_DIFFERENCES else ()
+        )
     own = [step for step in left if step.card == card]
     return Evidence(kinds, own or left, (), bool(own))
 
@@ -246,16 +270,20 @@ def time_shares(card: str, scenario: Scenario | None) -> TimeShares | None:
     rows = [
         step
         for step in measured_steps()
-        if step.card == _SAME_CHIP.get(card, card) and step.time_error is not None and step.time_known != FITTED
+        if step.card == _SAME_CHIP.get(card, card)
+        and step.time_error is not None
+        and step.time_known != FITTED
         and deciding(step.kinds) == own
-    ]  # fmt: skip
+    ]
     method = kinds and _method_class(kinds.method)
     alike = [step for step in rows if _method_class(step.kinds.method) == method]
     if few := len(alike) < FEW:
         alike = rows
     if len(alike) < FEW:
         return None
-    shares = sorted((1 / (1 + step.time_error) for step in alike), key=lambda share: abs(math.log(share)))
+    shares = sorted(
+        (1 / (1 + step.time_error) for step in alike), key=lambda share: abs(math.log(share))
+    )
     kept = shares[: len(shares) - len(shares) // 20]
     low, high = min(*kept, 1 - LEAST), max(*kept, 1 + LEAST)
     return TimeShares(low, high, len(kept), "of any method" if few or method is None else method)
@@ -285,7 +313,11 @@ def _span(ends: Sequence[str]) -> str:
 
 def _size(millions: float) -> str:
     return (
-        f"{millions / 1000:.2g}B" if millions >= 1000 else f"{millions:.2g}M" if millions < 100 else f"{millions:.0f}M"
+        f"{millions / 1000:.2g}B"
+        if millions >= 1000
+        else f"{millions:.2g}M"
+        if millions < 100
+        else f"{millions:.0f}M"
     )
 
 
@@ -299,15 +331,27 @@ def summary(steps: Iterable[MeasuredStep]) -> Iterator[Mapping[str, Any]]:
     groups: dict[tuple[str, ...], list[MeasuredStep]] = {}
     for step in steps:
         kinds = step.kinds
-        key = (step.card, _method_class(kinds.method),
-               _way(kinds.parallel), kinds.program, kinds.platform, kinds.compiled)  # fmt: skip
+        key = (
+            step.card,
+            _method_class(kinds.method),
+            _way(kinds.parallel),
+            kinds.program,
+            kinds.platform,
+            kinds.compiled,
+        )
         groups.setdefault(key, []).append(step)
     for key, rows in groups.items():
         together = Evidence(rows[0].kinds, rows, ())
-        yield {"key": key, "rows": len(rows), **{figure: together.errors(figure) for figure in FIGURES}}
+        yield {
+            "key": key,
+            "rows": len(rows),
+            **{figure: together.errors(figure) for figure in FIGURES},
+        }
 
 
 def _way(parallel: str) -> str:
     """A way to divide without its sizes: ``fsdp2 x context`` of ``fsdp2 x context 4 on 8 GPUs``."""
     axes = re.sub(r" on \d+ GPUs$", "", parallel).split(" x ")
-    return " x ".join(re.sub(r" \d+$", "", axis) for axis in axes if not re.match("sequence|loss|schedule", axis))
+    return " x ".join(
+        re.sub(r" \d+$", "", axis) for axis in axes if not re.match("sequence|loss|schedule", axis)
+    )

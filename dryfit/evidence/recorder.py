@@ -44,19 +44,26 @@ class RunRecorder:
         if on_gpu:
             torch.cuda.synchronize()
         now = time.perf_counter()
-        self.updates.append({
-            "seconds": None if self._last is None else now - self._last,
-            "allocated_bytes": torch.cuda.max_memory_allocated() if on_gpu else None,
-            "reserved_bytes": torch.cuda.max_memory_reserved() if on_gpu else None,
-        })  # fmt: skip
+        self.updates.append(
+            {
+                "seconds": None if self._last is None else now - self._last,
+                "allocated_bytes": torch.cuda.max_memory_allocated() if on_gpu else None,
+                "reserved_bytes": torch.cuda.max_memory_reserved() if on_gpu else None,
+            }
+        )
         if on_gpu:
             torch.cuda.reset_peak_memory_stats()
         self._last = time.perf_counter()
 
     def to_mapping(self) -> dict[str, Any]:
         """The record: the updates, the device, and the versions of what ran."""
-        return {"form": 1, "updates": self.updates, "device": _device(), "platform": sys.platform,
-                "versions": {name: found for name in VERSIONS if (found := _version(name))}}  # fmt: skip
+        return {
+            "form": 1,
+            "updates": self.updates,
+            "device": _device(),
+            "platform": sys.platform,
+            "versions": {name: found for name in VERSIONS if (found := _version(name))},
+        }
 
 
 def _version(name: str) -> str:
@@ -75,10 +82,12 @@ def _device() -> dict[str, Any] | None:
     about = torch.cuda.get_device_properties(torch.cuda.current_device())
     free, total = torch.cuda.mem_get_info()
     return {
-        "name": about.name, "total_bytes": total, "capability": [about.major, about.minor],
+        "name": about.name,
+        "total_bytes": total,
+        "capability": [about.major, about.minor],
         "beside_allocator_bytes": total - free - torch.cuda.memory_reserved(),
         "gpus": int(os.environ.get("WORLD_SIZE", "1")),
-    }  # fmt: skip
+    }
 
 
 def install() -> None:
@@ -90,7 +99,9 @@ def install() -> None:
 class _AfterOptimizers(importlib.abc.MetaPathFinder):
     """Lets PyTorch call after each update, as soon as the program imports its optimizers."""
 
-    def find_spec(self, name: str, path: Any, target: Any = None) -> importlib.machinery.ModuleSpec | None:
+    def find_spec(
+        self, name: str, path: Any, target: Any = None
+    ) -> importlib.machinery.ModuleSpec | None:
         if name != _OPTIMIZER:
             return None
         sys.meta_path.remove(self)

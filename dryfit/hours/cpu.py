@@ -61,7 +61,9 @@ class Cpu:
     new_bytes_per_second: float  # written, beside that, where the memory is new
     unpacked_bytes_per_second: float | None  # of 4-bit weights, read and written; None: not probed
     launch_seconds: float  # between operators
-    basis: str = "found by short probes on this CPU: a product, copies, an unpacking, small operators"
+    basis: str = (
+        "found by short probes on this CPU: a product, copies, an unpacking, small operators"
+    )
     measured: TimeShares | None = _MEASURED
     board_watts: None = None
     emulated: ClassVar[frozenset[str]] = frozenset()
@@ -108,7 +110,9 @@ class Probes:
     def of(cls, scenario: Scenario) -> Probes:
         """What a scenario's step computes in and unpacks."""
         dtypes = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
-        used = {dtypes.get(name) for name in (scenario.autocast_precision, scenario.weight_precision)} - {None}
+        used = {
+            dtypes.get(name) for name in (scenario.autocast_precision, scenario.weight_precision)
+        } - {None}
         packed = scenario.quantization.type if scenario.quantization else None
         return cls(sorted({"float32", *used}), packed if packed != "int8" else None)
 
@@ -121,7 +125,11 @@ class Probes:
         source = torch.zeros(_COPY_BYTES, dtype=torch.uint8).fill_(1)
         target = torch.ones_like(source)
         self._add("copy", lambda: target.copy_(source), 2 * _COPY_BYTES)
-        self._add("new", lambda: torch.frombuffer(mmap(-1, _COPY_BYTES), dtype=torch.uint8).copy_(source), _COPY_BYTES)
+        self._add(
+            "new",
+            lambda: torch.frombuffer(mmap(-1, _COPY_BYTES), dtype=torch.uint8).copy_(source),
+            _COPY_BYTES,
+        )
         if self.quantization:
             from bitsandbytes.functional import dequantize_4bit, quantize_4bit
 

@@ -27,7 +27,9 @@ class RunHours:
 
     steps: int
     training_seconds: float  # of all steps
-    evaluation_seconds: float | None  # at most, as if each answer went to the last token; None: not known
+    evaluation_seconds: (
+        float | None
+    )  # at most, as if each answer went to the last token; None: not known
     # Of both; the range as far as steps of the GPU's kind were off, None where none was measured.
     hours: float
     hours_range: tuple[float, float] | None
@@ -37,7 +39,9 @@ class RunHours:
     kwh_at_most: float | None
 
     @classmethod
-    def of(cls, steps: int, training: float, evaluation: float | None, speed: Speed, gpus: int) -> RunHours:
+    def of(
+        cls, steps: int, training: float, evaluation: float | None, speed: Speed, gpus: int
+    ) -> RunHours:
         """From the seconds of its parts; training takes so many GPUs, evaluation one (None: not known)."""
         hours, measured = (training + (evaluation or 0.0)) / 3600, speed.measured
         ends = measured and (hours * measured.low, hours * measured.high)
@@ -57,13 +61,21 @@ class RunHours:
     @property
     def line(self) -> str:
         """For a terminal."""
-        between = f" ({spoken(self.hours_range[0])} to {spoken(self.hours_range[1])})" if self.hours_range else ""
+        between = (
+            f" ({spoken(self.hours_range[0])} to {spoken(self.hours_range[1])})"
+            if self.hours_range
+            else ""
+        )
         evaluation = self.evaluation_seconds
         parts = f"{self.steps:,} training steps in {spoken(self.training_seconds / 3600)}"
         if evaluation is not None:
             parts += f", evaluation in at most {spoken(evaluation / 3600)}"
-        guess = "" if self.hours_range else "; nothing was measured on this GPU, so don't plan by it"
-        return f"takes {spoken(self.hours)}{between}: {parts}; not counted: {self.not_counted}{guess}"
+        guess = (
+            "" if self.hours_range else "; nothing was measured on this GPU, so don't plan by it"
+        )
+        return (
+            f"takes {spoken(self.hours)}{between}: {parts}; not counted: {self.not_counted}{guess}"
+        )
 
 
 def spoken(hours: float) -> str:
@@ -84,13 +96,17 @@ class Run:
     # None: not asked for. Grams of CO2.
     deadline_hours: float | None = None
     grams_per_kwh: float | None = None
-    tokens_per_row: float | None = None  # on average; None: not known, so that each row counts as the longest
+    tokens_per_row: float | None = (
+        None  # on average; None: not known, so that each row counts as the longest
+    )
 
     def __post_init__(self) -> None:
         for name in ("rows", "epochs", "deadline_hours", "grams_per_kwh", "tokens_per_row"):
             value = getattr(self, name)
             if value is not None and not value > 0:
-                raise UserError(f"{name} has to be above 0.", where="the run", found=value, write=f"{name}=1")
+                raise UserError(
+                    f"{name} has to be above 0.", where="the run", found=value, write=f"{name}=1"
+                )
         prices = self.price_per_hour
         if isinstance(prices, Mapping):
             prices = {find(name, "price_per_hour").name: price for name, price in prices.items()}
@@ -124,7 +140,12 @@ class Run:
         if self.tokens_per_row is not None and scenario.packing != "none":
             sequences *= self.tokens_per_row / scenario.sequence_length
         return ceil(
-            sequences / (scenario.micro_batch * scenario.gradient_accumulation * scenario.parallel.rows_at_once)
+            sequences
+            / (
+                scenario.micro_batch
+                * scenario.gradient_accumulation
+                * scenario.parallel.rows_at_once
+            )
         )
 
 
@@ -140,7 +161,9 @@ class RunTime:
     tokens_per_row: float  # on average, or the most where `longest`
     longest: bool
     hours: float
-    hours_range: tuple[float, float] | None  # as far as steps of the GPU's kind were off; None where none was measured
+    hours_range: (
+        tuple[float, float] | None
+    )  # as far as steps of the GPU's kind were off; None where none was measured
     price_per_hour: float | None
     # In the currency of the price; None without a price.
     cost: float | None
@@ -179,7 +202,9 @@ def run_time(time: Mapping[str, Any], gpu: Gpu, scenario: Scenario, asked: Run) 
         hours_range=ends,
         price_per_hour=price,
         cost=None if price is None else hours * gpus * price,
-        cost_range=None if price is None or ends is None else tuple(end * gpus * price for end in ends),
+        cost_range=None
+        if price is None or ends is None
+        else tuple(end * gpus * price for end in ends),
         kwh_at_most=kwh,
         co2_kg_at_most=None if grams is None else kwh * grams / 1000,
         in_time=None if deadline is None else whole.hours_at_most <= deadline,
@@ -191,7 +216,13 @@ def order(fits: bool, run: RunTime | None) -> tuple[Any, ...]:
     if run is None:
         return (not fits, True)
     by_hours = run.in_time is False or run.cost is None
-    return (not fits, False, run.in_time is False, run.cost is None, run.hours if by_hours else run.cost)
+    return (
+        not fits,
+        False,
+        run.in_time is False,
+        run.cost is None,
+        run.hours if by_hours else run.cost,
+    )
 
 
 def cheapest(runs: Sequence[RunTime]) -> RunTime | None:

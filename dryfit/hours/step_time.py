@@ -36,7 +36,14 @@ NO_SPEED = (
     " {bf16_tflops: , fp16_tflops: , fp32_tflops: , memory_gb_s: , cache_mb: , link_gb_s: , multiprocessors: , watts: }"
 )
 # Rows and columns of a tile, and the share of the best rate that it reaches.
-_TILES = ((256, 128, 1.0), (128, 128, 0.95), (128, 64, 0.75), (64, 64, 0.55), (128, 32, 0.95), (128, 16, 0.95))
+_TILES = (
+    (256, 128, 1.0),
+    (128, 128, 0.95),
+    (128, 64, 0.75),
+    (64, 64, 0.55),
+    (128, 32, 0.95),
+    (128, 16, 0.95),
+)
 _SPLIT_INNER = 256  # the inner dimension is split among idle multiprocessors down to this
 _MANY_WAVES = 8  # from here on the last wave's idle part is spread by the scheduler
 # What a step is limited by, in words.
@@ -72,7 +79,9 @@ class Speed:
     link: float
     cached: float  # how many times faster memory is for a kernel whose operands fit into the cache
     contention: float  # share of a collective's time that it costs the kernels beside it
-    prologue: float  # what a tile takes before and after its inner loop, in steps of the inner dimension
+    prologue: (
+        float  # what a tile takes before and after its inner loop, in steps of the inner dimension
+    )
     # The CPU's time to launch a kernel, or a collective.
     launch_seconds: float
     collective_seconds: float
@@ -114,9 +123,16 @@ def _speed(name: str) -> Speed | None:
     if peaks is None:
         return None
     half = peaks.get("bf16_tflops")
-    flops = {"float16": peaks["fp16_tflops"], "bfloat16": half or peaks["fp32_tflops"], "float32": peaks["fp32_tflops"]}
+    flops = {
+        "float16": peaks["fp16_tflops"],
+        "bfloat16": half or peaks["fp32_tflops"],
+        "float32": peaks["fp32_tflops"],
+    }
     flops["int8"] = flops["float16"]  # at least: no GPU multiplies bytes more slowly
-    if (find(name).capability or (0, 0)) >= (8, 9):  # NVIDIA's datasheets of Ada, Hopper and Blackwell: twice as fast
+    if (find(name).capability or (0, 0)) >= (
+        8,
+        9,
+    ):  # NVIDIA's datasheets of Ada, Hopper and Blackwell: twice as fast
         flops |= dict.fromkeys(("float8_e4m3fn", "float8_e5m2"), 2 * flops["float16"])
     return Speed(
         peak_flops={dtype: value * 1e12 for dtype, value in flops.items()},
@@ -178,7 +194,11 @@ class StepTime:
 
 
 def step_time(
-    costs: CostRecorder, speed: Speed | Cpu | None, *, tokens: int | None = None, micro_batches_left_out: int = 0
+    costs: CostRecorder,
+    speed: Speed | Cpu | None,
+    *,
+    tokens: int | None = None,
+    micro_batches_left_out: int = 0,
 ) -> StepTime | None:
     """How long a traced step takes on a GPU; None without its speed.
 
@@ -201,7 +221,9 @@ def step_time(
     if one is not None:
         micro_batch, busy_more = simulate(one, speed)
         seconds += micro_batches_left_out * micro_batch
-        busy = {kind: value + micro_batches_left_out * busy_more[kind] for kind, value in busy.items()}
+        busy = {
+            kind: value + micro_batches_left_out * busy_more[kind] for kind, value in busy.items()
+        }
     total = sum(busy.values())
     shares = {kind: value / max(seconds, total) for kind, value in busy.items()}
     shares["cpu"] = max(0.0, 1 - sum(shares.values()))
@@ -220,7 +242,9 @@ def step_time(
 
 
 def _slow_dtypes(costs: CostRecorder, speed: Speed) -> Iterator[str]:
-    computed = {operator.dtype for operator in costs.operators if operator.kind in ("products", "attention")}
+    computed = {
+        operator.dtype for operator in costs.operators if operator.kind in ("products", "attention")
+    }
     for dtype in sorted(computed & speed.emulated):
         slow, fast = (speed.peak_flops[name] / 1e12 for name in (dtype, "float16"))
         yield (
@@ -245,7 +269,10 @@ def simulate(costs: CostRecorder, speed: Speed | Cpu) -> tuple[float, dict[str, 
     for number, (index, stream) in enumerate(zip(costs.calls, costs.streams, strict=True)):
         while waits and waits[0][0] <= number:
             _, waiter, other, launches = waits.pop(0)
-            end = next((end for launched, end in reversed(ended.get(other, ())) if launched < launches), 0.0)
+            end = next(
+                (end for launched, end in reversed(ended.get(other, ())) if launched < launches),
+                0.0,
+            )
             if waiter is None:
                 cpu = max(cpu, end)
             else:
@@ -256,7 +283,9 @@ def simulate(costs: CostRecorder, speed: Speed | Cpu) -> tuple[float, dict[str, 
         cpu += launch[index]
         free[stream] = max(cpu, free.get(stream, 0.0)) + seconds
         ended.setdefault(stream, []).append((number, free[stream]))
-        if limit == "collectives" and stream != 0:  # its kernel takes multiprocessors and bandwidth from the others
+        if (
+            limit == "collectives" and stream != 0
+        ):  # its kernel takes multiprocessors and bandwidth from the others
             free[0] += seconds * speed.contention
         if stream == 0:
             busy[limit] += seconds
@@ -278,7 +307,9 @@ def kernel_time(operator: Operator, speed: Speed) -> tuple[float, str]:
         return moving, "memory"
     if operator.kind == "attention":
         share = speed.attention_backward if "backward" in operator.name else speed.attention_forward
-        if "efficient" in operator.name and operator.dtype != "float32":  # which uses no tensor cores
+        if (
+            "efficient" in operator.name and operator.dtype != "float32"
+        ):  # which uses no tensor cores
             share *= speed.efficient_attention
         computing = operator.flops / (peak * share)
     else:

@@ -48,11 +48,17 @@ class CalibratedEstimator:
         The trace of ``scenario`` if it is known already.
     """
 
-    def __init__(self, scenario: Scenario, gpu: Gpu | None = None, traced: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self, scenario: Scenario, gpu: Gpu | None = None, traced: Mapping[str, Any] | None = None
+    ) -> None:
         self.capability = gpu.capability if gpu else None
         self.sizes = [gpu.usable_bytes] if gpu else []  # that traces are asked about
-        self._follows_records = not (gpu and gpu.pool_bytes)  # loading into a shared memory is in no record
-        self.points: list[tuple[int, int]] = []  # (analytic estimate's peak, required above it), in order
+        self._follows_records = not (
+            gpu and gpu.pool_bytes
+        )  # loading into a shared memory is in no record
+        self.points: list[
+            tuple[int, int]
+        ] = []  # (analytic estimate's peak, required above it), in order
         self.expandable_points: list[tuple[int, int]] = []  # the same with expandable segments
         self._traced: dict[tuple, Mapping[str, Any]] = {}  # by capability and scenario
         self._peaks: dict[tuple, int] = {}  # of the analytic estimate, by the same
@@ -87,7 +93,11 @@ class CalibratedEstimator:
         What is traced for it is known to all GPUs of its compute capability.
         """
         other = copy(self)
-        other.capability, other.sizes, other._follows_records = gpu.capability, [gpu.usable_bytes], not gpu.pool_bytes
+        other.capability, other.sizes, other._follows_records = (
+            gpu.capability,
+            [gpu.usable_bytes],
+            not gpu.pool_bytes,
+        )
         other.points, other.expandable_points = list(self.points), list(self.expandable_points)
         return other
 
@@ -145,7 +155,9 @@ def _described(scenario: Scenario) -> Scenario:
         scenario = scenario.changed(images=None)
     if scenario.aim.trainer:
         rows = scenario.micro_batch * scenario.aim.texts_in_a_row
-        scenario = scenario.changed(objective=SUPERVISED, preference={"reference": None}, micro_batch=rows)
+        scenario = scenario.changed(
+            objective=SUPERVISED, preference={"reference": None}, micro_batch=rows
+        )
     parallel = scenario.parallel
     if not parallel.zero_stage:
         return scenario
@@ -167,20 +179,39 @@ def layers_alike(scenario: Scenario) -> Scenario:
         return scenario
     if not isinstance(decoder, Hybrid):
         return scenario
-    counts, layers, hidden = decoder.parameter_counts(), len(decoder.layers), scenario.size("hidden_size")
+    counts, layers, hidden = (
+        decoder.parameter_counts(),
+        len(decoder.layers),
+        scenario.size("hidden_size"),
+    )
     heads = scenario.size("num_attention_heads") or max(1, hidden // 128)
-    groups, head = scenario.size("num_key_value_heads") or heads, scenario.size("head_dim") or hidden // heads
+    groups, head = (
+        scenario.size("num_key_value_heads") or heads,
+        scenario.size("head_dim") or hidden // heads,
+    )
     experts = next((scenario.size(name) for name in EXPERT_COUNTS if scenario.size(name)), 1)
     taken = scenario.size("num_experts_per_tok") or 1
     each = (counts["linear"] + counts.get("experts", 0) * taken // experts) // layers
     width = max((each - 2 * hidden * head * (heads + groups)) // (3 * hidden), hidden // 2)
     model = {
-        "model_type": "llama", "hidden_size": hidden, "intermediate_size": width, "num_hidden_layers": layers,
-        "num_attention_heads": heads, "num_key_value_heads": groups, "head_dim": head,
-        "vocab_size": scenario.size("vocab_size"), "tie_word_embeddings": "output_head" not in counts,
-        "max_position_embeddings": scenario.size("max_position_embeddings") or scenario.sequence_length,
-    }  # fmt: skip
-    changes: Changes = {"model": model, "experts": {"quantized": "none"}, "packages": None, "kernels": "transformers"}
+        "model_type": "llama",
+        "hidden_size": hidden,
+        "intermediate_size": width,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": groups,
+        "head_dim": head,
+        "vocab_size": scenario.size("vocab_size"),
+        "tie_word_embeddings": "output_head" not in counts,
+        "max_position_embeddings": scenario.size("max_position_embeddings")
+        or scenario.sequence_length,
+    }
+    changes: Changes = {
+        "model": model,
+        "experts": {"quantized": "none"},
+        "packages": None,
+        "kernels": "transformers",
+    }
     if scenario.lora and scenario.lora.target_modules != "all-linear":
         changes["lora"] = {**scenario.to_mapping()["lora"], "target_modules": "all-linear"}
     try:
@@ -247,5 +278,12 @@ def sweep(
                 of_rank[rank].verify(at(rank, *map(end, values[1:])))
     for rank, length, batch in product(*values):
         required = of_rank[rank](at(rank, length, batch))
-        rows.append({"rank": rank, "sequence_length": length, "micro_batch": batch, "required_bytes": required})
+        rows.append(
+            {
+                "rank": rank,
+                "sequence_length": length,
+                "micro_batch": batch,
+                "required_bytes": required,
+            }
+        )
     return rows

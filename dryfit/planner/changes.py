@@ -17,7 +17,10 @@ from dryfit.scenario.strategies import DIVIDED, NONE
 
 Changes = dict[str, Any]
 COUNTS = (2, 4, 8)  # of GPUs of a kind
-BF16_FROM = (8, 0)  # compute capability of the first GPUs with bf16 products (CUDA C++ Programming Guide, arithmetic)
+BF16_FROM = (
+    8,
+    0,
+)  # compute capability of the first GPUs with bf16 products (CUDA C++ Programming Guide, arithmetic)
 
 
 class Move(NamedTuple):
@@ -81,10 +84,20 @@ def _moves_for_free(scenario: Scenario) -> Iterator[Move]:
         cost = "free: no copy of the weights on the host; load with device_map={'': 0}"
         yield Move("load_on_device", cost, [{"loads": "device"}])
     if scenario.attention == "eager":
-        yield Move("fused_attention", "free: the same numbers from a fused kernel", [{"attention": "sdpa"}])
+        yield Move(
+            "fused_attention", "free: the same numbers from a fused kernel", [{"attention": "sdpa"}]
+        )
     if scenario.loop == "manual":
-        dropped = {"previous_sequence_length": None, "keeps_outputs": False} if scenario.holds_outputs else {}
-        yield Move("trainer_loop", "free: the logits may go before backward begins", [{"loop": "trainer", **dropped}])
+        dropped = (
+            {"previous_sequence_length": None, "keeps_outputs": False}
+            if scenario.holds_outputs
+            else {}
+        )
+        yield Move(
+            "trainer_loop",
+            "free: the logits may go before backward begins",
+            [{"loop": "trainer", **dropped}],
+        )
     if scenario.use_cache:
         cost = "free: training does not read the keys and values that it keeps"
         yield Move("no_cache", cost, [{"use_cache": False}])
@@ -101,7 +114,11 @@ def _moves_for_free(scenario: Scenario) -> Iterator[Move]:
         yield Move("reentrant_checkpointing", cost, [{"gradient_checkpointing": "reentrant"}])
     if quantization and quantization.type != "int8" and not quantization.double:
         double = {**asdict(quantization), "double": True}
-        yield Move("double_quantization", "next to nothing: the scales are quantized too", [{"quantization": double}])
+        yield Move(
+            "double_quantization",
+            "next to nothing: the scales are quantized too",
+            [{"quantization": double}],
+        )
     if scenario.kbit_preparation != "none":
         cost = "weights that are not quantized stay in 16 bits"
         yield Move("no_kbit_preparation", cost, [{"kbit_preparation": "none"}])
@@ -142,7 +159,11 @@ def _moves_for_time(scenario: Scenario) -> Iterator[Move]:
     if scenario.micro_batch > 1:
         smaller = [n for n in range(scenario.micro_batch - 1, 0, -1) if effective % n == 0]
         options = [{"micro_batch": n, "gradient_accumulation": effective // n} for n in smaller]
-        yield Move("micro_batch", f"some time: smaller steps, the effective batch stays {effective}", options)
+        yield Move(
+            "micro_batch",
+            f"some time: smaller steps, the effective batch stays {effective}",
+            options,
+        )
 
 
 def _moves_of_experts(scenario: Scenario) -> Iterator[Move]:
@@ -154,7 +175,11 @@ def _moves_of_experts(scenario: Scenario) -> Iterator[Move]:
         cost = "experts in 4 bits too, unpacked whenever their layer runs (axolotl's quantize_moe_experts, Unsloth)"
         yield Move("packed_experts", cost, [{"experts": packed}])
     if scenario.experts.offload == "none":
-        kept = packed["quantized"] if scenario.experts.quantized == "none" else scenario.experts.quantized
+        kept = (
+            packed["quantized"]
+            if scenario.experts.quantized == "none"
+            else scenario.experts.quantized
+        )
         cost = "time: packed experts wait on the host, and come when their layer runs (axolotl's expert_offload)"
         yield Move("experts_on_host", cost, [{"experts": {"quantized": kept, "offload": "host"}}])
 
@@ -177,24 +202,39 @@ def _moves_for_quality(scenario: Scenario) -> Iterator[Move]:
         options = [{"lora": {**lora, "rank": rank}} for rank in _halves(lora["rank"], 4)]
         yield Move("smaller_rank", "adapters with less capacity", options)
     if scenario.sequence_length > 128:
-        lengths = [n for n in steps("sequence_length", scenario.sequence_length)[-2::-1] if n >= 128]
-        yield Move("sequence_length", "longer examples are dropped", [{"sequence_length": n} for n in lengths])
+        lengths = [
+            n for n in steps("sequence_length", scenario.sequence_length)[-2::-1] if n >= 128
+        ]
+        yield Move(
+            "sequence_length",
+            "longer examples are dropped",
+            [{"sequence_length": n} for n in lengths],
+        )
     if scenario.method == "full":
         yield Move("lora", "only adapters are trained", [as_method(scenario, "lora")])
     if _divisible(scenario):
         yield Move("4bit_weights", "a base of 4 bits instead of 8", [_divisible(scenario)])
     if scenario.method != "qlora":
-        yield Move("qlora", "only adapters are trained, on a 4-bit base", [as_method(scenario, "qlora")])
+        yield Move(
+            "qlora", "only adapters are trained, on a 4-bit base", [as_method(scenario, "qlora")]
+        )
 
 
 def _moves_for_speed(scenario: Scenario, capability: tuple[int, int] | None) -> Iterator[Move]:
     """What saves time, and mostly takes memory for it: the same numbers first, then other ones."""
     rows, accumulated = scenario.micro_batch, scenario.gradient_accumulation
-    if capability and capability < BF16_FROM and scenario.precision == "bf16" and not scenario.autocast:
+    if (
+        capability
+        and capability < BF16_FROM
+        and scenario.precision == "bf16"
+        and not scenario.autocast
+    ):
         cost = "other numbers: fp16, whose range is smaller; this GPU has no bf16 products"
         yield Move("fp16", cost, [{"precision": "fp16"}])
     if scenario.attention == "eager":
-        yield Move("fused_attention", "free: the same numbers from a fused kernel", [{"attention": "sdpa"}])
+        yield Move(
+            "fused_attention", "free: the same numbers from a fused kernel", [{"attention": "sdpa"}]
+        )
     if scenario.activation_offload:
         cost = "memory: activations stay on the GPU"
         yield Move("no_activation_offload", cost, [{"activation_offload": False}])
@@ -208,7 +248,9 @@ def _moves_for_speed(scenario: Scenario, capability: tuple[int, int] | None) -> 
         yield Move("lora", cost, [as_method(scenario, "lora")])
     if accumulated > 1:
         factors = [n for n in range(accumulated, 1, -1) if accumulated % n == 0]
-        options = [{"micro_batch": rows * n, "gradient_accumulation": accumulated // n} for n in factors]
+        options = [
+            {"micro_batch": rows * n, "gradient_accumulation": accumulated // n} for n in factors
+        ]
         cost = f"memory: larger micro-batches, the effective batch stays {rows * accumulated}"
         yield Move("larger_micro_batch", cost, options)
     elif scenario.packing == "none":
@@ -220,12 +262,20 @@ def spread(scenario: Scenario, gpus: int) -> tuple[Changes, str]:
     """What to change to divide a step among GPUs with FSDP2, and its price: the effective batch stays if it can."""
     kept = scenario.parallel.written if scenario.parallel.strategy == DIVIDED else {}
     changes: Changes = {
-        "parallel": {**kept, "strategy": DIVIDED, "gpus": gpus}, **_divisible(scenario), **whole_loss(scenario)
-    }  # fmt: skip
+        "parallel": {**kept, "strategy": DIVIDED, "gpus": gpus},
+        **_divisible(scenario),
+        **whole_loss(scenario),
+    }
     price = f"the model is divided among {gpus} GPUs, and gathered layer by layer"
     price += "; the loss takes all logits at once" if "loss" in changes else ""
-    price += "; a base of 4 bits, since one of 8 can't be divided" if "quantization" in changes else ""
-    before, rows, steps = scenario.parallel.rows_at_once, scenario.micro_batch, scenario.gradient_accumulation
+    price += (
+        "; a base of 4 bits, since one of 8 can't be divided" if "quantization" in changes else ""
+    )
+    before, rows, steps = (
+        scenario.parallel.rows_at_once,
+        scenario.micro_batch,
+        scenario.gradient_accumulation,
+    )
     if before * steps % gpus == 0:
         changes["gradient_accumulation"] = before * steps // gpus
     elif before * rows % gpus == 0:

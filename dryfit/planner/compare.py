@@ -40,13 +40,17 @@ class Comparison:
     # The GPU that the scenario names, and whether the step fits it; with an engine beside, whether the cycle does
     gpu: Gpu | None
     verdict: Verdict
-    cycle: Cycle | None = None  # of a step that generates, on that GPU; None: of another step, or without a GPU
+    cycle: Cycle | None = (
+        None  # of a step that generates, on that GPU; None: of another step, or without a GPU
+    )
 
     @property
     def allocators(self) -> dict[str, Any]:
         """What the step needs with expandable segments and without them, each with its verdict; what to type for it."""
         write = {"default": None, "expandable_segments": EXPANDABLE_LINE}
-        verdicts = verdicts_by_allocator(self.traced.trace, self.gpu, Process.of(self.traced.scenario))
+        verdicts = verdicts_by_allocator(
+            self.traced.trace, self.gpu, Process.of(self.traced.scenario)
+        )
         return {name: {"write": write[name], **values} for name, values in verdicts.items()}
 
     @property
@@ -56,7 +60,10 @@ class Comparison:
         texts = what_limits(trace, self.gpu) if self.gpu else []
         texts += self.cycle.warnings if self.cycle else []
         texts += [*trace.get("warnings", ()), *(trace.get("time") or {}).get("warnings", ())]
-        if self.gpu and (self.verdict.headroom_bytes or 0) > self.gpu.usable_bytes - trace["required_bytes"]:
+        if (
+            self.gpu
+            and (self.verdict.headroom_bytes or 0) > self.gpu.usable_bytes - trace["required_bytes"]
+        ):
             texts.append(BY_LUCK.format(gib(self.gpu.usable_bytes), gib(trace["required_bytes"])))
         if self.gpu and self.verdict.fits and (full := nearly_full(trace, self.gpu)):
             texts.append(full)
@@ -81,19 +88,25 @@ class Comparison:
         return answer
 
     def suggestions(
-        self, watch: Callable[[str, int, Sequence[Any]], None] | None = None, failed: list[str] | None = None
+        self,
+        watch: Callable[[str, int, Sequence[Any]], None] | None = None,
+        failed: list[str] | None = None,
     ) -> list[dict[str, Any]]:
         """What to change where the step does not fit its GPU for sure.
 
         ``watch`` hears of each search that begins; ``failed`` gets the names of those that failed.
         """
         unclear = self.verdict.word in (Word.TOO_CLOSE, Word.DOES_NOT_FIT)
-        if not unclear or not self.gpu.is_modelled or self.verdict.is_lower_bound:  # nothing could be said to fit
+        if (
+            not unclear or not self.gpu.is_modelled or self.verdict.is_lower_bound
+        ):  # nothing could be said to fit
             return []
         if self.cycle and self.cycle.server:
             from dryfit.planner.cycle import suggest_for_cycle
 
-            return [asdict(item) for item in suggest_for_cycle(self.cycle, self.traced.trace, failed)]
+            return [
+                asdict(item) for item in suggest_for_cycle(self.cycle, self.traced.trace, failed)
+            ]
         from dryfit.planner.suggestions import suggest
 
         scenario, trace = self.traced.scenario, self.traced.trace
@@ -120,7 +133,10 @@ class Comparison:
 
 
 def compare(
-    estimated: Estimated, traced: Traced, measurement: Mapping[str, Any] | None = None, where: object = "scenario"
+    estimated: Estimated,
+    traced: Traced,
+    measurement: Mapping[str, Any] | None = None,
+    where: object = "scenario",
 ) -> Comparison:
     """Put together what the analytic estimate, the trace and, where there is one, the measurement say."""
     scenario, trace = traced.scenario, traced.trace

@@ -25,11 +25,16 @@ class Knob:
     saves_bytes: int  # at the peak of the whole cycle; 0: another phase is as high
     required_bytes: int  # of the cycle with the change
     fits: bool
-    more_seconds: float | None = None  # Of the cycle with the change; below 0: it is faster. None: not timed.
+    more_seconds: float | None = (
+        None  # Of the cycle with the change; below 0: it is faster. None: not timed.
+    )
 
     def to_mapping(self) -> dict[str, Any]:
         """Plain values for JSON."""
-        return {**vars(self), "changes": {name: dict(parts) for name, parts in self.changes.items()}}
+        return {
+            **vars(self),
+            "changes": {name: dict(parts) for name, parts in self.changes.items()},
+        }
 
 
 def with_generation(known: Cycle, trace: Mapping[str, Any], **parts: Any) -> Cycle | None:
@@ -79,16 +84,31 @@ def knobs(known: Cycle, trace: Mapping[str, Any]) -> list[Knob]:
         saves = known.peak.most_bytes - other.peak.most_bytes if other else 0
         if saves > 0:
             slower = other.time.whole - known.time.whole if other.time and known.time else None
-            found.append(Knob({"generation": changes}, cost, saves, other.peak.most_bytes, other.fits is True, slower))
+            found.append(
+                Knob(
+                    {"generation": changes},
+                    cost,
+                    saves,
+                    other.peak.most_bytes,
+                    other.fits is True,
+                    slower,
+                )
+            )
     return sorted(found, key=lambda knob: -knob.saves_bytes)
 
 
 def _turns(known: Cycle) -> Iterator[tuple[dict[str, Any], str]]:
     own, server = known.scenario.generation, known.server
     if own.mode == "colocate" and not own.sleep_level:
-        yield {"sleep_level": 2}, "weights are brought to vLLM again in each cycle, which TRL does anyway"
+        yield (
+            {"sleep_level": 2},
+            "weights are brought to vLLM again in each cycle, which TRL does anyway",
+        )
     if own.mode == "colocate":
-        yield {"mode": "server", "sleep_level": 0}, "another card, which waits while the model is trained"
+        yield (
+            {"mode": "server", "sleep_level": 0},
+            "another card, which waits while the model is trained",
+        )
     if own.cuda_graphs:
         yield {"cuda_graphs": False}, "decoding is slower: kernels are launched one by one"
     rows = known.scenario.sequence_length
@@ -96,10 +116,15 @@ def _turns(known: Cycle) -> Iterator[tuple[dict[str, Any], str]]:
     least = replace(server, longest=own.max_model_length or rows).least_budget_bytes()
     share = share_of(least, known.gpu.total_bytes)
     if share < own.utilization:
-        yield {"utilization": share, **longest}, "the cache holds one row for sure, so answers wait for each other"
+        yield (
+            {"utilization": share, **longest},
+            "the cache holds one row for sure, so answers wait for each other",
+        )
 
 
-def suggest_for_cycle(known: Cycle, trace: Mapping[str, Any], failed: list[str] | None = None) -> list[Suggestion]:
+def suggest_for_cycle(
+    known: Cycle, trace: Mapping[str, Any], failed: list[str] | None = None
+) -> list[Suggestion]:
     """What makes a cycle fit its card: settings of the engine, then changes of the trainer, each traced anew.
 
     ``failed`` gets the names of what could not be traced.
@@ -109,7 +134,9 @@ def suggest_for_cycle(known: Cycle, trace: Mapping[str, Any], failed: list[str] 
         if knob.fits:
             own = {**vars(known.scenario.generation), **knob.changes["generation"]}
             changed = known.scenario.changed(generation=own)
-            found.append(_suggestion(cycle(changed, trace, known.gpu), trace, knob.changes, knob.cost))
+            found.append(
+                _suggestion(cycle(changed, trace, known.gpu), trace, knob.changes, knob.cost)
+            )
     for changes, cost in _trainers_turns(known.scenario):
         with left_out_if_it_fails(", ".join(changes), failed):
             changed, own_trace = _traced(known, changes)
@@ -136,21 +163,39 @@ def _traced(known: Cycle, changes: Mapping[str, Any]) -> tuple[Cycle | None, Map
 
 def _trainers_turns(scenario: Scenario) -> Iterator[tuple[dict[str, Any], str]]:
     if scenario.micro_batch % 2 == 0:
-        rows = {"micro_batch": scenario.micro_batch // 2, "gradient_accumulation": 2 * scenario.gradient_accumulation}
+        rows = {
+            "micro_batch": scenario.micro_batch // 2,
+            "gradient_accumulation": 2 * scenario.gradient_accumulation,
+        }
         steps = scenario.generation.steps_per_generation
         more = {"generation": {"steps_per_generation": 2 * steps}} if steps else {}
         yield rows | more, "twice as many passes of half the rows"
     if not scenario.gradient_checkpointing:
-        yield {"gradient_checkpointing": True}, "about a third more time: activations are computed again"
+        yield (
+            {"gradient_checkpointing": True},
+            "about a third more time: activations are computed again",
+        )
     if scenario.preference.reference:
-        yield {"preference": {"reference": None}}, "nothing keeps the model near where it began (beta 0)"
+        yield (
+            {"preference": {"reference": None}},
+            "nothing keeps the model near where it began (beta 0)",
+        )
 
 
-def _suggestion(found: Cycle, trace: Mapping[str, Any], changes: Mapping[str, Any], cost: str) -> Suggestion:
-    plain = {name: dict(value) if isinstance(value, Mapping) else value for name, value in changes.items()}
+def _suggestion(
+    found: Cycle, trace: Mapping[str, Any], changes: Mapping[str, Any], cost: str
+) -> Suggestion:
+    plain = {
+        name: dict(value) if isinstance(value, Mapping) else value
+        for name, value in changes.items()
+    }
     required = found.peak.most_bytes
     return Suggestion(
-        "+".join(part for name, value in plain.items() for part in (value if isinstance(value, dict) else [name])),
+        "+".join(
+            part
+            for name, value in plain.items()
+            for part in (value if isinstance(value, dict) else [name])
+        ),
         plain,
         written_out(plain, "\n"),
         cost,
@@ -174,10 +219,15 @@ def longest_completion(scenario: Scenario, gpu: Gpu, most: int) -> int | None:
         preference = {**vars(scenario.preference), "completion_length": tokens}
         changed = scenario.changed(**rows, preference=preference, generation=own)
         try:
-            own_trace = trace(changed, capability=gpu.capability, timeline=False, sizes=[gpu.usable_bytes])
+            own_trace = trace(
+                changed, capability=gpu.capability, timeline=False, sizes=[gpu.usable_bytes]
+            )
             return cycle(changed, own_trace, gpu).fits is True
         except UserError:
             return False
 
     step = LENGTH_STEP if most >= LENGTH_STEP else 1
-    return step * bisect_left(range(step, most + 1, step), True, key=lambda tokens: not fits(tokens)) or None
+    return (
+        step * bisect_left(range(step, most + 1, step), True, key=lambda tokens: not fits(tokens))
+        or None
+    )

@@ -45,22 +45,30 @@ def sooner(scenario: Scenario, gpu: Gpu, asked: Run, estimate: CalibratedEstimat
     candidates = [
         item
         for move in faster_moves(scenario, gpu.capability)
-        for item in [_largest(scenario, [move.name], [move.cost], move.options, gpu, asked, estimate)]
+        for item in [
+            _largest(scenario, [move.name], [move.cost], move.options, gpu, asked, estimate)
+        ]
         if item
     ]
     if not any(item.run.in_time for item in candidates) and len(candidates) > 1:
         candidates += _together(scenario, gpu, asked, estimate)
-    return [item for item in candidates if item.run.in_time] or sorted(candidates, key=lambda item: item.run.hours)[:1]
+    return [item for item in candidates if item.run.in_time] or sorted(
+        candidates, key=lambda item: item.run.hours
+    )[:1]
 
 
-def _together(scenario: Scenario, gpu: Gpu, asked: Run, estimate: CalibratedEstimator) -> Iterator[Sooner]:
+def _together(
+    scenario: Scenario, gpu: Gpu, asked: Run, estimate: CalibratedEstimator
+) -> Iterator[Sooner]:
     """All changes for which there is memory, one after the other; the last one as large as still fits."""
     taken: list[tuple[Move, Changes]] = []
     changes: Changes = {}
     for move in faster_moves(scenario, gpu.capability):
         for option in move.options:
             with suppress(UserError):
-                if estimate(apply(scenario, changes | option)) <= room_bytes(Process.of(scenario), gpu):
+                if estimate(apply(scenario, changes | option)) <= room_bytes(
+                    Process.of(scenario), gpu
+                ):
                     taken.append((move, option))
                     changes = changes | option
                     break
@@ -97,7 +105,9 @@ def _largest(
             if judged.fits:
                 run = _hours(candidate, gpu, asked, estimate)
                 write, cost = written_out(changes), "; ".join(costs)
-                change = Sooner("+".join(names), changes, write, cost, required, judged.headroom_bytes, run)
+                change = Sooner(
+                    "+".join(names), changes, write, cost, required, judged.headroom_bytes, run
+                )
                 return change if run.hours < own.hours else None
     return None
 

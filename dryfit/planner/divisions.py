@@ -28,9 +28,23 @@ TRACED = 5  # ways that fit, beside each other
 MOST = 10  # ways that are traced, where some of them don't fit
 TRACED_TO_SUGGEST = 3
 TRACED_OF_COUNT = 2  # ways on each number of GPUs that `fewest` looks at
-COUNTS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)  # of GPUs that `fewest` looks at: whole machines beyond eight
+COUNTS = (
+    1,
+    2,
+    4,
+    8,
+    16,
+    32,
+    64,
+    128,
+    256,
+    512,
+)  # of GPUs that `fewest` looks at: whole machines beyond eight
 NEAR = 1.05  # a pipeline whose layers were moved is traced where it may need so many times what a GPU has
-_STATES = {"adamw": 2, "adamw_fused": 2}  # optimizers whose states are known: of the weights' dtype, by weight
+_STATES = {
+    "adamw": 2,
+    "adamw_fused": 2,
+}  # optimizers whose states are known: of the weights' dtype, by weight
 # For the order alone, where the catalogue has no speed: an H100's dense bf16 products and its NVLink, a second.
 _FLOPS, _LINK = 989e12, 450e9
 _REACHED = 0.5  # of the products' peak
@@ -70,10 +84,14 @@ def ways(scenario: Scenario, gpus: int) -> list[Scenario]:
     found: dict[tuple, Scenario] = {}
     for parallel in _meshes(scenario, gpus):
         rows = scenario.gradient_accumulation * scenario.parallel.rows_at_once
-        at_once = gpus // (parallel.get("tensor", 1) * parallel.get("context", 1) * parallel.get("pipeline", 1))
+        at_once = gpus // (
+            parallel.get("tensor", 1) * parallel.get("context", 1) * parallel.get("pipeline", 1)
+        )
         other = whole_loss(scenario) if parallel["strategy"] == DIVIDED else {}
         try:
-            step = scenario.changed(parallel=parallel, gradient_accumulation=max(rows // at_once, 1), **other)
+            step = scenario.changed(
+                parallel=parallel, gradient_accumulation=max(rows // at_once, 1), **other
+            )
         except UserError:  # what divides a step is checked in one place alone
             continue
         found.setdefault(tuple(asdict(step.parallel).items()), step)
@@ -92,12 +110,31 @@ def _meshes(scenario: Scenario, gpus: int) -> Iterator[dict[str, Any]]:
     for replicate in divisors:
         for axis in ("tensor", "context", "expert"):
             for count in divisors:
-                yield {"strategy": DIVIDED, "gpus": gpus, "replicate": replicate, axis: count, **plain}
+                yield {
+                    "strategy": DIVIDED,
+                    "gpus": gpus,
+                    "replicate": replicate,
+                    axis: count,
+                    **plain,
+                }
         for count in divisors:
-            yield {"strategy": DIVIDED, "gpus": gpus, "replicate": replicate, "tensor": count, **_ALONG_ROWS, **plain}
+            yield {
+                "strategy": DIVIDED,
+                "gpus": gpus,
+                "replicate": replicate,
+                "tensor": count,
+                **_ALONG_ROWS,
+                **plain,
+            }
     for tensor in divisors:
         for more in ({}, _ALONG_ROWS):
-            yield {"strategy": NONE, "gpus": gpus, "tensor": tensor, "pipeline": gpus // tensor, **more}
+            yield {
+                "strategy": NONE,
+                "gpus": gpus,
+                "tensor": tensor,
+                "pipeline": gpus // tensor,
+                **more,
+            }
         yield {"strategy": DIVIDED, "gpus": gpus, "tensor": tensor, "expert": gpus}
 
 
@@ -114,7 +151,12 @@ class Order:
         At the end of the backward pass all gradients are there, and from the second step on the states. What is whole
         on each GPU, activations and logits come on top.
         """
-        if not self._exact or step.method == "qlora" or step.parallel.offload != "none" or step.parallel.zero_stage:
+        if (
+            not self._exact
+            or step.method == "qlora"
+            or step.parallel.offload != "none"
+            or step.parallel.zero_stage
+        ):
             return 0
         width, mesh = 4 if step.weight_precision == "fp32" else 2, step.parallel
         each = 2 + _STATES.get(step.optimizer, 0) if step.method == "full" else 1
@@ -131,7 +173,9 @@ class Order:
         layers, hidden = step.size("num_hidden_layers") or 1, step.size("hidden_size") or 1
         matrices = mesh.tensor * mesh.pipeline
         among = matrices * (mesh.shard * mesh.context if mesh.kind.divides else 1)
-        each = {"full": 4 * width, "lora": width, "qlora": 0.6}[step.method]  # weights, gradients and two moments
+        each = {"full": 4 * width, "lora": width, "qlora": 0.6}[
+            step.method
+        ]  # weights, gradients and two moments
         total = self._parameters * each / among
         if mesh.kind.divides:
             total += 2 * self._parameters / layers * width / mesh.tensor
@@ -141,7 +185,12 @@ class Order:
         kept = tokens * hidden * width / (mesh.tensor if mesh.sequence_parallel else 1)
         kept = kept if step.gradient_checkpointing else of_layer
         total += kept * layers / mesh.pipeline * in_flight + of_layer
-        total += tokens * (step.size("vocab_size") or 0) * (width + 8) / (mesh.tensor if mesh.loss_parallel else 1)
+        total += (
+            tokens
+            * (step.size("vocab_size") or 0)
+            * (width + 8)
+            / (mesh.tensor if mesh.loss_parallel else 1)
+        )
         if mesh.context > 1:  # the mask that transformers makes where positions jump
             total += step.micro_batch * (step.sequence_length / mesh.context) ** 2
         return total
@@ -157,10 +206,18 @@ class Order:
         if mesh.kind.divides:
             sent += 3 * self._parameters * width / (mesh.tensor * mesh.pipeline)
         if mesh.kind.replicates or mesh.replicate > 1:
-            sent += 2 * self._parameters * width / (mesh.shard if mesh.kind.divides else 1) / mesh.tensor
+            sent += (
+                2
+                * self._parameters
+                * width
+                / (mesh.shard if mesh.kind.divides else 1)
+                / mesh.tensor
+            )
         if mesh.tensor > 1:  # four all-reduces of each layer's tokens, and all logits
             sent += 8 * layers / mesh.pipeline * step.tokens * hidden * width
-            sent += 0 if mesh.loss_parallel else step.tokens * (step.size("vocab_size") or 0) * width
+            sent += (
+                0 if mesh.loss_parallel else step.tokens * (step.size("vocab_size") or 0) * width
+            )
         if mesh.context > 1:
             sent += 6 * layers * step.tokens / mesh.context * hidden * width
         if mesh.expert > 1:
@@ -192,13 +249,20 @@ def _parameters(scenario: Scenario) -> tuple[int, bool]:
     except NotDescribed:
         hidden, layers = scenario.size("hidden_size") or 1, scenario.size("num_hidden_layers") or 1
         experts = next((scenario.size(name) for name in EXPERT_COUNTS if scenario.size(name)), 1)
-        inner = scenario.size("moe_intermediate_size") or scenario.size("intermediate_size") or 4 * hidden
+        inner = (
+            scenario.size("moe_intermediate_size")
+            or scenario.size("intermediate_size")
+            or 4 * hidden
+        )
         words = scenario.size("vocab_size") or 0
         return layers * (4 * hidden**2 + 3 * hidden * inner * experts) + 2 * hidden * words, False
 
 
 def divide(
-    scenario: Scenario, gpu: Gpu, watch: Watch | None = None, shown: Callable[[Division], None] | None = None
+    scenario: Scenario,
+    gpu: Gpu,
+    watch: Watch | None = None,
+    shown: Callable[[Division], None] | None = None,
 ) -> dict[str, Any]:
     """The best ways to divide a step among the GPUs that it has.
 
@@ -224,9 +288,13 @@ def divide(
         "divisions": [one.to_mapping() for one in sorted(search.found, key=_rank)],
         "considered": len(steps),
         "ruled_out": [
-            {"way": _named(step), "at_least_bytes": order.least_bytes(step)} for step in others if order.rules_out(step)
+            {"way": _named(step), "at_least_bytes": order.least_bytes(step)}
+            for step in others
+            if order.rules_out(step)
         ],
-        "not_traced": [{"way": _named(step), "rough_bytes": round(order.required_bytes(step))} for step in left],
+        "not_traced": [
+            {"way": _named(step), "rough_bytes": round(order.required_bytes(step))} for step in left
+        ],
         "refused": search.refused,
         "gpus": scenario.parallel.gpus,
     }
@@ -244,12 +312,18 @@ def fewest(scenario: Scenario, gpu: Gpu, watch: Watch | None = None) -> dict[str
     for count in COUNTS:
         counts.append(count)
         steps = [step for step in ways(scenario, count) if not order.rules_out(step)]
-        left = search.several(sorted(steps, key=order.required_bytes), TRACED_OF_COUNT, until_one_fits=True)
+        left = search.several(
+            sorted(steps, key=order.required_bytes), TRACED_OF_COUNT, until_one_fits=True
+        )
         found = next((one for one in search.found if one.fits), None)
         if found:
             break
         skipped += [
-            {"way": f"{count} GPUs, {_named(step)}", "rough_bytes": round(order.required_bytes(step))} for step in left
+            {
+                "way": f"{count} GPUs, {_named(step)}",
+                "rough_bytes": round(order.required_bytes(step)),
+            }
+            for step in left
         ]
     return {
         "gpus": found and found.parallel["gpus"],
@@ -269,14 +343,22 @@ def _not_sharded(scenario: Scenario) -> str:
     return ""
 
 
-def fitting(scenario: Scenario, gpu: Gpu, count: int, allowed: Callable[[Scenario], bool]) -> Division | None:
+def fitting(
+    scenario: Scenario, gpu: Gpu, count: int, allowed: Callable[[Scenario], bool]
+) -> Division | None:
     """The first way to divide a step among so many GPUs that fits, of the best few by the rough order.
 
     ``allowed`` says of a way whether it may be traced.
     """
     order, search = Order(scenario, gpu), _DivisionSearch(gpu)
-    steps = [step for step in ways(scenario, count) if step.parallel != scenario.parallel and not order.rules_out(step)]
-    search.several(list(filter(allowed, order.sorted(steps))), TRACED_TO_SUGGEST, until_one_fits=True)
+    steps = [
+        step
+        for step in ways(scenario, count)
+        if step.parallel != scenario.parallel and not order.rules_out(step)
+    ]
+    search.several(
+        list(filter(allowed, order.sorted(steps))), TRACED_TO_SUGGEST, until_one_fits=True
+    )
     return next((one for one in search.found if one.fits), None)
 
 
@@ -317,7 +399,9 @@ class _DivisionSearch:
                 self._fastest = min(self._fastest, self._order.seconds_per_token(step))
         even = None
         if step.parallel.pipeline > 1 and step.parallel.stage_layers is None:
-            even = evened(step, ranks, most_bytes=None if division.fits else NEAR * self._gpu.usable_bytes)
+            even = evened(
+                step, ranks, most_bytes=None if division.fits else NEAR * self._gpu.usable_bytes
+            )
         if (
             even
             and (better := _traced(even, self._gpu, self._stages))
@@ -342,12 +426,18 @@ class _DivisionSearch:
         small = [step for step in left if order.required_bytes(step) <= most]
         if fit >= TRACED:
             first = min(small, key=order.seconds_per_token, default=None)
-            return first if first is not None and order.seconds_per_token(first) < self._fastest else None
+            return (
+                first
+                if first is not None and order.seconds_per_token(first) < self._fastest
+                else None
+            )
         if small and (fit or self._traced < TRACED):
             return small[0]
         return min(left, key=order.required_bytes)
 
-    def several(self, steps: Sequence[Scenario], most: int, *, until_one_fits: bool = False) -> list[Scenario]:
+    def several(
+        self, steps: Sequence[Scenario], most: int, *, until_one_fits: bool = False
+    ) -> list[Scenario]:
         """Trace the first steps; returns those that were not."""
         for number, step in enumerate(steps[:most]):
             self.trace(step, min(len(steps), most) - number - 1)
@@ -356,7 +446,9 @@ class _DivisionSearch:
         return list(steps[most:])
 
 
-def evened(step: Scenario, ranks: Sequence[Mapping[str, Any]], most_bytes: float | None = None) -> Scenario | None:
+def evened(
+    step: Scenario, ranks: Sequence[Mapping[str, Any]], most_bytes: float | None = None
+) -> Scenario | None:
     """A pipeline's step with layers moved from the stage that needs most; None: no layer moves.
 
     ``ranks``: of the even step's trace, a row for each stage. ``most_bytes``: None too where a stage would need more.
@@ -373,7 +465,8 @@ def evened(step: Scenario, ranks: Sequence[Mapping[str, Any]], most_bytes: float
     of_inputs = step.tokens * (step.size("hidden_size") or 1) * width
     needs = [float(row["required_bytes"]) for row in ranks]
     each = [
-        of_weights + of_inputs * min(mesh.stages - stage, step.gradient_accumulation) for stage in range(len(needs))
+        of_weights + of_inputs * min(mesh.stages - stage, step.gradient_accumulation)
+        for stage in range(len(needs))
     ]
     given = list(mesh.layers_of_stages(layers))
     while True:

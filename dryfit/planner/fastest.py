@@ -59,7 +59,11 @@ class Candidate:
     def tokens_per_second(self, fill: float) -> float | None:
         """Tokens of the data, without padding, that all GPUs take in a second; None: nobody knows the card's speed."""
         time = (self.answer or {}).get("time")
-        return time["tokens_per_second"] * (1 if self.way.get("packing") == "on" else fill) if time else None
+        return (
+            time["tokens_per_second"] * (1 if self.way.get("packing") == "on" else fill)
+            if time
+            else None
+        )
 
     @property
     def required_bytes(self) -> int | None:
@@ -74,7 +78,9 @@ class Candidate:
         if not answer.get("trace") or not answer.get("gpu"):
             return False
         peak, resident = answer["trace"]["peak_allocated_bytes"], answer["trace"]["resident_bytes"]
-        return resident + (peak - resident) * rows // self.micro_batch > answer["gpu"]["usable_bytes"]
+        return (
+            resident + (peak - resident) * rows // self.micro_batch > answer["gpu"]["usable_bytes"]
+        )
 
     def prior(self, fill: float) -> float:
         """The same as a ratio, before times are known."""
@@ -86,7 +92,9 @@ def prior(way: Way, micro_batch: int, fill: float) -> float:
     speed = 1.0 if way.get("packing") == "on" else fill
     for knob, value in way.items():
         speed *= SPEED.get((knob, value), 1.0)
-    return speed * (1 - 0.5 ** (1 + micro_batch))  # a larger batch feeds the card better, ever less so
+    return speed * (
+        1 - 0.5 ** (1 + micro_batch)
+    )  # a larger batch feeds the card better, ever less so
 
 
 @dataclass(frozen=True)
@@ -103,7 +111,9 @@ class Search:
     answer: Callable[[StepQuestion], Mapping[str, Any]]
 
     def answered(
-        self, watch: Callable[[str, int, Sequence[Any]], None] | None, name: Callable[[Candidate], str]
+        self,
+        watch: Callable[[str, int, Sequence[Any]], None] | None,
+        name: Callable[[Candidate], str],
     ) -> list[Candidate]:
         """The most promising ways, each answered with its largest micro-batch that fits, or with the smallest."""
         chosen, done = self._promising(), list[Candidate]()
@@ -113,7 +123,10 @@ class Search:
             done.append(self._largest(one))
         if not any(one.fits for one in done):
             smallest = [self.make(way, self.sizes[-1]) for way in self.saving]
-            done += [self._with_answer(one) for one in [one for one in smallest if self._is_told(one)][:1]]
+            done += [
+                self._with_answer(one)
+                for one in [one for one in smallest if self._is_told(one)][:1]
+            ]
         return [one for one in done if one.required_bytes]
 
     def _promising(self) -> list[Candidate]:
@@ -154,7 +167,9 @@ class Search:
         return replace(one, answer=self.answer(one.asked))
 
     def _is_told(self, one: Candidate) -> bool:
-        return self.is_traced or (one.asked.scenario.loss != "liger" and _peak(one.asked) is not None)
+        return self.is_traced or (
+            one.asked.scenario.loss != "liger" and _peak(one.asked) is not None
+        )
 
 
 def _step(asked: StepQuestion) -> Scenario:
@@ -180,4 +195,6 @@ def _may_fit(asked: StepQuestion) -> bool:
         with suppress(NotDescribed):
             step = _step(asked)
             peak = round(LENIENT * CalibratedEstimator(step, asked.gpu).formula(step))
-    return peak is None or Needs(asked.scenario, peak, asked.gpu and asked.gpu.capability).may_fit(asked.gpu)
+    return peak is None or Needs(asked.scenario, peak, asked.gpu and asked.gpu.capability).may_fit(
+        asked.gpu
+    )

@@ -17,7 +17,11 @@ from dryfit.planner.largest_fit import Border, Borders, Traces, by_kernels, work
 from dryfit.scenario.scenario import Scenario
 
 FIELDS = ("sequence_length", "micro_batch")
-TOO_LARGE = {"verdict": "does_not_fit", "fits": False, "headroom_bytes": None}  # by the analytic estimate alone
+TOO_LARGE = {
+    "verdict": "does_not_fit",
+    "fits": False,
+    "headroom_bytes": None,
+}  # by the analytic estimate alone
 CELL = {"micro_batch": "largest_micro_batch", "sequence_length": "largest_sequence_length"}
 
 
@@ -40,7 +44,9 @@ class _Task(NamedTuple):
             shared = Borders(self.scenario, field, capability, capacities, traces)
             variants: dict[int, Borders] = {}
             for gpu in sorted(self.gpus, key=lambda gpu: gpu.usable_bytes):
-                borders = variants.setdefault(workspace_bytes(gpu.capability), shared.for_capability(gpu.capability))
+                borders = variants.setdefault(
+                    workspace_bytes(gpu.capability), shared.for_capability(gpu.capability)
+                )
                 search = borders.largest_traced if gpu.name in self.verify else borders.largest
                 found[gpu.name][field] = {
                     "default": search(rooms[gpu.name][0]),
@@ -59,7 +65,9 @@ def _process(scenario: Scenario, expandable: bool) -> Process:
 
 def _rooms(scenario: Scenario, gpu: Gpu) -> tuple[int, int]:
     """The most that a step may need on a GPU, without expandable segments and with them."""
-    without, with_them = (room_bytes(_process(scenario, expandable), gpu) for expandable in (False, True))
+    without, with_them = (
+        room_bytes(_process(scenario, expandable), gpu) for expandable in (False, True)
+    )
     return without, with_them
 
 
@@ -118,10 +126,16 @@ def feasibility(
         for group in by_kernels(base, gpus)
     ]
     solved: dict[tuple[str, str], dict[str, Any]] = {}
-    for task, found in progress(_all(tasks), "what fits which GPU", unit="searches", total=len(tasks)):
+    for task, found in progress(
+        _all(tasks), "what fits which GPU", unit="searches", total=len(tasks)
+    ):
         for gpu, borders in found.items():
             solved[task.name, gpu] = borders
-    return [_row(name, base, gpu, solved[name, gpu.name], verify) for name, base in bases.items() for gpu in gpus]
+    return [
+        _row(name, base, gpu, solved[name, gpu.name], verify)
+        for name, base in bases.items()
+        for gpu in gpus
+    ]
 
 
 def _all(tasks: Sequence[_Task]) -> Iterable[_Solved]:
@@ -147,8 +161,12 @@ def _all(tasks: Sequence[_Task]) -> Iterable[_Solved]:
         yield from chain.from_iterable(pool.imap_unordered(_solve, shares))
 
 
-def _row(name: str, base: Scenario, gpu: Gpu, found: Mapping[str, Any], verify: Sequence[str]) -> dict[str, Any]:
-    needed = found.get("required", {"default": None, "expandable_segments": None})  # by the allocator's setting
+def _row(
+    name: str, base: Scenario, gpu: Gpu, found: Mapping[str, Any], verify: Sequence[str]
+) -> dict[str, Any]:
+    needed = found.get(
+        "required", {"default": None, "expandable_segments": None}
+    )  # by the allocator's setting
 
     def figures(allocator: str) -> dict[str, Any]:
         borders: dict[str, Border] = {field: found[field][allocator] for field in FIELDS}
@@ -184,9 +202,13 @@ def largest(scenario: Scenario, gpu: Gpu, field: str, most: int | None = None) -
     has none, and without them where it has.
     """
     rooms = _rooms(scenario, gpu)
-    traces = Traces(gpu.capability, derived=not gpu.pool_bytes)  # loading into a shared memory is in no record
+    traces = Traces(
+        gpu.capability, derived=not gpu.pool_bytes
+    )  # loading into a shared memory is in no record
     borders = Borders(scenario, field, gpu.capability, [*rooms, gpu.usable_bytes], traces)
-    borders.values = [value for value in borders.values if most is None or value <= most] or borders.values[:1]
+    borders.values = [
+        value for value in borders.values if most is None or value <= most
+    ] or borders.values[:1]
     expandable = scenario.allocator.expandable_segments
     found = borders.largest_traced(rooms[expandable], expandable=expandable)
     needed = None
@@ -198,6 +220,8 @@ def largest(scenario: Scenario, gpu: Gpu, field: str, most: int | None = None) -
         "headroom_bytes": needed and gpu.usable_bytes - least_at(needed, rooms[expandable]),
         "seen_from": found.seen_from,
         "verified": True,
-        "with_other_allocator": borders.largest(rooms[not expandable], expandable=not expandable).value,
+        "with_other_allocator": borders.largest(
+            rooms[not expandable], expandable=not expandable
+        ).value,
         "limited_by_positions": field == "sequence_length" and found.limited,
     }

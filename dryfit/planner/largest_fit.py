@@ -70,7 +70,11 @@ class Traces:
     """
 
     def __init__(
-        self, capability: tuple[int, int] | None, beside: Traces | None = None, *, derived: bool = False
+        self,
+        capability: tuple[int, int] | None,
+        beside: Traces | None = None,
+        *,
+        derived: bool = False,
     ) -> None:
         self.capability, self._beside, self._derived = capability, beside, derived
         self._recorder: Recorder | None = None
@@ -79,8 +83,12 @@ class Traces:
     def __call__(self, scenario: Scenario) -> Recording:
         key = scenario.sequence_length, scenario.micro_batch
         if key not in self._known:
-            now_doing(f"tracing a step of {scenario.micro_batch:,} x {scenario.sequence_length:,} tokens")
-            self._known[key] = self._of_record(scenario) or self.recorder(scenario)(scenario, self.capability)
+            now_doing(
+                f"tracing a step of {scenario.micro_batch:,} x {scenario.sequence_length:,} tokens"
+            )
+            self._known[key] = self._of_record(scenario) or self.recorder(scenario)(
+                scenario, self.capability
+            )
         return self._known[key]
 
     def _of_record(self, scenario: Scenario) -> Recording | None:
@@ -136,7 +144,10 @@ class Borders:
         self._capacities = sorted(capacities)
         # By value and allocator: between which capacities the verdict is the same, and which it is.
         self._verdicts: dict[tuple[int, bool], list[tuple[int, int, bool]]] = {}
-        self._shares = {False: FIRST_GUESS, True: FIRST_GUESS_EXPANDABLE}  # that fragments took at the last border
+        self._shares = {
+            False: FIRST_GUESS,
+            True: FIRST_GUESS_EXPANDABLE,
+        }  # that fragments took at the last border
         self._peaks: dict[int, int] = {}
         self._required: dict[int, dict[str, dict[str, Any]]] = {}
         self._traces = traces
@@ -170,7 +181,9 @@ class Borders:
             for value in {low, high}:
                 made.record(value)
             middle = self._unrounded((low + high) // 2) + LENGTH_STEP
-            if self.field == "sequence_length" and low < middle < high:  # bytes are linear in rows, not always in it
+            if (
+                self.field == "sequence_length" and low < middle < high
+            ):  # bytes are linear in rows, not always in it
                 made.record(middle)
                 if made.bends(low, high):
                     made.record(self._unrounded((low + high) // 2))
@@ -226,8 +239,13 @@ class Borders:
                 break
             border = first = border + 1
         value = self.values[border]
-        around = [self._least(self.values[near]) for near in (border, min(border + 1, len(self.values) - 1))]
-        share = sum(capacity / least - 1 for least in around) / 2  # the first fits so, the second does not
+        around = [
+            self._least(self.values[near])
+            for near in (border, min(border + 1, len(self.values) - 1))
+        ]
+        share = (
+            sum(capacity / least - 1 for least in around) / 2
+        )  # the first fits so, the second does not
         self._shares = {**self._shares, expandable: min(max(0.0, share), 2 * FIRST_GUESS)}
         return Border(value, self.values[index], border == len(self.values) - 1)
 
@@ -235,7 +253,10 @@ class Borders:
         """From an index down to where enough is seen: that index, and the border's; None: nothing fits."""
         index, border = first, None
         thorough = not expandable and self.scaled.alike
-        fits: Callable[[int], bool] = lambda at: self.fits(self.values[at], capacity, expandable=expandable)  # noqa: E731
+
+        def fits(at: int) -> bool:
+            return self.fits(self.values[at], capacity, expandable=expandable)
+
         while index >= 0:
             if not fits(index):
                 border = None
@@ -280,7 +301,9 @@ class Borders:
             return high
         tries = 0
         while high - low > 1:
-            reached = values[low] + (values[high] - values[low]) * (most - least) / max(largest - least, 1)
+            reached = values[low] + (values[high] - values[low]) * (most - least) / max(
+                largest - least, 1
+            )
             guess = bisect_right(values, reached) - 1 if tries < 4 else (low + high) // 2
             tries, middle = tries + 1, min(max(guess, low + 1), high - 1)
             size = peak(values[middle])
@@ -292,17 +315,24 @@ class Borders:
 
     def _ends(self) -> tuple[int, int]:
         """Values around all borders that will be asked about: what is surely below the least, and above the most."""
-        possible = [size for size in self._capacities if not self._surely_too_large(self.values[0], size)]
+        possible = [
+            size for size in self._capacities if not self._surely_too_large(self.values[0], size)
+        ]
         if not possible:
             return self.values[0], self.values[0]
         least = self.values[self._guess(possible[0], 0.15, self._about)] * SPOTS_BELOW[-1]
         low = self.values[max(0, bisect_right(self.values, least) - 1)]
-        high = self.values[min(self._guess(possible[-1], -PEAK, self._about) + 1, len(self.values) - 1)]
+        high = self.values[
+            min(self._guess(possible[-1], -PEAK, self._about) + 1, len(self.values) - 1)
+        ]
         return low, high
 
     def _ends_by_traces(self, made: Scaled) -> tuple[int, int]:
         """The same without an estimate: small steps are traced, then one beyond the border to which they point."""
-        low, high = (self._unrounded(min(value, self.values[-1])) for value in (self.values[0], SMALL[self.field]))
+        low, high = (
+            self._unrounded(min(value, self.values[-1]))
+            for value in (self.values[0], SMALL[self.field])
+        )
         for _ in range(POINTED):
             least, most = made.least_bytes(low), made.least_bytes(high)
             if not low < high < self.values[-1] or not least < most < self._capacities[-1]:
@@ -316,7 +346,9 @@ class Borders:
         first = self._guess(capacity, self._shares[expandable], self._least)
         for _ in range(0 if self._described else POINTED):
             value = self.values[first]
-            needed = self.scaled.at(value).required_bytes(expandable_segments=expandable, sizes=[capacity])
+            needed = self.scaled.at(value).required_bytes(
+                expandable_segments=expandable, sizes=[capacity]
+            )
             share = max(0.0, needed / self.scaled.least_bytes(value) - 1)
             before, first = first, self._guess(capacity, share, self._least)
             if abs(first - before) <= 1:
@@ -327,13 +359,19 @@ class Borders:
         """A value near, that kernels don't round."""
         if self.field == "micro_batch":
             return max(value, 2)  # one row alone runs other operators than several
-        return max(ROUNDED, value // ROUNDED * ROUNDED) if self.values[-1] >= ROUNDED else self.values[-1]
+        return (
+            max(ROUNDED, value // ROUNDED * ROUNDED)
+            if self.values[-1] >= ROUNDED
+            else self.values[-1]
+        )
 
     def _peak(self, value: int) -> int | None:
         """The analytic estimate's peak in bytes; None for a step that it does not describe."""
         if value not in self._peaks:
             try:
-                form = analytic_estimate(self.scenario_at(value), capability=self.capability, blocks=False)
+                form = analytic_estimate(
+                    self.scenario_at(value), capability=self.capability, blocks=False
+                )
                 self._peaks[value] = form["peak_allocated_bytes"]
             except NotDescribed:
                 self._peaks[value] = 0
@@ -379,4 +417,6 @@ def by_kernels(scenario: Scenario, gpus: Sequence[Gpu]) -> list[list[Gpu]]:
         except NotDescribed:
             same = gpu.capability
         groups.setdefault(same, []).append(gpu)
-    return [sorted(group, key=lambda gpu: workspace_bytes(gpu.capability)) for group in groups.values()]
+    return [
+        sorted(group, key=lambda gpu: workspace_bytes(gpu.capability)) for group in groups.values()
+    ]

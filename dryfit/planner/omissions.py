@@ -19,7 +19,9 @@ from dryfit.scenario.scenario import Scenario
 from dryfit.scenario.strategies import WEIGHTS
 
 
-def omissions(readings: Iterable[Reading], scenario: Scenario, answer: Mapping[str, Any]) -> Iterator[Omission]:
+def omissions(
+    readings: Iterable[Reading], scenario: Scenario, answer: Mapping[str, Any]
+) -> Iterator[Omission]:
     """What the files of a question say and a scenario can't.
 
     ``answer``: with the trace or the analytic estimate, whose parts bound what is missing.
@@ -33,7 +35,11 @@ def omissions(readings: Iterable[Reading], scenario: Scenario, answer: Mapping[s
             if remark.bound == "step" and has_range(answer.get("trace") or {}):
                 continue  # the range says the same, and closer
             size = bound_bytes(remark.bound, scenario, answer)
-            yield Omission(remark.key, 0 if remark.errs == TOO_HIGH else size, 0 if remark.errs == TOO_LOW else size)
+            yield Omission(
+                remark.key,
+                0 if remark.errs == TOO_HIGH else size,
+                0 if remark.errs == TOO_LOW else size,
+            )
 
 
 # What a file says of images, and what it trains beside the language model where it is false.
@@ -46,7 +52,10 @@ def _images(reading: Reading, scenario: Scenario) -> Iterator[Omission]:
     said = [key for key in _OF_IMAGES if reading.own.get(key)] + [
         key for key in _FROZEN if reading.own.get(key) is False
     ]
-    reads_images = any(name.endswith("ForConditionalGeneration") for name in scenario.model.get("architectures") or ())
+    reads_images = any(
+        name.endswith("ForConditionalGeneration")
+        for name in scenario.model.get("architectures") or ()
+    )
     if said and reads_images and not scenario.images:
         yield Omission(f"images ({said[0]})", None, decides=True)
 
@@ -61,12 +70,17 @@ def _outliers(scenario: Scenario) -> Iterator[Omission]:
     if scenario.method != "qlora" or scenario.quantization.type != "int8" or not all(sizes):
         return
     wide = heads * size(scenario.model, "head_dim", hidden // heads)
-    inputs = layers * (5 * hidden + wide + inner)  # query, key, value, gate and up; the output's; down
+    inputs = layers * (
+        5 * hidden + wide + inner
+    )  # query, key, value, gate and up; the output's; down
     yield Omission("columns that LLM.int8 keeps in 16 bits", inputs * scenario.tokens * 2 // 100)
 
 
 def of_older_tools(
-    readings: Iterable[Reading], scenario: Scenario, usable_bytes: int, traced: Callable[[Scenario], int]
+    readings: Iterable[Reading],
+    scenario: Scenario,
+    usable_bytes: int,
+    traced: Callable[[Scenario], int],
 ) -> Iterator[str]:
     """Which older version of a tool takes a step that does not fit, where its file says nothing, in a sentence.
 
@@ -76,7 +90,11 @@ def of_older_tools(
     a :class:`UserError`.
     """
     for reading in readings:
-        own = {name: value for name, value in reading.older.items() if _as_read(scenario, reading, name)}
+        own = {
+            name: value
+            for name, value in reading.older.items()
+            if _as_read(scenario, reading, name)
+        }
         if not own:
             continue
         with suppress(UserError):  # the older defaults don't go with what else is asked
@@ -105,7 +123,11 @@ def of_an_older_loss(
         yield f"{copies}, the step needs {needed} and does not fit"
 
 
-_OLDER = {"gradient_checkpointing": "no checkpointing", "loss": "whole logits", "precision": "weights in fp32"}
+_OLDER = {
+    "gradient_checkpointing": "no checkpointing",
+    "loss": "whole logits",
+    "precision": "weights in fp32",
+}
 
 
 def _as_read(scenario: Scenario, reading: Reading, name: str) -> bool:
@@ -144,7 +166,11 @@ def bound_bytes(kind: str | None, scenario: Scenario, answer: Mapping[str, Any])
     if kind == "unit":
         whole = shown.get("parameters"), shown.get("trainable_parameters")
         half = scenario.autocast_precision or scenario.precision != "fp32"
-        return sum(whole) * (2 if half else 4) if all(isinstance(count, int) for count in whole) else None
+        return (
+            sum(whole) * (2 if half else 4)
+            if all(isinstance(count, int) for count in whole)
+            else None
+        )
     if kind == "gradient_shards":
         return _gradient_shard_bytes(scenario, shown)
     if kind == "rows":
@@ -156,7 +182,11 @@ def bound_bytes(kind: str | None, scenario: Scenario, answer: Mapping[str, Any])
     if kind == "whole":
         numbers = shown.get("parameters")
         width = 2 if scenario.autocast_precision or scenario.weight_precision != "fp32" else 4
-        return max(numbers * width - shown["peak_allocated_bytes"], 0) if isinstance(numbers, int) else None
+        return (
+            max(numbers * width - shown["peak_allocated_bytes"], 0)
+            if isinstance(numbers, int)
+            else None
+        )
     if kind == "reference":
         return _reference_bytes(scenario, shown)
     if kind.startswith("vllm "):
@@ -169,7 +199,9 @@ def bound_bytes(kind: str | None, scenario: Scenario, answer: Mapping[str, Any])
         return parts.get("activations", 0)
     if kind == "logits":
         return parts.get("logits_and_loss", 0)
-    if kind == "masters":  # 8 bytes a number beside states of 4 bytes in bf16: as much again in fp32, and the copy
+    if (
+        kind == "masters"
+    ):  # 8 bytes a number beside states of 4 bytes in bf16: as much again in fp32, and the copy
         return 2 * parts.get("optimizer_states", 0)
     if kind == "frozen":
         return parts.get("optimizer_states", 0) + parts.get("gradients", 0)
@@ -257,7 +289,9 @@ def _reference_bytes(scenario: Scenario, shown: Mapping[str, Any]) -> int | None
     return numbers * width // (parallel.gpus if WEIGHTS in parallel.kind.divides else 1)
 
 
-def _vllm_bytes(share: float, sleeps: bool, scenario: Scenario, shown: Mapping[str, Any]) -> int | None:
+def _vllm_bytes(
+    share: float, sleeps: bool, scenario: Scenario, shown: Mapping[str, Any]
+) -> int | None:
     """How far vLLM on the same card raises what a training of several GPUs needs.
 
     It takes its share of the whole card. Where it sleeps it gives all back for the update, and wakes its weights when
@@ -267,7 +301,11 @@ def _vllm_bytes(share: float, sleeps: bool, scenario: Scenario, shown: Mapping[s
     gpu = named(scenario.gpu) if scenario.gpu is not None else None
     if gpu is None or not isinstance(shown.get("parameters"), int):
         return None
-    taken, weights, peak = int(share * gpu.total_bytes), 2 * shown["parameters"], shown["peak_allocated_bytes"]
+    taken, weights, peak = (
+        int(share * gpu.total_bytes),
+        2 * shown["parameters"],
+        shown["peak_allocated_bytes"],
+    )
     trainer = shown["resident_bytes"] + _states_bytes(shown)
     merges = weights if scenario.parallel.zero_stage == 3 and scenario.method != "full" else 0
     generating, syncing = trainer + taken, trainer + (weights if sleeps else taken) + merges
@@ -285,7 +323,11 @@ def _shared_vllm_bytes(share: str, scenario: Scenario, shown: Mapping[str, Any])
     if gpu is None or not isinstance(numbers, int):
         return None
     sizes = read_yaml(data_path("unsloth.yaml"))["standby"]
-    part = next(part for gibs, part in sizes if gpu.total_bytes >= gibs * GIB) if share == "standby" else float(share)
+    part = (
+        next(part for gibs, part in sizes if gpu.total_bytes >= gibs * GIB)
+        if share == "standby"
+        else float(share)
+    )
     taken, adapters, peak = int(part * gpu.total_bytes), 4 * numbers, shown["peak_allocated_bytes"]
     weights = max(shown["resident_bytes"] - adapters, 0)
     generating = adapters + _states_bytes(shown) + taken
@@ -293,7 +335,10 @@ def _shared_vllm_bytes(share: str, scenario: Scenario, shown: Mapping[str, Any])
 
 
 def _states_bytes(shown: Mapping[str, Any]) -> int:
-    return max(parts.get("optimizer_states", 0) for parts in (shown.get("components_by_phase") or {"": {}}).values())
+    return max(
+        parts.get("optimizer_states", 0)
+        for parts in (shown.get("components_by_phase") or {"": {}}).values()
+    )
 
 
 def _orpo_bytes(scenario: Scenario, answer: Mapping[str, Any]) -> int | None:
@@ -331,7 +376,12 @@ def _more_at_the_loss(width: int, scenario: Scenario, trace: Mapping[str, Any]) 
     if not phases or not vocabulary:
         return None
     whole = scenario.tokens * scenario.aim.texts_in_a_row * vocabulary * width
-    return max(max(phases.get("forward", 0), phases.get("backward", 0)) + whole - trace["peak_allocated_bytes"], 0)
+    return max(
+        max(phases.get("forward", 0), phases.get("backward", 0))
+        + whole
+        - trace["peak_allocated_bytes"],
+        0,
+    )
 
 
 def _evaluation_bytes(
@@ -346,5 +396,9 @@ def _evaluation_bytes(
     if not vocabulary or scenario.loss != "full":
         return None
     half = scenario.autocast_precision or scenario.precision != "fp32"
-    logits = rows * scenario.sequence_length * vocabulary * (width or (2 + 4 + 4 if half else 4 + 4))
-    return max(shown["resident_bytes"] + _states_bytes(shown) + logits - shown["peak_allocated_bytes"], 0)
+    logits = (
+        rows * scenario.sequence_length * vocabulary * (width or (2 + 4 + 4 if half else 4 + 4))
+    )
+    return max(
+        shown["resident_bytes"] + _states_bytes(shown) + logits - shown["peak_allocated_bytes"], 0
+    )

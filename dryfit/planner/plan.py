@@ -36,7 +36,10 @@ def plan(scenario: Scenario, gpu: Gpu | None = None) -> dict[str, Any]:
     """
     answer: dict[str, Any] = {"gpu": None, "largest": None, "scenario": scenario.to_mapping()}
     known = catalogue()
-    gpus = [*known.values(), *([gpu] if gpu is not None and known.get(gpu.name) != replace(gpu, count=1) else [])]
+    gpus = [
+        *known.values(),
+        *([gpu] if gpu is not None and known.get(gpu.name) != replace(gpu, count=1) else []),
+    ]
     steps = {method: alone(scenario, as_method(scenario, method)) for method in METHODS}
     rows = feasibility(steps, gpus, verify=[gpu.name] if gpu is not None else [])
     if gpu is not None:
@@ -45,7 +48,9 @@ def plan(scenario: Scenario, gpu: Gpu | None = None) -> dict[str, Any]:
     positions = scenario.size("max_position_embeddings") or LENGTHS[-1]
     lengths = [length for length in LENGTHS if length <= positions]
     answer["feasibility"] = [row for row in rows if row["gpu"] in known]
-    answer["sweep"] = sweep(scenario, ranks=RANKS, sequence_lengths=lengths, micro_batches=MICRO_BATCHES)
+    answer["sweep"] = sweep(
+        scenario, ranks=RANKS, sequence_lengths=lengths, micro_batches=MICRO_BATCHES
+    )
     return answer
 
 
@@ -54,7 +59,9 @@ def table(answer: Mapping[str, Any]) -> str:
     scenario = answer["scenario"]
     parallel = scenario["parallel"]
     spread = (
-        f", on each of {parallel['gpus']} GPUs with {say_way(parallel, as_title=True)}" if parallel["gpus"] > 1 else ""
+        f", on each of {parallel['gpus']} GPUs with {say_way(parallel, as_title=True)}"
+        if parallel["gpus"] > 1
+        else ""
     )
     lines = [
         f"{scenario['model_name'] or scenario['model']['model_type']}, {scenario['precision']}{spread}:"
@@ -81,7 +88,10 @@ def table(answer: Mapping[str, Any]) -> str:
 def _rows(label: str, cells: Mapping[str, Mapping[str, Any]], total_gib: float) -> list[str]:
     """A GPU's line, and a second one where expandable segments make a difference."""
     plain = [_cell(cells[method]) if method in cells else "?" for method in METHODS]
-    grown = [_cell(cells[method]["expandable_segments"]) if method in cells else "?" for method in METHODS]
+    grown = [
+        _cell(cells[method]["expandable_segments"]) if method in cells else "?"
+        for method in METHODS
+    ]
     lines = [f"  {label:<22}{total_gib:>7.2f}" + "".join(text.rjust(20) for text in plain)]
     if grown != plain:
         lines.append(f"  {'':<29}" + "".join(text.rjust(20) for text in grown))
@@ -90,7 +100,9 @@ def _rows(label: str, cells: Mapping[str, Mapping[str, Any]], total_gib: float) 
 
 def _cell(row: Mapping[str, Any]) -> str:
     if not row["largest_micro_batch"]:
-        return "-" if not row["largest_sequence_length"] else f"- / {row['largest_sequence_length']}"
+        return (
+            "-" if not row["largest_sequence_length"] else f"- / {row['largest_sequence_length']}"
+        )
     return f"{row['largest_micro_batch']} / {row['largest_sequence_length']}"
 
 
@@ -110,7 +122,12 @@ def becomes_possible(scenarios: Mapping[str, Scenario]) -> dict[str, Any]:
     """
     needs: dict[str, list[dict[str, Any]]] = {}
     kinds = [
-        {"gpu": gpu.name, "title": gpu.title, "total_gib": round(gpu.total_bytes / GIB, 2), "first": {}}
+        {
+            "gpu": gpu.name,
+            "title": gpu.title,
+            "total_gib": round(gpu.total_bytes / GIB, 2),
+            "first": {},
+        }
         for gpu in catalogue().values()
     ]
     for name, scenario in scenarios.items():
@@ -119,11 +136,18 @@ def becomes_possible(scenarios: Mapping[str, Scenario]) -> dict[str, Any]:
         estimates = {count: CalibratedEstimator(step) for count, step in steps.items()}
         traced = {count: estimates[count].verify(step) for count, step in steps.items()}
         needs[name] = [
-            {"gpus": count, **{key: traced[count][key] for key in ("peak_allocated_bytes", "required_bytes")}}
+            {
+                "gpus": count,
+                **{key: traced[count][key] for key in ("peak_allocated_bytes", "required_bytes")},
+            }
             for count in steps
         ]
         for kind, gpu in zip(kinds, catalogue().values(), strict=True):
-            fitting = (count for count, step in steps.items() if _fits(step, estimates[count], traced[count], gpu))
+            fitting = (
+                count
+                for count, step in steps.items()
+                if _fits(step, estimates[count], traced[count], gpu)
+            )
             kind["first"][name] = next(fitting, None)
     first = {}
     for name in scenarios:
@@ -136,13 +160,19 @@ def becomes_possible(scenarios: Mapping[str, Scenario]) -> dict[str, Any]:
     return {"counts": [1, *COUNTS], "scenarios": needs, "gpus": kinds, "first": first}
 
 
-def _fits(scenario: Scenario, estimate: CalibratedEstimator, traced: Mapping[str, Any], gpu: Gpu) -> bool:
+def _fits(
+    scenario: Scenario, estimate: CalibratedEstimator, traced: Mapping[str, Any], gpu: Gpu
+) -> bool:
     """Whether a traced step fits a GPU. Where that runs other kernels and it is close, the step is traced on it."""
     process = Process.of(scenario)
     if (gpu.capability or DEFAULT_CAPABILITY) == DEFAULT_CAPABILITY:
         return verdict(traced, gpu, process).fits is True
     try:
-        required = traced["required_bytes"] + estimate.on(gpu).formula(scenario) - estimate.formula(scenario)
+        required = (
+            traced["required_bytes"]
+            + estimate.on(gpu).formula(scenario)
+            - estimate.formula(scenario)
+        )
         room = room_bytes(process, gpu)
         if abs(required - room) > OTHER_KERNELS * gpu.usable_bytes:
             return required <= room

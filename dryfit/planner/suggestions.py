@@ -69,7 +69,9 @@ def suggest(
     estimate = CalibratedEstimator(scenario, gpu, traced)
     fits = lambda candidate: estimate(candidate) <= room_bytes(Process.of(candidate), gpu)  # noqa: E731
     possible = list(moves(scenario))
-    if fits(scenario) and gpu.pool_bytes:  # loading alone is too much, so what the step takes does not matter
+    if (
+        fits(scenario) and gpu.pool_bytes
+    ):  # loading alone is too much, so what the step takes does not matter
         possible = [move for move in possible if move.name == "load_on_device"]
     quick = [move for move in possible if "sequence_length" not in move.options[0]]
     long = [move for move in possible if move not in quick]
@@ -84,14 +86,25 @@ def suggest(
 
     searches: list[tuple[str, Callable[[], Suggestion | None]]] = [
         *((move.name, one(move)) for move in quick),
-        ("several changes", lambda: _combined(scenario, gpu, estimate, fits, cheaper_than=mildest())),
+        (
+            "several changes",
+            lambda: _combined(scenario, gpu, estimate, fits, cheaper_than=mildest()),
+        ),
         *((move.name, one(move)) for move in long),
     ]
-    others = [("more GPUs", lambda: _more_gpus(scenario, gpu, allowed)),
-              ("a bigger GPU", lambda: _bigger_gpu(scenario, gpu, estimate))]  # fmt: skip
+    others = [
+        ("more GPUs", lambda: _more_gpus(scenario, gpu, allowed)),
+        ("a bigger GPU", lambda: _bigger_gpu(scenario, gpu, estimate)),
+    ]
     if scenario.parallel.gpus > 1:
-        others.insert(0, ("another division", lambda: _divided(scenario, gpu, scenario.parallel.gpus, allowed)))
-    places = {name: len(order) + place for place, name in enumerate(("division", "more_gpus", "bigger_gpu"))}
+        others.insert(
+            0,
+            ("another division", lambda: _divided(scenario, gpu, scenario.parallel.gpus, allowed)),
+        )
+    places = {
+        name: len(order) + place
+        for place, name in enumerate(("division", "more_gpus", "bigger_gpu"))
+    }
     while searches or others:
         changes_only = [item for item in found if item.move not in places]
         name, search = (searches if searches and len(changes_only) < SUGGESTIONS else others).pop(0)
@@ -103,7 +116,12 @@ def suggest(
         with left_out_if_it_fails(name, failed):
             answer = search()
         with left_out_if_it_fails("time", failed):
-            if answer and estimate.timed_on and scenario.aim.trainer is None and answer.move not in places:
+            if (
+                answer
+                and estimate.timed_on
+                and scenario.aim.trainer is None
+                and answer.move not in places
+            ):
                 answer = _timed(answer, scenario, gpu, estimate)  # no other objective has a time
         if answer:
             found.append(answer)
@@ -111,33 +129,52 @@ def suggest(
     return found
 
 
-def _timed(item: Suggestion, scenario: Scenario, gpu: Gpu, estimate: CalibratedEstimator) -> Suggestion:
+def _timed(
+    item: Suggestion, scenario: Scenario, gpu: Gpu, estimate: CalibratedEstimator
+) -> Suggestion:
     """The suggestion with what it saves and what it costs in time, for as many tokens."""
     before, changed = estimate.verify(scenario), apply(scenario, item.changes)
     after = estimate.verify(changed)["times"][gpu.name]
 
     def seconds_per_token(step: Scenario, time: Mapping[str, Any]) -> float:
-        return time["seconds_per_step"] / (step.tokens * step.gradient_accumulation * step.parallel.rows_at_once)
+        return time["seconds_per_step"] / (
+            step.tokens * step.gradient_accumulation * step.parallel.rows_at_once
+        )
 
     slower = seconds_per_token(changed, after) / seconds_per_token(scenario, before["time"]) - 1
-    speed = f"{abs(slower):.0%} {'slower' if slower > 0 else 'faster'}" if abs(slower) >= 0.005 else "as fast"
+    speed = (
+        f"{abs(slower):.0%} {'slower' if slower > 0 else 'faster'}"
+        if abs(slower) >= 0.005
+        else "as fast"
+    )
     speed += " a token" if changed.sequence_length != scenario.sequence_length else ""
     saved = f"saves {(before['required_bytes'] - item.required_bytes) / GIB:.2f} GiB, {speed}"
     return replace(item, cost=f"{item.cost}; {saved}", slower_share=round(slower, 4))
 
 
 def _verified(
-    scenario: Scenario, move: Move, gpu: Gpu, estimate: CalibratedEstimator, fits: Callable[[Scenario], bool]
+    scenario: Scenario,
+    move: Move,
+    gpu: Gpu,
+    estimate: CalibratedEstimator,
+    fits: Callable[[Scenario], bool],
 ) -> Suggestion | None:
     """The mildest of a move's changes that fits, by the trace; of lengths the one below which all fit."""
     with suppress(UserError):  # what can't be traced is no suggestion
         options = move.options[_mildest(scenario, move, fits) :]
-        if options and "sequence_length" in options[0] and scenario.aim.trainer is None and not scenario.images:
+        if (
+            options
+            and "sequence_length" in options[0]
+            and scenario.aim.trainer is None
+            and not scenario.images
+        ):
             expandable = scenario.allocator.expandable_segments
             room = room_bytes(Process.of(scenario), gpu)
             borders = Borders(scenario, "sequence_length", gpu.capability, [room, gpu.usable_bytes])
             longest = borders.largest_traced(room, expandable=expandable).value
-            options = [changes for changes in move.options if changes["sequence_length"] <= longest][:1]
+            options = [
+                changes for changes in move.options if changes["sequence_length"] <= longest
+            ][:1]
         for changes in options[:PROBES]:
             candidate = apply(scenario, changes)
             traced = estimate.verify(candidate) if fits(candidate) else None
@@ -170,13 +207,19 @@ def _combined(
         traced = estimate.verify(changed)
         if verdict(traced, gpu, Process.of(changed)).fits:
             changes = {key: value for _, step in taken for key, value in step.items()}
-            name, cost = "+".join(move.name for move, _ in taken), "; ".join(move.cost for move, _ in taken)
+            name, cost = (
+                "+".join(move.name for move, _ in taken),
+                "; ".join(move.cost for move, _ in taken),
+            )
             best = _suggestion(name, changes, cost, traced, gpu)
     return best
 
 
 def _cheapest(
-    scenario: Scenario, estimate: CalibratedEstimator, fits: Callable[[Scenario], bool], cheaper_than: str | None
+    scenario: Scenario,
+    estimate: CalibratedEstimator,
+    fits: Callable[[Scenario], bool],
+    cheaper_than: str | None,
 ) -> list[tuple[Move, Changes]] | None:
     """The cheapest changes first until it fits, then without those that turn out not to be needed."""
     taken: list[tuple[Move, Changes]] = []
@@ -192,7 +235,9 @@ def _cheapest(
         if estimate(candidate) < estimate(current):
             taken.append((move, chosen))
             current = candidate
-    for item in list(taken):  # where a later change alone is enough, the cheap ones before it are not needed
+    for item in list(
+        taken
+    ):  # where a later change alone is enough, the cheap ones before it are not needed
         rest = [other for other in taken if other is not item]
         with suppress(UserError):  # a later change needs this one, as a rank needs adapters
             if fits(_all(scenario, rest)):
@@ -224,11 +269,15 @@ def _bigger_gpu(scenario: Scenario, gpu: Gpu, estimate: CalibratedEstimator) -> 
             known[other.capability] = CalibratedEstimator(scenario, other).verify(scenario)
         answer = known[other.capability]
         if verdict(answer, other, Process.of(scenario)).fits:
-            return _suggestion("bigger_gpu", {"gpu": other.name}, f"another GPU: {other.title}", answer, other)
+            return _suggestion(
+                "bigger_gpu", {"gpu": other.name}, f"another GPU: {other.title}", answer, other
+            )
     return None
 
 
-def _divided(scenario: Scenario, gpu: Gpu, count: int, allowed: Callable[[Scenario], bool]) -> Suggestion | None:
+def _divided(
+    scenario: Scenario, gpu: Gpu, count: int, allowed: Callable[[Scenario], bool]
+) -> Suggestion | None:
     """The scenario as it is on so many GPUs, divided in the best way that fits."""
     found = fitting(scenario, gpu, count, allowed)
     if found is None:
@@ -243,7 +292,9 @@ def _divided(scenario: Scenario, gpu: Gpu, count: int, allowed: Callable[[Scenar
     same = count == scenario.parallel.gpus
     cost = f"{'the same' if same else count} GPUs, divided as {found.way}: another exchange between them"
     sizes = found.peak_allocated_bytes, found.required_bytes, found.headroom_bytes
-    return Suggestion("division" if same else "more_gpus", changes, written_out(changes), cost, *sizes)
+    return Suggestion(
+        "division" if same else "more_gpus", changes, written_out(changes), cost, *sizes
+    )
 
 
 def _kind(gpu: Gpu) -> dict[str, Any]:
@@ -251,7 +302,9 @@ def _kind(gpu: Gpu) -> dict[str, Any]:
     return {"name": kind} if isinstance(kind, str) else kind
 
 
-def _more_gpus(scenario: Scenario, gpu: Gpu, allowed: Callable[[Scenario], bool]) -> Suggestion | None:
+def _more_gpus(
+    scenario: Scenario, gpu: Gpu, allowed: Callable[[Scenario], bool]
+) -> Suggestion | None:
     """The fewest GPUs of the kind that hold the scenario as it is: with FSDP2 alone, or divided in another way."""
     if scenario.parallel.strategy not in (NONE, DIVIDED):
         return None
@@ -270,12 +323,24 @@ def _more_gpus(scenario: Scenario, gpu: Gpu, allowed: Callable[[Scenario], bool]
             if estimate(candidate) <= gpu.usable_bytes * (1 + OTHER_KERNELS):
                 traced = estimate.verify(candidate)
                 if verdict(traced, gpu, Process.of(candidate)).fits:
-                    return _suggestion("more_gpus", changes, f"{count} such GPUs: {price}", traced, gpu)
+                    return _suggestion(
+                        "more_gpus", changes, f"{count} such GPUs: {price}", traced, gpu
+                    )
         if count == COUNTS[-1]:  # FSDP2 alone is not enough on any number
             return _divided(scenario, gpu, count, allowed)
     return None
 
 
-def _suggestion(move: str, changes: Changes, cost: str, traced: Mapping[str, Any], gpu: Gpu) -> Suggestion:
+def _suggestion(
+    move: str, changes: Changes, cost: str, traced: Mapping[str, Any], gpu: Gpu
+) -> Suggestion:
     peak, required = traced["peak_allocated_bytes"], traced["required_bytes"]
-    return Suggestion(move, changes, written_out(changes), cost, peak, required, verdict(traced, gpu).headroom_bytes)
+    return Suggestion(
+        move,
+        changes,
+        written_out(changes),
+        cost,
+        peak,
+        required,
+        verdict(traced, gpu).headroom_bytes,
+    )

@@ -16,7 +16,9 @@ from dryfit.scenario.scenario import Scenario
 TITLES = {"trl": "TRL", "peft": "PEFT", "axolotl": "axolotl", "unsloth": "Unsloth"}
 
 
-def by_tool(request: ScenarioRequest, where: object = "scenario", verdict: str | None = None) -> list[dict[str, Any]]:
+def by_tool(
+    request: ScenarioRequest, where: object = "scenario", verdict: str | None = None
+) -> list[dict[str, Any]]:
     """The question with each tool's defaults, by the analytic estimate.
 
     Parameters
@@ -34,7 +36,12 @@ def by_tool(request: ScenarioRequest, where: object = "scenario", verdict: str |
     chosen = request.like is not None and not request.like_is_default
     gpu, found = named(request.scenario.gpu, where), []
     for tool in LIKE if not chosen and request.mapping else ():
-        row: dict[str, Any] = {"tool": tool, "peak_allocated_bytes": None, "verdict": None, "decides": None}
+        row: dict[str, Any] = {
+            "tool": tool,
+            "peak_allocated_bytes": None,
+            "verdict": None,
+            "decides": None,
+        }
         try:
             other = parse_request({**request.mapping, "like": tool}, where).scenario
             other = request.scenario if tool == request.like else other
@@ -56,7 +63,9 @@ def _needs(scenario: Scenario, gpu: Gpu | None, where: object) -> Needs:
     return Needs.of(scenario, where, gpu.capability if gpu else None)
 
 
-def _deciding(request: ScenarioRequest, other: Scenario, gpu: Gpu | None, where: object) -> str | None:
+def _deciding(
+    request: ScenarioRequest, other: Scenario, gpu: Gpu | None, where: object
+) -> str | None:
     """The setting of a tool's step that alone moves the asked step's peak farthest towards its; None: nothing does."""
     own, moved = request.scenario, {}
     theirs = other.to_mapping()
@@ -68,7 +77,9 @@ def _deciding(request: ScenarioRequest, other: Scenario, gpu: Gpu | None, where:
     for name, value in theirs.items():
         if value != own.to_mapping()[name] and name != "attention_mask":
             with suppress(NotDescribed, UserError):  # it goes with the tool's other settings alone
-                moved[name] = way * (_needs(own.changed(**{name: value}), gpu, where).peak_bytes - before)
+                moved[name] = way * (
+                    _needs(own.changed(**{name: value}), gpu, where).peak_bytes - before
+                )
     name = max(moved, key=moved.__getitem__, default=None)
     if name is None or moved[name] < GIB / 100:
         return None
@@ -99,5 +110,7 @@ def tool_lines(answer: Mapping[str, Any], like: str) -> Iterator[str]:
     """What the step takes with each tool's defaults; ``like``: how a tool is named where this is shown."""
     rows = [row for row in answer.get("tools") or [] if row["peak_allocated_bytes"]]
     if rows:
-        sizes = ", ".join(f"{TITLES[row['tool']]} {row['peak_allocated_bytes'] / GIB:.2f}" for row in rows)
+        sizes = ", ".join(
+            f"{TITLES[row['tool']]} {row['peak_allocated_bytes'] / GIB:.2f}" for row in rows
+        )
         yield f"With each tool's defaults, estimated: {sizes} GiB at the peak ({like}{rows[-1]['tool']})"

@@ -43,21 +43,38 @@ def answer(asked: ProgramRequest, found: Mapping[str, Any]) -> dict[str, Any]:
     phases, graphs = trace["phases"], (trace.get("compiled") or {}).get("graphs")
     process = _process(asked.gpus, trace, found["expandable_segments"], asked.recipe)
     own = "expandable_segments" if found["expandable_segments"] else "default"
-    told = ("updates", "outcome", "peak_line", "library_line", "reads", "written", "made_up", "not_followed",
-            "growth_bytes", "ran_out", "share_bytes")  # fmt: skip
-    program = {name: found[name] for name in told} | {name: found[name] for name in ("adds",) if name in found}
+    told = (
+        "updates",
+        "outcome",
+        "peak_line",
+        "library_line",
+        "reads",
+        "written",
+        "made_up",
+        "not_followed",
+        "growth_bytes",
+        "ran_out",
+        "share_bytes",
+    )
+    program = {name: found[name] for name in told} | {
+        name: found[name] for name in ("adds",) if name in found
+    }
     judged = _judged(trace, program, gpu, process)
     return {
         "trace": trace,
         "training": {"peak_allocated_bytes": max(phases.get(phase, 0) for phase in TRAINING)},
-        "evaluation": {"peak_allocated_bytes": phases["evaluation"]} if "evaluation" in phases else None,
+        "evaluation": {"peak_allocated_bytes": phases["evaluation"]}
+        if "evaluation" in phases
+        else None,
         **judged.to_mapping(),
         "gpu": gpu.to_mapping() if gpu else None,
         "gpus": asked.gpus,
         "rank": asked.rank,
         "allocators": {"own": own, **verdicts_by_allocator(trace, gpu, process)},
         "time": found["time"],
-        "evidence": program_evidence(asked.gpus, bool(graphs), gpu).to_mapping(("allocated", "reserved")),
+        "evidence": program_evidence(asked.gpus, bool(graphs), gpu).to_mapping(
+            ("allocated", "reserved")
+        ),
         "program": program
         | {
             "name": asked.program,
@@ -70,18 +87,30 @@ def answer(asked: ProgramRequest, found: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _process(gpus: int, trace: Mapping[str, Any], expandable_segments: bool, recipe: bool) -> Process:
+def _process(
+    gpus: int, trace: Mapping[str, Any], expandable_segments: bool, recipe: bool
+) -> Process:
     """The process that runs a program: what is beside its tensors on the card."""
     compiled = bool((trace.get("compiled") or {}).get("graphs"))
-    return Process(gpus, int(gpus > 1), expandable_segments=expandable_segments, compiled=compiled, recipe=recipe)
+    return Process(
+        gpus,
+        int(gpus > 1),
+        expandable_segments=expandable_segments,
+        compiled=compiled,
+        recipe=recipe,
+    )
 
 
-def _judged(trace: Mapping[str, Any], program: Mapping[str, Any], gpu: Gpu | None, process: Process) -> Verdict:
+def _judged(
+    trace: Mapping[str, Any], program: Mapping[str, Any], gpu: Gpu | None, process: Process
+) -> Verdict:
     """The verdict with what was not followed. What a program allows itself is a border too."""
     judged = verdict(trace, gpu, process)
     share = program["share_bytes"]
     if share is not None and gpu is not None:
-        judged = replace(judged, headroom_bytes=min(judged.headroom_bytes, share - judged.needed_bytes))
+        judged = replace(
+            judged, headroom_bytes=min(judged.headroom_bytes, share - judged.needed_bytes)
+        )
     return judged.leaving_out(_omissions(program, judged.headroom_bytes))
 
 
@@ -90,7 +119,9 @@ def _omissions(program: Mapping[str, Any], headroom_bytes: int | None) -> Iterat
     growth = program["growth_bytes"]
     if growth and headroom_bytes is not None and headroom_bytes >= 0:
         updates = headroom_bytes // growth + 1
-        yield Omission(f"{updates:,} more updates that keep {size_text(growth)} each", updates * growth)
+        yield Omission(
+            f"{updates:,} more updates that keep {size_text(growth)} each", updates * growth
+        )
     for what in program["not_followed"]:
         yield Omission(what, None, decides=what in program.get("adds", ()))
 
@@ -103,10 +134,17 @@ def of_ranks(answers: Mapping[int, dict[str, Any]]) -> dict[str, Any]:
     """
     told = ("required_bytes", "peak_allocated_bytes", "peak_reserved_bytes", "peak_phase")
     rows = [
-        {"rank": rank, "verdict": each["verdict"], "fits": each["fits"], **{name: each["trace"][name] for name in told}}
+        {
+            "rank": rank,
+            "verdict": each["verdict"],
+            "fits": each["fits"],
+            **{name: each["trace"][name] for name in told},
+        }
         for rank, each in answers.items()
     ]
-    most = max(rows, key=lambda row: (row["required_bytes"], row["peak_allocated_bytes"], -row["rank"]))["rank"]
+    most = max(
+        rows, key=lambda row: (row["required_bytes"], row["peak_allocated_bytes"], -row["rank"])
+    )["rank"]
     return answers[most] | {"rank": most, "ranks": rows}
 
 
@@ -117,8 +155,15 @@ def on_all_gpus(answered: Mapping[str, Any]) -> list[dict[str, Any]]:
     process = _process(answered["gpus"], answered["trace"], expandable, "recipe" in answered)
     for card in catalogue().values():
         judged = _judged(answered["trace"], answered["program"], card, process)
-        rows.append({"gpu": card.name, "title": card.title, "required_bytes": answered["trace"]["required_bytes"],
-                     "usable_bytes": card.usable_bytes, **judged.fields()})  # fmt: skip
+        rows.append(
+            {
+                "gpu": card.name,
+                "title": card.title,
+                "required_bytes": answered["trace"]["required_bytes"],
+                "usable_bytes": card.usable_bytes,
+                **judged.fields(),
+            }
+        )
     return rows
 
 
@@ -130,7 +175,9 @@ def _warnings(found: Mapping[str, Any]) -> list[str]:
             " it was computed of (loss.item() and .detach() do not)"
         )
     for line, times in Counter(found["ran_out"]).items():
-        told.append(f"the card's memory ran out {times} times at {line}, and the program went on with less")
+        told.append(
+            f"the card's memory ran out {times} times at {line}, and the program went on with less"
+        )
     if found["share_bytes"] is not None:
         told.append(
             f"set_per_process_memory_fraction: the program allows itself {gib(found['share_bytes'])} of the card"
@@ -145,9 +192,13 @@ def _warnings(found: Mapping[str, Any]) -> list[str]:
             f"{line} receives objects of another process, which did not run; the program went on with what it had"
         )
     for name in found["made_up"]["weights"]:
-        told.append(f"the weights of {name} are not at hand: its configuration gave their names and sizes")
+        told.append(
+            f"the weights of {name} are not at hand: its configuration gave their names and sizes"
+        )
     if names := found["made_up"]["data"]:
-        told.append(f"made up, as --batch says, because it is not at hand: {', '.join(dict.fromkeys(names))}")
+        told.append(
+            f"made up, as --batch says, because it is not at hand: {', '.join(dict.fromkeys(names))}"
+        )
     if could := [words for name, words in _NOT_HELD.items() if not _holds(found, name)]:
         told.append(f"this platform did not keep the program from {'; '.join(could)}")
     return told
@@ -185,29 +236,35 @@ def refusal(asked: ProgramRequest, found: Mapping[str, Any]) -> UserError:
     outcome, line = found["outcome"], found.get("line") or None
     if outcome == "too long":
         return UserError(
-            f"The program took no update of an optimizer within {found['seconds']} seconds.", where=line,
-            allowed="a program that trains; more time", write=f"dryfit run --seconds {4 * found['seconds']} ...",
-        )  # fmt: skip
+            f"The program took no update of an optimizer within {found['seconds']} seconds.",
+            where=line,
+            allowed="a program that trains; more time",
+            write=f"dryfit run --seconds {4 * found['seconds']} ...",
+        )
     if outcome in ("stopped", "ended") and (deciding := _deciding(found)):
         read = deciding[-1]
         other = 0 if read["value"] else 1
         return UserError(
             f"The program ended without an update, after this line decided by a number that nobody knows;"
-            f" {read['value']:g} was taken.", where=read["line"], allowed="another value for this line",
+            f" {read['value']:g} was taken.",
+            where=read["line"],
+            allowed="another value for this line",
             write=f"dryfit run --answer {_place(read)}={other} ...",
-        )  # fmt: skip
+        )
     if outcome in ("stopped", "ended"):
         return UserError(
-            "The program ended, and no optimizer of PyTorch's took a step.", where=asked.program,
+            "The program ended, and no optimizer of PyTorch's took a step.",
+            where=asked.program,
             allowed="a program that trains: one that calls step() of a torch.optim.Optimizer",
-        )  # fmt: skip
+        )
     if outcome == "killed":
         limit, status = asked.limits.memory_bytes / GIB, found["status"]
         if status >= 0:  # it ended by itself, such as by os._exit
             return UserError(
-                f"The program's process ended with status {status} before its answer.", where=asked.program,
+                f"The program's process ended with status {status} before its answer.",
+                where=asked.program,
                 allowed="what it said last stands above; a program that lets Python end",
-            )  # fmt: skip
+            )
         return UserError(
             f"The program's process was killed (status {status}): mostly for want of this machine's memory.",
             where=asked.program,
@@ -219,30 +276,76 @@ def refusal(asked: ProgramRequest, found: Mapping[str, Any]) -> UserError:
 
 # By a word of the error's kind or text: what is missing, and what helps.
 _REASONS = (
-    (("jax", "flax", "optax"), "The program is written for JAX, and only PyTorch is followed.",
-     "a program that trains with PyTorch", None),
-    (("ModuleNotFoundError", "ImportError"), "The program needs a package that is not installed here",
-     "the environment that the program runs in, with dryfit installed in it", None),
-    (("MemoryError", "DefaultCPUAllocator", "can't allocate memory"),
-     "The program needs more of this machine's memory than it may use",
-     "more memory; a model that is built by from_pretrained takes next to none", "dryfit run --memory 32GiB ..."),
-    (("Couldn't reach '", "DatasetNotFound", "Couldn't find a dataset", "Couldn't find any data"),
-     "The program's data set is not at hand", "made up rows of a size; the data set in the cache of the Hub; --network",
-     "dryfit run --batch 8x512 ..."),
-    (("FileNotFoundError", "No such file", "data_files"), "The program's data is not at hand",
-     "the data in its place; or made up batches of a size", "dryfit run --batch 8x1024 ..."),
-    (("OfflineMode", "LocalEntryNotFound", "Cannot find the requested files", "ConnectionError", "NetworkUnreachable",
-      "couldn't connect", "Network is unreachable", "Temporary failure in name resolution", "offline mode"),
-     "The program asks for the network, which it does not have here",
-     "the files in the cache of the Hub; or the network", "dryfit run --network ..."),
-    (("GatedRepo", "401 Client Error", "HF_TOKEN", "api_key"), "The program needs a token",
-     "the token in its variable of the environment, and the network", "dryfit run --network ..."),
-    (("PermissionError", "Permission denied", "Read-only file system"),
-     "The program may not open a file: it writes in its own folder alone",
-     "paths below its folder; or further folders that it may write in", "dryfit run --write FOLDER ..."),
-    (("File too large",), "The program writes a larger file than it may", "a larger limit",
-     "dryfit run --file-size 20GiB ..."),
-)  # fmt: skip
+    (
+        ("jax", "flax", "optax"),
+        "The program is written for JAX, and only PyTorch is followed.",
+        "a program that trains with PyTorch",
+        None,
+    ),
+    (
+        ("ModuleNotFoundError", "ImportError"),
+        "The program needs a package that is not installed here",
+        "the environment that the program runs in, with dryfit installed in it",
+        None,
+    ),
+    (
+        ("MemoryError", "DefaultCPUAllocator", "can't allocate memory"),
+        "The program needs more of this machine's memory than it may use",
+        "more memory; a model that is built by from_pretrained takes next to none",
+        "dryfit run --memory 32GiB ...",
+    ),
+    (
+        (
+            "Couldn't reach '",
+            "DatasetNotFound",
+            "Couldn't find a dataset",
+            "Couldn't find any data",
+        ),
+        "The program's data set is not at hand",
+        "made up rows of a size; the data set in the cache of the Hub; --network",
+        "dryfit run --batch 8x512 ...",
+    ),
+    (
+        ("FileNotFoundError", "No such file", "data_files"),
+        "The program's data is not at hand",
+        "the data in its place; or made up batches of a size",
+        "dryfit run --batch 8x1024 ...",
+    ),
+    (
+        (
+            "OfflineMode",
+            "LocalEntryNotFound",
+            "Cannot find the requested files",
+            "ConnectionError",
+            "NetworkUnreachable",
+            "couldn't connect",
+            "Network is unreachable",
+            "Temporary failure in name resolution",
+            "offline mode",
+        ),
+        "The program asks for the network, which it does not have here",
+        "the files in the cache of the Hub; or the network",
+        "dryfit run --network ...",
+    ),
+    (
+        ("GatedRepo", "401 Client Error", "HF_TOKEN", "api_key"),
+        "The program needs a token",
+        "the token in its variable of the environment, and the network",
+        "dryfit run --network ...",
+    ),
+    (
+        ("PermissionError", "Permission denied", "Read-only file system"),
+        "The program may not open a file: it writes in its own folder alone",
+        "paths below its folder; or further folders that it may write in",
+        "dryfit run --write FOLDER ...",
+    ),
+    (
+        ("File too large",),
+        "The program writes a larger file than it may",
+        "a larger limit",
+        "dryfit run --file-size 20GiB ...",
+    ),
+)
 
 
 def _failed(asked: ProgramRequest, found: Mapping[str, Any], line: str | None) -> UserError:
@@ -250,7 +353,17 @@ def _failed(asked: ProgramRequest, found: Mapping[str, Any], line: str | None) -
     for words, problem, allowed, write in _REASONS:
         if any(word in text for word in words):
             if asked.batch and write and "--batch" in write:
-                allowed, write = "the missing file at that path: rows that are made up do not replace it", None
-            told = next(filter(None, map(str.strip, found.get("text", "").splitlines())), found["problem"])
-            return UserError(f"{problem.rstrip('.')}: {told.rstrip('.')}.", where=line, allowed=allowed, write=write)
+                allowed, write = (
+                    "the missing file at that path: rows that are made up do not replace it",
+                    None,
+                )
+            told = next(
+                filter(None, map(str.strip, found.get("text", "").splitlines())), found["problem"]
+            )
+            return UserError(
+                f"{problem.rstrip('.')}: {told.rstrip('.')}.",
+                where=line,
+                allowed=allowed,
+                write=write,
+            )
     return UserError(found["problem"], where=line, allowed=found.get("hint") or None)

@@ -25,7 +25,9 @@ _COLUMNS = ("input_ids", "length", "lengths", "tokens", "prompt_input_ids", "tex
 class LoaderRows:
     """What is known of the rows of a data set."""
 
-    sizes: list[int]  # elements of each row that was looked at: tokens, samples, or characters of a text
+    sizes: list[
+        int
+    ]  # elements of each row that was looked at: tokens, samples, or characters of a text
     of: int  # how many rows the data set has
 
     @property
@@ -42,12 +44,16 @@ def rows_of(data: Any) -> LoaderRows | None:
     try:
         count = len(data)
         if isinstance(data, TensorDataset):
-            return LoaderRows([sum(tensor[0].numel() for tensor in data.tensors)], 1)  # all are alike
+            return LoaderRows(
+                [sum(tensor[0].numel() for tensor in data.tensors)], 1
+            )  # all are alike
         columns = getattr(data, "column_names", None) or ()
         column = next((name for name in _COLUMNS if name in columns), None)
         if column is not None:
             values = data.with_format(None)[column][:]
-            return LoaderRows([each if isinstance(each, int) else len(each) for each in values], count)
+            return LoaderRows(
+                [each if isinstance(each, int) else len(each) for each in values], count
+            )
         sizes, ends = [], time.monotonic() + MOST_SECONDS
         for at in range(min(count, MOST_ROWS)):
             sizes.append(_elements(data[at]))
@@ -85,10 +91,14 @@ def largest_batch(loader: Any, rows: LoaderRows) -> list[int] | None:
         return None
     known = range(len(rows.sizes))
     if _is_random(sampler):
-        return sorted(known, key=lambda at: -rows.sizes[at])[: getattr(sampler, "batch_size", None) or 1]
+        return sorted(known, key=lambda at: -rows.sizes[at])[
+            : getattr(sampler, "batch_size", None) or 1
+        ]
     batches = [list(batch) for batch in islice(iter(sampler), MOST_BATCHES)]
     whole = [batch for batch in batches if all(at in known for at in batch)]
-    return max(whole, key=lambda batch: len(batch) * max(rows.sizes[at] for at in batch), default=None)
+    return max(
+        whole, key=lambda batch: len(batch) * max(rows.sizes[at] for at in batch), default=None
+    )
 
 
 def _is_random(sampler: Any) -> bool:
@@ -121,7 +131,9 @@ class Batches:
     @property
     def are_missing(self) -> bool:
         """Whether rows differ, and no largest batch was given yet."""
-        return self.largest_at is None and any(rows.differ for rows in self._rows.values() if rows is not None)
+        return self.largest_at is None and any(
+            rows.differ for rows in self._rows.values() if rows is not None
+        )
 
     def is_training(self, iterator: Any) -> bool:
         return id(iterator._dataset) in self.trained_on

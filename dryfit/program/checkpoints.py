@@ -23,9 +23,20 @@ from dryfit.scenario.hub import MODELS, HubId, catalogued, published_dtype
 from .devices import HOST_ELEMENTS
 
 SHARD_BYTES = 2**31
-_CODES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64", torch.int32: "I32",
-          torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL", torch.float64: "F64",
-          torch.float8_e4m3fn: "F8_E4M3", torch.float8_e5m2: "F8_E5M2"}  # fmt: skip
+_CODES = {
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+    torch.float64: "F64",
+    torch.float8_e4m3fn: "F8_E4M3",
+    torch.float8_e5m2: "F8_E5M2",
+}
 _DTYPES = {code: dtype for dtype, code in _CODES.items()}
 _WEIGHTS = ("*.safetensors", "*.bin", "*.safetensors.index.json")
 
@@ -35,7 +46,9 @@ class Checkpoints:
 
     def __init__(self, tracker: Tracker) -> None:
         self._tracker = tracker
-        self._folder = Path(tempfile.gettempdir(), "dryfit-checkpoints")  # of this process's own, see `.process`
+        self._folder = Path(
+            tempfile.gettempdir(), "dryfit-checkpoints"
+        )  # of this process's own, see `.process`
         self.made_up: list[str] = []  # names of models whose weights were not at hand
 
     def of_models(self, module: Any) -> list[tuple[Any, str, Any]]:
@@ -43,7 +56,11 @@ class Checkpoints:
         load = module.PreTrainedModel.from_pretrained.__func__
 
         def from_pretrained(cls: Any, name: Any = None, *args: Any, **options: Any) -> Any:
-            if name is not None and options.get("state_dict") is None and not _has_weights(name, options):
+            if (
+                name is not None
+                and options.get("state_dict") is None
+                and not _has_weights(name, options)
+            ):
                 name = self._make_up(cls, str(name), options)
                 options.pop("subfolder", None)
             return load(cls, name, *args, **options)
@@ -76,7 +93,10 @@ class Checkpoints:
 
         return [
             (kind, "from_pretrained", classmethod(from_pretrained)),
-            *((each, "load_state_dict", load_state_dict) for each in (module, sys.modules[read.__module__])),
+            *(
+                (each, "load_state_dict", load_state_dict)
+                for each in (module, sys.modules[read.__module__])
+            ),
         ]
 
     def of_configurations(self, module: Any) -> list[tuple[Any, str, Any]]:
@@ -103,21 +123,35 @@ class Checkpoints:
 
         config = options.get("config")
         if config is None or isinstance(config, (str, Path)):
-            told = {"trust_remote_code": options.get("trust_remote_code"), "subfolder": options.get("subfolder") or ""}
+            told = {
+                "trust_remote_code": options.get("trust_remote_code"),
+                "subfolder": options.get("subfolder") or "",
+            }
             config = AutoConfig.from_pretrained(config or name, **told)
 
         def make() -> torch.nn.Module:
             dtype = getattr(config, "dtype", None) or torch.float32
-            return cls._from_config(config, dtype=dtype) if hasattr(cls, "_from_config") else cls(config)
+            return (
+                cls._from_config(config, dtype=dtype)
+                if hasattr(cls, "_from_config")
+                else cls(config)
+            )
 
-        return self._folder_of(name, options, make, lambda model, folder: config.save_pretrained(folder), "model")
+        return self._folder_of(
+            name, options, make, lambda model, folder: config.save_pretrained(folder), "model"
+        )
 
     def _make_up_part(self, cls: Any, name: str, options: Mapping[str, Any]) -> str:
         """The same for a part of a pipeline of diffusers, which lies in a folder of its own."""
 
         def make() -> torch.nn.Module:
-            config, usual = cls.load_config(name, subfolder=options.get("subfolder")), torch.get_default_dtype()
-            torch.set_default_dtype(options.get("torch_dtype") or torch.float32)  # a conversion would make tensors anew
+            config, usual = (
+                cls.load_config(name, subfolder=options.get("subfolder")),
+                torch.get_default_dtype(),
+            )
+            torch.set_default_dtype(
+                options.get("torch_dtype") or torch.float32
+            )  # a conversion would make tensors anew
             try:
                 return cls.from_config(config)
             finally:
@@ -153,9 +187,17 @@ def _has_weights(name: Any, options: Mapping[str, Any]) -> bool:
         return any(found for pattern in _WEIGHTS for found in place.glob(pattern))
     from huggingface_hub import try_to_load_from_cache
 
-    names = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+    names = (
+        "model.safetensors",
+        "model.safetensors.index.json",
+        "pytorch_model.bin",
+        "pytorch_model.bin.index.json",
+    )
     revision = options.get("revision")
-    return any(isinstance(try_to_load_from_cache(str(name), each, revision=revision), str) for each in names)
+    return any(
+        isinstance(try_to_load_from_cache(str(name), each, revision=revision), str)
+        for each in names
+    )
 
 
 def _own_tensors(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
@@ -179,21 +221,34 @@ def _write(folder: Path, tensors: Mapping[str, torch.Tensor], stem: str = "model
         size += tensor.nbytes
     files: dict[str, str] = {}
     for number, shard in enumerate(shards, 1):
-        file = f"{stem}-{number:05d}-of-{len(shards):05d}.safetensors" if len(shards) > 1 else f"{stem}.safetensors"
+        file = (
+            f"{stem}-{number:05d}-of-{len(shards):05d}.safetensors"
+            if len(shards) > 1
+            else f"{stem}.safetensors"
+        )
         files |= dict.fromkeys(shard, file)
         write_tensors(folder / file, shard)
     if len(shards) > 1:
-        index = {"metadata": {"total_size": sum(each.nbytes for each in tensors.values())}, "weight_map": files}
+        index = {
+            "metadata": {"total_size": sum(each.nbytes for each in tensors.values())},
+            "weight_map": files,
+        }
         (folder / f"{stem}.safetensors.index.json").write_text(json.dumps(index))
 
 
-def write_tensors(file: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None) -> None:
+def write_tensors(
+    file: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None
+) -> None:
     """A file of safetensors with a header alone: its content is a hole, which takes no place on the disk."""
     header: dict[str, Any] = {"__metadata__": dict(metadata or {"format": "pt"})}
     offset = 0
     for name, tensor in tensors.items():
         end = offset + tensor.nbytes
-        header[name] = {"dtype": _CODES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [offset, end]}
+        header[name] = {
+            "dtype": _CODES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [offset, end],
+        }
         offset = end
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
@@ -239,7 +294,9 @@ class _Opened:
 class _Slice:
     """A tensor of such a file, before it is read."""
 
-    def __init__(self, entry: Mapping[str, Any], read: Callable[[int, int], bytearray], tracker: Tracker) -> None:
+    def __init__(
+        self, entry: Mapping[str, Any], read: Callable[[int, int], bytearray], tracker: Tracker
+    ) -> None:
         self._entry, self._read, self._tracker = entry, read, tracker
 
     def get_shape(self) -> list[int]:

@@ -62,7 +62,9 @@ def _reads(running: Running) -> list[dict[str, Any]]:
 
 
 @contextmanager
-def simulated_machine(asked: ProgramRequest, attended_keys: float | None = None) -> Iterator[Running]:
+def simulated_machine(
+    asked: ProgramRequest, attended_keys: float | None = None
+) -> Iterator[Running]:
     """A machine with the request's cards, of which this process has one: that of its rank.
 
     ``attended_keys``: see :class:`~dryfit.engine.card.Simulation`.
@@ -95,9 +97,14 @@ def simulated_machine(asked: ProgramRequest, attended_keys: float | None = None)
     if not known:  # a size alone: the kernels of a card that the engine assumes
         card = replace(card, memory_bytes=gpu.total_bytes)
     options = Options(
-        steps=1, costs=True, scalars=STAND_IN, answers=libraries.QUESTIONS, origins=True, capability=card.capability,
+        steps=1,
+        costs=True,
+        scalars=STAND_IN,
+        answers=libraries.QUESTIONS,
+        origins=True,
+        capability=card.capability,
         compiled="follow" if _has_triton() else "refuse",
-    )  # fmt: skip
+    )
     with ExitStack() as stack:
         enter = stack.enter_context
         enter(simulated(card, whole_program=True, attended_keys=attended_keys, index=asked.rank))
@@ -107,20 +114,28 @@ def simulated_machine(asked: ProgramRequest, attended_keys: float | None = None)
         tracker.on_card = devices.placed(tracker)
         numbers = Numbers(asked.answers)
         tracker.values.asked, tracker.values.chooses = numbers.answer, numbers.choice
-        memory = Memory(tracker, card, gpu.usable_bytes, raises=asked.runs_out and asked.gpu is not None)
+        memory = Memory(
+            tracker, card, gpu.usable_bytes, raises=asked.runs_out and asked.gpu is not None
+        )
         loop = Loop(tracker, asked.steps, memory.live_bytes)
         followed = Followed(loop, asked.program)
         processes = group.Group(tracker, stack, asked.gpus, asked.rank, device)
         stack.callback(processes.end)
         enter(patched(cuda.cuda_places(card, memory.answers(), asked.gpus, device)))
-        enter(surroundings(tracker, none, options))  # the compiler takes what the card answers now for constants
+        enter(
+            surroundings(tracker, none, options)
+        )  # the compiler takes what the card answers now for constants
         if tracker.compiled is not None:
             tracker.compiled.expected = False
         enter(patched(cuda.nvidia_smi(card, asked.gpus)))
         enter(nvml(card, asked.gpus, memory.answers()["mem_get_info"]))
         enter(patched([*processes.places(), *libraries.library_places()]))
         enter(patched(followed.places()))
-        own = [*numbers.places(), *devices.tensor_places(tracker), (torch, "device", devices.device_kind())]
+        own = [
+            *numbers.places(),
+            *devices.tensor_places(tracker),
+            (torch, "device", devices.device_kind()),
+        ]
         enter(patched(own, hidden=True))
         enter(tracker.origins.following())
         if device is not None:
@@ -140,7 +155,9 @@ def simulated_machine(asked: ProgramRequest, attended_keys: float | None = None)
         enter(when_imported(later | data.when_imported()))
         enter(patched(data.patches()))
         enter(tracker)
-        yield Running(tracker, loop, memory, numbers, checkpoints, data, followed, processes.received)
+        yield Running(
+            tracker, loop, memory, numbers, checkpoints, data, followed, processes.received
+        )
 
 
 def _has_triton() -> bool:
@@ -153,7 +170,9 @@ def run(asked: ProgramRequest, tell: Callable[[str], None] = lambda text: None) 
     """Run the program; what was found, as plain values. ``tell`` is called with where it is."""
     from .loop import Enough
 
-    warnings.filterwarnings("ignore", message="Using `torch.compile.module.` when there are global hooks")  # ours
+    warnings.filterwarnings(
+        "ignore", message="Using `torch.compile.module.` when there are global hooks"
+    )  # ours
     if asked.torchrun:
         os.environ.update(torchrun_variables(asked.gpus, asked.rank))
     gc.disable()  # as a trace: when cycles go is chance
@@ -197,13 +216,19 @@ def _found(running: Running, asked: ProgramRequest, outcome: str) -> dict[str, A
     from dryfit.engine.report import make_report
 
     tracker = running.tracker
-    settings = ",".join(os.environ.get(name, "") for name in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"))
+    settings = ",".join(
+        os.environ.get(name, "") for name in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
+    )
     expandable = EXPANDABLE in settings
     sizes = {*usable_sizes(None), *(gpu.usable_bytes for gpu in catalogue().values())}
     if asked.gpu:
         sizes.add(find(asked.gpu).usable_bytes)
     report = make_report(
-        tracker, on_gpu=True, timeline=False, expandable_segments=expandable, asked=Asked(sizes, both_allocators=True)
+        tracker,
+        on_gpu=True,
+        timeline=False,
+        expandable_segments=expandable,
+        asked=Asked(sizes, both_allocators=True),
     )
     trace = replace(report, tensors=report.tensors and report.tensors[:LARGEST]).to_mapping()
     return {
@@ -231,7 +256,9 @@ def _time(running: Running, asked: ProgramRequest) -> dict[str, Any] | None:
 
     if not asked.gpu:
         return None
-    pair = running.loop.launches[: asked.steps][-2:]  # those beyond are taken with the largest batch
+    pair = running.loop.launches[: asked.steps][
+        -2:
+    ]  # those beyond are taken with the largest batch
     if len(pair) < 2:
         return None
     costs = running.tracker.costs.between(*pair)
@@ -239,7 +266,9 @@ def _time(running: Running, asked: ProgramRequest) -> dict[str, Any] | None:
     if time is None:
         return None
     followed = running.tracker.compiled and running.tracker.compiled.graphs
-    return time.to_mapping() | ({"range": None, "basis": f"{time.basis}; without the compiler"} if followed else {})
+    return time.to_mapping() | (
+        {"range": None, "basis": f"{time.basis}; without the compiler"} if followed else {}
+    )
 
 
 LARGEST = 40  # tensors at the peak that an answer lists
@@ -257,8 +286,17 @@ def by_module(tensors: list[dict[str, Any]]) -> dict[str, int]:
 def torchrun_variables(gpus: int, rank: int = 0) -> dict[str, str]:
     """What ``torchrun --standalone --nproc_per_node=N`` tells one of its processes."""
     sizes = dict.fromkeys(("WORLD_SIZE", "LOCAL_WORLD_SIZE", "ROLE_WORLD_SIZE"), str(gpus))
-    ranks = dict.fromkeys(("RANK", "LOCAL_RANK", "ROLE_RANK"), str(rank)) | {"GROUP_RANK": "0", "GROUP_WORLD_SIZE": "1"}
-    return {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500", "TORCHELASTIC_RUN_ID": "none", **sizes, **ranks}
+    ranks = dict.fromkeys(("RANK", "LOCAL_RANK", "ROLE_RANK"), str(rank)) | {
+        "GROUP_RANK": "0",
+        "GROUP_WORLD_SIZE": "1",
+    }
+    return {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": "29500",
+        "TORCHELASTIC_RUN_ID": "none",
+        **sizes,
+        **ranks,
+    }
 
 
 # --- when it takes too long, or fails -----------------------------------------------------------------------------
@@ -274,7 +312,10 @@ def watch(asked: ProgramRequest, result: Path) -> None:
         frame = sys._current_frames().get(main)
         while frame is not None and is_library(frame):
             frame = frame.f_back
-        write_json(result, {"outcome": "too long", "line": described(frame), "seconds": asked.limits.seconds})
+        write_json(
+            result,
+            {"outcome": "too long", "line": described(frame), "seconds": asked.limits.seconds},
+        )
         os._exit(4)
 
     timer = threading.Timer(asked.limits.seconds, over)
@@ -286,7 +327,9 @@ def main() -> None:
     asked = ProgramRequest.from_json(Path(sys.argv[1]).read_text(encoding="utf-8"))
     result = Path(sys.argv[2])
     held = enter([Path(folder) for folder in asked.writable], network=asked.network)
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of a package for CPUs while it is imported
+    logging.getLogger("bitsandbytes").setLevel(
+        logging.ERROR
+    )  # it warns of a package for CPUs while it is imported
     watch(asked, result)
     try:
         found = run(asked, partial(result.with_suffix(".stand").write_text, encoding="utf-8"))
@@ -299,13 +342,17 @@ def main() -> None:
     write_json(result, found | {"held": asdict(held)})
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(0)  # not through the interpreter's end: foreign threads and exchanged functions may trip it
+    os._exit(
+        0
+    )  # not through the interpreter's end: foreign threads and exchanged functions may trip it
 
 
 def print_error(error: BaseException) -> None:
     """As Python prints it, from the program's first line on."""
     trace = error.__traceback__
-    while trace is not None and trace.tb_frame.f_code.co_filename.startswith((OWN, "<frozen runpy>")):
+    while trace is not None and trace.tb_frame.f_code.co_filename.startswith(
+        (OWN, "<frozen runpy>")
+    ):
         trace = trace.tb_next
     traceback.print_exception(error.with_traceback(trace or error.__traceback__))
 
@@ -316,7 +363,9 @@ def own_place(error: BaseException) -> TracebackType | None:
 
     own, trace = None, error.__traceback__
     while trace is not None:
-        if not is_library(trace.tb_frame) and not trace.tb_frame.f_code.co_filename.startswith(("<", OWN)):
+        if not is_library(trace.tb_frame) and not trace.tb_frame.f_code.co_filename.startswith(
+            ("<", OWN)
+        ):
             own = trace
         trace = trace.tb_next
     return own
@@ -362,12 +411,24 @@ def failure(error: BaseException) -> dict[str, Any]:
         if isinstance(told, ValuesNeeded):
             problem = f"The line chooses by values ({str(error).splitlines()[0][:200]}), and nobody knows them here."
             hint = f"the share of all elements that is chosen, as in --answer {line.partition(' in ')[0]}=0.25"
-        return {"problem": problem, "line": line, "hint": hint, "kind": kind, "text": str(error)[:500]}
-    found = {"problem": str(error) or type(error).__name__, "line": program_line(error), "kind": type(error).__name__}
+        return {
+            "problem": problem,
+            "line": line,
+            "hint": hint,
+            "kind": kind,
+            "text": str(error)[:500],
+        }
+    found = {
+        "problem": str(error) or type(error).__name__,
+        "line": program_line(error),
+        "kind": type(error).__name__,
+    }
     if isinstance(error, TraceError):
         found |= {"problem": error.problem, "hint": error.hint}
     if isinstance(error, CompiledError) and not _has_triton():
-        found["problem"] = "The program compiles its step, which is followed with Triton, and Triton is not installed."
+        found["problem"] = (
+            "The program compiles its step, which is followed with Triton, and Triton is not installed."
+        )
         found["hint"] = 'Linux, and: pip install "dryfit[run]"'
     return found
 

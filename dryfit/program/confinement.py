@@ -29,7 +29,13 @@ from pathlib import Path
 from typing import NoReturn
 
 # CLONE_NEW... of sched.h: user, mount, process, IPC and network namespaces.
-_USER, _MOUNTS, _PROCESSES, _IPC, _NETWORK = 0x10000000, 0x00020000, 0x20000000, 0x08000000, 0x40000000
+_USER, _MOUNTS, _PROCESSES, _IPC, _NETWORK = (
+    0x10000000,
+    0x00020000,
+    0x20000000,
+    0x08000000,
+    0x40000000,
+)
 # System calls, of the same numbers on all architectures.
 _CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF, _MOUNT_SETATTR = 444, 445, 446, 442
 _NO_NEW_PRIVILEGES, _SUBREAPER, _DROP_BOUND = 38, 36, 24  # of prctl
@@ -37,10 +43,14 @@ _BIND, _RECURSIVE, _PRIVATE, _NO_SUID_DEV_EXEC = 0x1000, 0x4000, 0x40000, 0xE  #
 _AT_RECURSIVE, _READ_ONLY = 0x8000, 1  # of mount_setattr
 _TRUNCATES, _DEVICES, _SCOPES, _SOCKETS = 3, 5, 6, 9  # Landlock's versions that brought these
 _WRITE_FILE, _TRUNCATE, _IOCTL_DEVICE, _RESOLVE_UNIX = 1 << 1, 1 << 14, 1 << 15, 1 << 16
-_WRITES = sum(1 << bit for bit in (1, *range(4, 15)))  # write, remove, make of each kind, move to elsewhere, truncate
+_WRITES = sum(
+    1 << bit for bit in (1, *range(4, 15))
+)  # write, remove, make of each kind, move to elsewhere, truncate
 _SIGNALS_AND_ABSTRACT_SOCKETS = 3
 _NODES = ("null", "zero", "full", "random", "urandom", "tty")  # devices that programs write to
-_OVER_FILES = range(8)  # capabilities: chown, reading and writing whatever is there, ids; kill is among them
+_OVER_FILES = range(
+    8
+)  # capabilities: chown, reading and writing whatever is there, ids; kill is among them
 _LAST_CAPABILITY = 63
 MOST_SOCKETS = 2_000
 LEFT_TRIES = 100  # rounds in which what a program has left is ended
@@ -68,7 +78,10 @@ def enter(folders: Sequence[Path], *, network: bool) -> Held:
     if sys.platform != "linux":
         return Held()
     folders, here = [folder for folder in folders if folder.is_dir()], os.getcwd()
-    kinds = next((kinds for kinds in _levels(network) if is_possible(lambda k=kinds: _rehearse(k, folders))), 0)
+    kinds = next(
+        (kinds for kinds in _levels(network) if is_possible(lambda k=kinds: _rehearse(k, folders))),
+        0,
+    )
     if kinds:
         _isolate(kinds, folders)
     _guard(bool(kinds & _PROCESSES))
@@ -117,7 +130,9 @@ def is_possible(act: Callable[[], None]) -> bool:
 def _call(name: str, *arguments: object) -> int:
     """A function of the C library, or a system call by its number."""
     library = ctypes.CDLL(None, use_errno=True)
-    answer = library.syscall(*arguments) if name == "syscall" else getattr(library, name)(*arguments)
+    answer = (
+        library.syscall(*arguments) if name == "syscall" else getattr(library, name)(*arguments)
+    )
     if answer < 0:
         raise OSError(ctypes.get_errno(), f"{name}: {os.strerror(ctypes.get_errno())}")
     return answer
@@ -137,7 +152,9 @@ def _isolate(kinds: int, folders: Sequence[Path]) -> None:
     sockets = _sockets()  # a network namespace shows its own alone
     _unshare(kinds)
     if kinds & _NETWORK:
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:  # 0x8914: SIOCSIFFLAGS; 0x41: up and running
+        with socket.socket(
+            socket.AF_INET, socket.SOCK_DGRAM
+        ) as control:  # 0x8914: SIOCSIFFLAGS; 0x41: up and running
             fcntl.ioctl(control, 0x8914, struct.pack("16sh14x", b"lo", 0x41))
     if kinds & _MOUNTS:
         _write_protect(folders, sockets)
@@ -186,13 +203,20 @@ def _write_protect(folders: Sequence[Path], sockets: Sequence[str]) -> None:
     A mount that is read-only keeps what Landlock does not: permissions, owners, times and attributes.
     """
     _call("mount", None, b"/", None, _RECURSIVE | _PRIVATE, None)
-    own = sorted((folder.resolve() for folder in folders if folder != Path("/dev/shm")), key=lambda path: path.parts)
+    own = sorted(
+        (folder.resolve() for folder in folders if folder != Path("/dev/shm")),
+        key=lambda path: path.parts,
+    )
     for folder in own:
         _call("mount", os.fsencode(folder), os.fsencode(folder), None, _BIND | _RECURSIVE, None)
     _set_read_only(Path("/"), True, _AT_RECURSIVE)
     for folder in own:
         _set_read_only(folder, False)
-    hidden = {Path(f"/run/user/{os.getuid()}"), Path(os.environ.get("XDG_RUNTIME_DIR") or "/dev/shm"), Path("/dev/shm")}
+    hidden = {
+        Path(f"/run/user/{os.getuid()}"),
+        Path(os.environ.get("XDG_RUNTIME_DIR") or "/dev/shm"),
+        Path("/dev/shm"),
+    }
     for folder in hidden:
         if folder.is_dir():
             _call("mount", b"tmpfs", os.fsencode(folder), b"tmpfs", 0, None)
@@ -270,7 +294,9 @@ def _children() -> list[int]:
     found = []
     for name in filter(str.isdecimal, os.listdir("/proc")):
         with suppress(OSError):
-            fields = Path(f"/proc/{name}/stat").read_text(errors="replace").rpartition(")")[2].split()
+            fields = (
+                Path(f"/proc/{name}/stat").read_text(errors="replace").rpartition(")")[2].split()
+            )
             if int(fields[1]) == os.getpid():
                 found.append(int(name))
     return found
@@ -319,13 +345,19 @@ def write_only_below(folders: Sequence[Path]) -> None:
     version = _landlock_version()
     if version < _TRUNCATES:
         raise OSError("this version of Landlock lets a process empty every file")
-    handled = _WRITES | _IOCTL_DEVICE * (version >= _DEVICES) | _RESOLVE_UNIX * (version >= _SOCKETS)
+    handled = (
+        _WRITES | _IOCTL_DEVICE * (version >= _DEVICES) | _RESOLVE_UNIX * (version >= _SOCKETS)
+    )
     attributes = struct.pack("QQ", handled, 0)
     if version >= _SCOPES:
         attributes += struct.pack("Q", _SIGNALS_AND_ABSTRACT_SOCKETS)
     rules = _call("syscall", _CREATE_RULESET, attributes, len(attributes), 0)
-    nodes = [Path("/dev", name) for name in _NODES] + [Path(os.ttyname(file)) for file in (1, 2) if os.isatty(file)]
-    places = [(folder, _WRITES) for folder in folders] + [(node, _WRITE_FILE | _TRUNCATE) for node in nodes]
+    nodes = [Path("/dev", name) for name in _NODES] + [
+        Path(os.ttyname(file)) for file in (1, 2) if os.isatty(file)
+    ]
+    places = [(folder, _WRITES) for folder in folders] + [
+        (node, _WRITE_FILE | _TRUNCATE) for node in nodes
+    ]
     for path, rights in places:
         with suppress(FileNotFoundError):
             place = os.open(path, os.O_PATH)
@@ -346,6 +378,18 @@ def caches(scratch: Path) -> tuple[list[Path], dict[str, str]]:
     usual = {"HF_HOME": cache / "huggingface", "TORCH_HOME": cache / "torch"}
     named = {name: Path(os.environ.get(name) or path) for name, path in usual.items()}
     missing = [name for name, path in named.items() if not path.is_dir()]
-    missing += ["TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "WANDB_DATA_DIR"]
-    more = [Path(os.environ[name]) for name in ("HF_DATASETS_CACHE", "HF_HUB_CACHE") if os.environ.get(name)]
-    return [*named.values(), *more, Path("/dev/shm")], {name: str(scratch / name.lower()) for name in missing}
+    missing += [
+        "TORCHINDUCTOR_CACHE_DIR",
+        "TRITON_CACHE_DIR",
+        "WANDB_CACHE_DIR",
+        "WANDB_CONFIG_DIR",
+        "WANDB_DATA_DIR",
+    ]
+    more = [
+        Path(os.environ[name])
+        for name in ("HF_DATASETS_CACHE", "HF_HUB_CACHE")
+        if os.environ.get(name)
+    ]
+    return [*named.values(), *more, Path("/dev/shm")], {
+        name: str(scratch / name.lower()) for name in missing
+    }

@@ -34,19 +34,32 @@ def cuda_places(
     device
         With its streams, where there are several; None: one card, whose streams cost nothing.
     """
-    answers = dict(memory) | {name: (lambda *_: gpus) for name in ("device_count", "_device_count_nvml")}
+    answers = dict(memory) | {
+        name: (lambda *_: gpus) for name in ("device_count", "_device_count_nvml")
+    }
     answers["list_gpu_processes"] = lambda *_: "no processes"
     if device is not None:
         answers |= _streams(device)
     owners = (torch.cuda, torch.cuda.memory)
-    places = [(owner, name, answer) for name, answer in answers.items() for owner in owners if name in vars(owner)]
+    places = [
+        (owner, name, answer)
+        for name, answer in answers.items()
+        for owner in owners
+        if name in vars(owner)
+    ]
     nothing: Callable[..., None] = lambda *_, **__: None  # noqa: E731
     quiet = ("_record_memory_history", "_dump_snapshot", "_set_allocator_settings")
-    places += [(torch.cuda.memory, name, nothing) for name in quiet if hasattr(torch.cuda.memory, name)]
+    places += [
+        (torch.cuda.memory, name, nothing) for name in quiet if hasattr(torch.cuda.memory, name)
+    ]
     places += [(torch.cuda.nvtx, name, nothing) for name in ("range_push", "range_pop", "mark")]
     places += [(torch.cuda.profiler, name, nothing) for name in ("start", "stop")]
     checks = ("_accelerator_graph_capture_health_check", "_cuda_graph_capture_health_check")
-    places += [(torch.optim.Optimizer, name, nothing) for name in checks if hasattr(torch.optim.Optimizer, name)]
+    places += [
+        (torch.optim.Optimizer, name, nothing)
+        for name in checks
+        if hasattr(torch.optim.Optimizer, name)
+    ]
     places += _accelerator(card, memory, gpus)
     return places
 
@@ -89,7 +102,9 @@ def _streams(device: FakeDevice) -> dict[str, Any]:
     }
 
 
-def _accelerator(card: Card, memory: Mapping[str, Callable[..., Any]], gpus: int) -> list[tuple[Any, str, Any]]:
+def _accelerator(
+    card: Card, memory: Mapping[str, Callable[..., Any]], gpus: int
+) -> list[tuple[Any, str, Any]]:
     """``torch.accelerator``, which says the same of whatever card there is."""
     answers = dict(memory) | {
         "is_available": lambda *_: True,
@@ -100,7 +115,11 @@ def _accelerator(card: Card, memory: Mapping[str, Callable[..., Any]], gpus: int
         "get_device_capability": lambda *_: card.capability,
         "get_memory_info": memory["mem_get_info"],
     }
-    return [(torch.accelerator, name, answer) for name, answer in answers.items() if hasattr(torch.accelerator, name)]
+    return [
+        (torch.accelerator, name, answer)
+        for name, answer in answers.items()
+        if hasattr(torch.accelerator, name)
+    ]
 
 
 def nvidia_smi(card: Card, gpus: int) -> list[tuple[Any, str, Any]]:
@@ -125,12 +144,23 @@ def nvidia_smi(card: Card, gpus: int) -> list[tuple[Any, str, Any]]:
 
 def _shown(card: Card, gpus: int, options: list[str]) -> str:
     known = {
-        "name": card.name, "gpu_name": card.name, "count": gpus, "driver_version": DRIVER, "memory.used": 0,
-        "memory.total": card.memory_bytes // MIB, "memory.free": card.memory_bytes // MIB, "utilization.gpu": 0,
+        "name": card.name,
+        "gpu_name": card.name,
+        "count": gpus,
+        "driver_version": DRIVER,
+        "memory.used": 0,
+        "memory.total": card.memory_bytes // MIB,
+        "memory.free": card.memory_bytes // MIB,
+        "utilization.gpu": 0,
         "compute_cap": "{}.{}".format(*card.capability),
-    }  # fmt: skip
-    query = next((word.partition("=")[2] for word in options if word.startswith("--query-gpu")), None)
+    }
+    query = next(
+        (word.partition("=")[2] for word in options if word.startswith("--query-gpu")), None
+    )
     if query is None:
         return "\n".join(f"GPU {index}: {card.name} (simulated)" for index in range(gpus))
-    rows = [", ".join(str(known.get(field.strip(), index)) for field in query.split(",")) for index in range(gpus)]
+    rows = [
+        ", ".join(str(known.get(field.strip(), index)) for field in query.split(","))
+        for index in range(gpus)
+    ]
     return "\n".join(rows)

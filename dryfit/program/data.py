@@ -72,19 +72,30 @@ class MadeUpData:
                 return True
             return False
 
-        def memmap(file: Any, dtype: Any = np.uint8, mode: str = "r+", *args: Any, **options: Any) -> Any:
+        def memmap(
+            file: Any, dtype: Any = np.uint8, mode: str = "r+", *args: Any, **options: Any
+        ) -> Any:
             if mode in ("r", "c") and missing(file):
                 return np.zeros(self._tokens(), dtype=dtype)
             return mapped(file, dtype, mode, *args, **options)
 
         def fromfile(file: Any, dtype: Any = float, *args: Any, **options: Any) -> Any:
-            return np.zeros(self._tokens(), dtype=dtype) if missing(file) else read(file, dtype, *args, **options)
+            return (
+                np.zeros(self._tokens(), dtype=dtype)
+                if missing(file)
+                else read(file, dtype, *args, **options)
+            )
 
         def open_text(file: Any, mode: str = "r", *args: Any, **options: Any) -> Any:
             try:
                 return opened(file, mode, *args, **options)
             except OSError as error:
-                if error.errno != errno.ENOENT or "b" in mode or Path(str(file)).suffix != ".txt" or not missing(file):
+                if (
+                    error.errno != errno.ENOENT
+                    or "b" in mode
+                    or Path(str(file)).suffix != ".txt"
+                    or not missing(file)
+                ):
                     raise
             return io.StringIO((self._text() + "\n") * ROWS)
 
@@ -94,12 +105,16 @@ class MadeUpData:
         """Patches of ``datasets.load``: data sets that can't be loaded here."""
         load = module.load_dataset
 
-        def load_dataset(path: str, name: Any = None, *args: Any, split: Any = None, **options: Any) -> Any:
+        def load_dataset(
+            path: str, name: Any = None, *args: Any, split: Any = None, **options: Any
+        ) -> Any:
             try:
                 return load(path, name, *args, split=split, **options)
             except Exception:
                 self.made_up.append(f"{path} {name or ''}".strip())
-                return self._data_set(f"{path} {name or ''}", split, streamed=bool(options.get("streaming")))
+                return self._data_set(
+                    f"{path} {name or ''}", split, streamed=bool(options.get("streaming"))
+                )
 
         return [(module, "load_dataset", load_dataset)]
 
@@ -112,7 +127,9 @@ class MadeUpData:
                 return load(path, *args, **options)
             except Exception:
                 self.made_up.append(f"the metric {path}")
-                return SimpleNamespace(compute=lambda *_, **__: {path: 0.0}, add_batch=lambda *_, **__: None)
+                return SimpleNamespace(
+                    compute=lambda *_, **__: {path: 0.0}, add_batch=lambda *_, **__: None
+                )
 
         return [(module, "load", loaded)]
 
@@ -146,7 +163,9 @@ class MadeUpData:
                 self.made_up.append(f"the encoding {name}")
                 ranks = {bytes([value]): value for value in range(256)}
                 special = {"<|endoftext|>": 50256}
-                return Encoding(name, pat_str=r"[\s\S]", mergeable_ranks=ranks, special_tokens=special)
+                return Encoding(
+                    name, pat_str=r"[\s\S]", mergeable_ranks=ranks, special_tokens=special
+                )
 
         return [(module, "get_encoding", get_encoding)]
 
@@ -155,17 +174,27 @@ class MadeUpData:
         from datasets import ClassLabel, Dataset, DatasetDict, IterableDatasetDict
 
         rows = max(ROWS, 8 * self._batch[0])
-        columns = next(columns for words, columns in _COLUMNS if re.search(words, name, re.IGNORECASE))
+        columns = next(
+            columns for words, columns in _COLUMNS if re.search(words, name, re.IGNORECASE)
+        )
         made = Dataset.from_dict({column: [self._value(column)] * rows for column in columns})
         if "label" in columns:
             made = made.cast_column("label", ClassLabel(names=["no", "yes"]))
         self.made_up[-1] += f" ({', '.join(columns)})"
         made = made.to_iterable_dataset() if streamed else made
         parts = IterableDatasetDict if streamed else DatasetDict
-        return made if split is not None else parts({"train": made, "validation": made, "test": made})
+        return (
+            made if split is not None else parts({"train": made, "validation": made, "test": made})
+        )
 
     def _value(self, column: str) -> Any:
-        short = {"label": 0, "prompt": "Why? ", "instruction": "Why?", "question": "Why?", "input": ""}
+        short = {
+            "label": 0,
+            "prompt": "Why? ",
+            "instruction": "Why?",
+            "question": "Why?",
+            "input": "",
+        }
         if column == "messages":
             question = {"role": "user", "content": "Why?"}
             return [question, {"role": "assistant", "content": self._text()}]
@@ -195,6 +224,9 @@ def _byte_tokenizer(size: int) -> Any:
     vocabulary = marks | {letter: len(marks) + at for at, letter in enumerate(letters)}
     vocabulary |= {f"<{at}>": at for at in range(len(vocabulary), size)}
     made = Tokenizer(models.BPE(vocabulary, [], unk_token="<unk>"))
-    made.pre_tokenizer, made.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    made.pre_tokenizer, made.decoder = (
+        pre_tokenizers.ByteLevel(add_prefix_space=False),
+        decoders.ByteLevel(),
+    )
     names = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
     return PreTrainedTokenizerFast(tokenizer_object=made, chat_template=_CHAT, **names)

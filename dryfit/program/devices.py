@@ -33,7 +33,9 @@ HOST_ELEMENTS = 262_144  # a tensor of the host with more stands for itself with
 _aten = torch.ops.aten
 _BARRIER = torch.ops.c10d.barrier.default
 _DEVICE = torch._C.TensorBase.device
-_EMPTY = frozenset((_aten.empty.memory_format, _aten.empty_strided.default, _aten.new_empty.default))
+_EMPTY = frozenset(
+    (_aten.empty.memory_format, _aten.empty_strided.default, _aten.new_empty.default)
+)
 _TRUTH = frozenset(("torch", "dryfit"))  # packages that hear where a tensor really is
 # PyTorch's modules make what they were told to make; its optimizers, groups and utilities follow other tensors.
 _BUILDS = ("torch.nn.modules", "torch.nn.parameter", "torch.nn.init", "torch.ao.nn")
@@ -47,8 +49,12 @@ def placed(tracker: Tracker) -> Callable[..., Any]:
     def body(func: Any, args: tuple, kwargs: dict, host: Any = None) -> Any:
         if func in _EMPTY and _stands_for_itself(func, args, kwargs):
             shape = args[1] if func is _aten.new_empty.default else args[0]
-            dtype = kwargs.get("dtype") or (args[0].dtype if func is _aten.new_empty.default else None)
-            return lambda *_, **__: tracker.values.stand_in(torch.Size(shape), dtype or torch.get_default_dtype())
+            dtype = kwargs.get("dtype") or (
+                args[0].dtype if func is _aten.new_empty.default else None
+            )
+            return lambda *_, **__: tracker.values.stand_in(
+                torch.Size(shape), dtype or torch.get_default_dtype()
+            )
         refuse_mixture(func, args, kwargs, tracker)
         refuse_targets(func, args)
         return finite.body(func, args) or on_card(func, args, kwargs, host)
@@ -58,10 +64,19 @@ def placed(tracker: Tracker) -> Callable[..., Any]:
 
 # They read from one device and write to another, or take a tensor as a number.
 _BETWEEN_DEVICES = frozenset(
-    (_aten.copy_.default, _aten._to_copy.default, _aten._local_scalar_dense.default, _aten.set_.source_Tensor,
-     _aten.set_.source_Storage, _aten.set_.source_Storage_storage_offset, _aten._copy_from.default)
-)  # fmt: skip
-_INDEXES = frozenset((_aten.index.Tensor, _aten.index_put.default, _aten.index_put_.default))  # also by the host's
+    (
+        _aten.copy_.default,
+        _aten._to_copy.default,
+        _aten._local_scalar_dense.default,
+        _aten.set_.source_Tensor,
+        _aten.set_.source_Storage,
+        _aten.set_.source_Storage_storage_offset,
+        _aten._copy_from.default,
+    )
+)
+_INDEXES = frozenset(
+    (_aten.index.Tensor, _aten.index_put.default, _aten.index_put_.default)
+)  # also by the host's
 
 
 def refuse_mixture(func: Any, args: tuple, kwargs: dict, tracker: Tracker) -> None:
@@ -84,7 +99,11 @@ def refuse_mixture(func: Any, args: tuple, kwargs: dict, tracker: Tracker) -> No
                 host.append(place)
     if not host:
         return
-    if func.namespace == "c10d" and getattr(tracker, "backend", "") == "nccl" and func is not _BARRIER:
+    if (
+        func.namespace == "c10d"
+        and getattr(tracker, "backend", "") == "nccl"
+        and func is not _BARRIER
+    ):
         raise RuntimeError("No backend type associated with device type cpu")
     if card and func.namespace != "c10d" and not (func in _INDEXES and 0 in card):
         raise RuntimeError(
@@ -105,7 +124,9 @@ def refuse_targets(func: Any, args: tuple) -> None:
     Raises :class:`RuntimeError` in PyTorch's own words.
     """
     if func in _OF_TARGETS and args[0].is_meta and args[1].dtype not in (torch.int64, torch.uint8):
-        kind = {torch.int32: "Int", torch.int16: "Short", torch.int8: "Char"}.get(args[1].dtype, str(args[1].dtype))
+        kind = {torch.int32: "Int", torch.int16: "Short", torch.int8: "Char"}.get(
+            args[1].dtype, str(args[1].dtype)
+        )
         raise RuntimeError(f"\"{_OF_TARGETS[func]}\" not implemented for '{kind}'")
 
 
@@ -113,7 +134,11 @@ def _stands_for_itself(func: Any, args: tuple, kwargs: dict) -> bool:
     device, dtype = kwargs.get("device"), kwargs.get("dtype") or torch.get_default_dtype()
     shape = args[0]
     if func is _aten.new_empty.default:
-        shape, device, dtype = args[1], device or _DEVICE.__get__(args[0]), kwargs.get("dtype") or args[0].dtype
+        shape, device, dtype = (
+            args[1],
+            device or _DEVICE.__get__(args[0]),
+            kwargs.get("dtype") or args[0].dtype,
+        )
     on_host = device is None or torch.device(device).type == "cpu"
     return on_host and dtype.is_floating_point and prod(shape) > HOST_ELEMENTS
 
@@ -122,18 +147,34 @@ def tensor_places(tracker: Tracker) -> list[tuple[Any, str, Any]]:
     """Patches: what tensors say of their device, and what a program makes on its own ``meta``."""
 
     def where(tensor: torch.Tensor, depth: int = 1) -> torch.device:
-        with torch._C.DisableTorchFunctionSubclass():  # a subclass, as bitsandbytes' weights, would ask here again
+        with (
+            torch._C.DisableTorchFunctionSubclass()
+        ):  # a subclass, as bitsandbytes' weights, would ask here again
             device = _DEVICE.__get__(tensor)
-        trees = sys._getframe(depth).f_globals.get("__name__") == TREES  # check that a graph's outputs are CUDA's
-        if device.type != "meta" or tracker.lies_on_host(tensor) or (asking_package(depth + 1) in _TRUTH and not trees):
+        trees = (
+            sys._getframe(depth).f_globals.get("__name__") == TREES
+        )  # check that a graph's outputs are CUDA's
+        if (
+            device.type != "meta"
+            or tracker.lies_on_host(tensor)
+            or (asking_package(depth + 1) in _TRUTH and not trees)
+        ):
             return device
         return here if _is_followed(tracker) else device
 
     here = torch.device("cuda", torch.cuda.current_device())
     move, of_context = torch.Tensor.to, _device.DeviceContext.__torch_function__
-    bring, set_device, enter_device = torch.Tensor.cuda, torch.cuda.set_device, torch.cuda.device.__enter__
-    own = threading.local()  # not by the thread's id: a new thread may get the id of one that has ended
-    own.has_chosen = "," not in os.environ.get("CUDA_VISIBLE_DEVICES", ",")  # a process that sees its own card alone
+    bring, set_device, enter_device = (
+        torch.Tensor.cuda,
+        torch.cuda.set_device,
+        torch.cuda.device.__enter__,
+    )
+    own = (
+        threading.local()
+    )  # not by the thread's id: a new thread may get the id of one that has ended
+    own.has_chosen = "," not in os.environ.get(
+        "CUDA_VISIBLE_DEVICES", ","
+    )  # a process that sees its own card alone
 
     def choose(device: Any) -> None:
         own.has_chosen = True
@@ -148,7 +189,9 @@ def tensor_places(tracker: Tracker) -> list[tuple[Any, str, Any]]:
         if not here.index or str(device) != "cuda" or getattr(own, "has_chosen", False):
             return
         is_main = threading.current_thread() is threading.main_thread()
-        who, what = ("The process", "in it") if is_main else ("A thread of its own", "in the thread")
+        who, what = (
+            ("The process", "in it") if is_main else ("A thread of its own", "in the thread")
+        )
         raise RuntimeError(
             f"{who} asks for `cuda`, which is cuda:0 there, and its card is {here}. Write the index, or call"
             f" torch.cuda.set_device {what}."
@@ -164,23 +207,43 @@ def tensor_places(tracker: Tracker) -> list[tuple[Any, str, Any]]:
                 refuse_other_card(each)
         args = tuple(map(_named, args))
         kwargs = {name: _named(value) for name, value in kwargs.items()}
-        target = next((each for each in (*args, kwargs.get("device")) if isinstance(each, (str, torch.device))), None)
+        target = next(
+            (
+                each
+                for each in (*args, kwargs.get("device"))
+                if isinstance(each, (str, torch.device))
+            ),
+            None,
+        )
         made = move(tensor, *args, **kwargs)
         if _is_own_meta(target) and not tensor.is_meta:
             tracker.left(made)
         return made
 
-    def in_context(context: Any, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        own = context.device.type == "meta" and (kwargs or {}).get("device") is None and _is_followed(tracker)
+    def in_context(
+        context: Any, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
+        own = (
+            context.device.type == "meta"
+            and (kwargs or {}).get("device") is None
+            and _is_followed(tracker)
+        )
         made = of_context(context, func, types, args, kwargs)
-        if own and func in _device._device_constructors() and isinstance(made, torch.Tensor) and made.is_meta:
+        if (
+            own
+            and func in _device._device_constructors()
+            and isinstance(made, torch.Tensor)
+            and made.is_meta
+        ):
             tracker.left(made)
         return made
 
     to_module = torch.nn.Module.to
 
     def moved(module: torch.nn.Module, *args: Any, **kwargs: Any) -> torch.nn.Module:
-        return to_module(module, *map(_named, args), **{name: _named(value) for name, value in kwargs.items()})
+        return to_module(
+            module, *map(_named, args), **{name: _named(value) for name, value in kwargs.items()}
+        )
 
     def makes(constructor: Any) -> Any:
         def make(*args: Any, **kwargs: Any) -> Any:
@@ -195,8 +258,25 @@ def tensor_places(tracker: Tracker) -> list[tuple[Any, str, Any]]:
 
         return make
 
-    names = ("empty", "zeros", "ones", "full", "rand", "randn", "randint", "arange", "empty_strided", "tensor",
-             "as_tensor", "empty_like", "zeros_like", "ones_like", "full_like", "rand_like", "randn_like")  # fmt: skip
+    names = (
+        "empty",
+        "zeros",
+        "ones",
+        "full",
+        "rand",
+        "randn",
+        "randint",
+        "arange",
+        "empty_strided",
+        "tensor",
+        "as_tensor",
+        "empty_like",
+        "zeros_like",
+        "ones_like",
+        "full_like",
+        "rand_like",
+        "randn_like",
+    )
     indexes = "set_device_index", "set_device_idx"
     methods = ("new_empty", "new_zeros", "new_ones", "new_full", "new_tensor")
     return [
@@ -204,7 +284,11 @@ def tensor_places(tracker: Tracker) -> list[tuple[Any, str, Any]]:
         (torch.Tensor, "is_cuda", property(lambda tensor: where(tensor, 2).type == "cuda")),
         (torch.cuda, "set_device", choose),
         (torch.cuda.device, "__enter__", enter),
-        *((torch.accelerator, name, choose) for name in indexes if hasattr(torch.accelerator, name)),
+        *(
+            (torch.accelerator, name, choose)
+            for name in indexes
+            if hasattr(torch.accelerator, name)
+        ),
         (torch.Tensor, "to", to),
         (torch.Tensor, "cuda", cuda),
         (torch.nn.Module, "to", moved),

@@ -33,7 +33,9 @@ _SIGNS = {
     "validation": r"\.eval\(\)|\bevaluate\(|\bvalidat\w*\(|\bestimate_loss\(|\btrainer\.test\(",
     "saving": r"torch\.save\(|\bsave_(?:pretrained|model|checkpoint|state|file)\w*\(|\bdcp\.(?:async_)?save\(",
 }
-_LIGHTNING = frozenset(("lightning.pytorch", "pytorch_lightning"))  # saves at the end of an epoch, unless it is told
+_LIGHTNING = frozenset(
+    ("lightning.pytorch", "pytorch_lightning")
+)  # saves at the end of an epoch, unless it is told
 # What changes a step later on.
 _CHANGES = {
     "unfreezing": r"requires_grad_?\s*(?:=\s*True|\(\s*(?:True)?\s*\))|\bunfreeze\w*\(",
@@ -51,7 +53,11 @@ class Followed:
         self._saved = self._saves = self._evaluates = False
         self._empty, self._given = 0, {}
         self._timer: threading.Timer | None = None
-        loop.on_update, loop.wants_more, loop.goes_on = self.batches.updated, self._wants_more, self._goes_on
+        loop.on_update, loop.wants_more, loop.goes_on = (
+            self.batches.updated,
+            self._wants_more,
+            self._goes_on,
+        )
 
     # --- how long it goes on -----------------------------------------------------------------------------------------
 
@@ -115,13 +121,19 @@ class Followed:
             return following(batches)
 
         def next_index(batches: Any) -> Any:
-            return self.batches.index(batches, index(batches), self._loop.taken, validates=self._loop.is_beyond)
+            return self.batches.index(
+                batches, index(batches), self._loop.taken, validates=self._loop.is_beyond
+            )
 
         def saved(*args: Any, **options: Any) -> None:
             self._saved = True
             save(*args, **options)
 
-        places = [(iterator, "__next__", next_batch), (iterator, "_next_index", next_index), (torch, "save", saved)]
+        places = [
+            (iterator, "__next__", next_batch),
+            (iterator, "_next_index", next_index),
+            (torch, "save", saved),
+        ]
         return [*places, *self._files()]
 
     def _files(self) -> list[tuple[Any, str, Any]]:
@@ -131,9 +143,15 @@ class Followed:
         except ImportError:
             return []
 
-        def save_file(tensors: dict[str, torch.Tensor], filename: Any, metadata: dict[str, str] | None = None) -> None:
+        def save_file(
+            tensors: dict[str, torch.Tensor], filename: Any, metadata: dict[str, str] | None = None
+        ) -> None:
             self._saved = True
-            write_tensors(Path(filename), {name: tensor.detach().cpu() for name, tensor in tensors.items()}, metadata)
+            write_tensors(
+                Path(filename),
+                {name: tensor.detach().cpu() for name, tensor in tensors.items()},
+                metadata,
+            )
 
         return [(files, "save_file", save_file)]
 
@@ -156,8 +174,12 @@ class Followed:
 
         def maybe(trainer: Any, *args: Any, **options: Any) -> None:
             control, settings = trainer.control, trainer.args
-            self._evaluates = str(getattr(settings.eval_strategy, "value", settings.eval_strategy)) != "no"
-            self._saves = str(getattr(settings.save_strategy, "value", settings.save_strategy)) != "no"
+            self._evaluates = (
+                str(getattr(settings.eval_strategy, "value", settings.eval_strategy)) != "no"
+            )
+            self._saves = (
+                str(getattr(settings.save_strategy, "value", settings.save_strategy)) != "no"
+            )
             if self._loop.is_beyond:
                 control.should_evaluate |= self._evaluates and not self._loop.has_evaluated
                 control.should_save |= self._saves and not self._saved
@@ -193,8 +215,13 @@ class Followed:
 def _own_text(program: str) -> Iterator[tuple[str, list[str]]]:
     """The text of the program and of its modules: those in its folder."""
     folder = str(Path.cwd())
-    files = [program, *(getattr(module, "__file__", None) or "" for module in list(sys.modules.values()))]
+    files = [
+        program,
+        *(getattr(module, "__file__", None) or "" for module in list(sys.modules.values())),
+    ]
     for path in dict.fromkeys(str(Path(file).absolute()) for file in files if file.endswith(".py")):
-        if (path.startswith(folder) or path == str(Path(program).absolute())) and "site-packages" not in path:
+        if (
+            path.startswith(folder) or path == str(Path(program).absolute())
+        ) and "site-packages" not in path:
             with suppress(OSError):
                 yield path, Path(path).read_text(encoding="utf-8", errors="replace").splitlines()

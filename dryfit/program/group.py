@@ -34,7 +34,9 @@ class Group:
         Of the GPUs, where the program runs under ``torchrun``; None: one GPU, and a group only if the program asks.
     """
 
-    def __init__(self, tracker: Tracker, stack: ExitStack, gpus: int, rank: int, device: FakeDevice | None) -> None:
+    def __init__(
+        self, tracker: Tracker, stack: ExitStack, gpus: int, rank: int, device: FakeDevice | None
+    ) -> None:
         self._tracker, self._stack, self._gpus, self._device = tracker, stack, gpus, device
         self._rank = rank
         # Lines of the program that received an object from another process: they went on with what they had.
@@ -72,7 +74,14 @@ class Group:
         """Patches for the time of the program."""
         make, new_group = DistributedDataParallel.__init__, dist.new_group
 
-        def ddp(model: Any, module: Any, device_ids: Any = None, output_device: Any = None, *args: Any, **options: Any):
+        def ddp(
+            model: Any,
+            module: Any,
+            device_ids: Any = None,
+            output_device: Any = None,
+            *args: Any,
+            **options: Any,
+        ):
             make(model, module, None, None, *args, **options)  # what is on meta has no index
 
         def data_parallel(model: DataParallel, *inputs: Any, **named: Any) -> Any:
@@ -82,10 +91,14 @@ class Group:
                     allowed="DistributedDataParallel, which PyTorch advises; or one GPU",
                     write="dryfit run --gpus 1 ...",
                 )
-            return model.module(*inputs, **named)  # as PyTorch does on one card, whose name it would ask of tensors
+            return model.module(
+                *inputs, **named
+            )  # as PyTorch does on one card, whose name it would ask of tensors
 
         def subgroup(*args: Any, **options: Any) -> Any:
-            return new_group(*args, **{name: value for name, value in options.items() if name != "backend"})
+            return new_group(
+                *args, **{name: value for name, value in options.items() if name != "backend"}
+            )
 
         def gathered(found: list, item: Any, *_: Any, **__: Any) -> None:
             found[:] = [item] * len(found)
@@ -101,7 +114,10 @@ class Group:
                 self._receives()
 
         # Old names of collectives warn since PyTorch 2.13, where Dynamo then breaks and can't go on.
-        renamed = {"all_gather_into_tensor": "all_gather_single", "reduce_scatter_tensor": "reduce_scatter_single"}
+        renamed = {
+            "all_gather_into_tensor": "all_gather_single",
+            "reduce_scatter_tensor": "reduce_scatter_single",
+        }
         answers = {
             "init_process_group": self.start,
             "new_group": subgroup,
@@ -109,14 +125,19 @@ class Group:
             "get_backend": lambda *_: "nccl",
             "broadcast_object_list": broadcast,
             "all_gather_object": gathered,
-            "gather_object": lambda item, found=None, *_, **__: found is not None and gathered(found, item),
+            "gather_object": lambda item, found=None, *_, **__: (
+                found is not None and gathered(found, item)
+            ),
             "scatter_object_list": scattered,
             "monitored_barrier": lambda *_, **__: None,
         }
         answers |= {old: getattr(dist, new) for old, new in renamed.items() if hasattr(dist, new)}
         places = [(at, name, answer) for name, answer in answers.items() for at in _holders(name)]
         places += [(processes, "spawn", self.spawn), (processes.spawn, "spawn", self.spawn)]
-        places += [(DistributedDataParallel, "__init__", ddp), (DataParallel, "forward", data_parallel)]
+        places += [
+            (DistributedDataParallel, "__init__", ddp),
+            (DataParallel, "forward", data_parallel),
+        ]
         return [place for place in places if hasattr(place[0], place[1])]
 
     def _receives(self) -> None:
@@ -133,5 +154,11 @@ class Group:
 def _holders(name: str) -> list[ModuleType]:
     """The modules of ``torch.distributed`` that call a function by this name: some took it when they were imported."""
     function = getattr(distributed_c10d, name, None)
-    modules = [module for place, module in list(sys.modules.items()) if place.startswith("torch.distributed")]
-    return [module for module in modules if function is not None and vars(module).get(name) is function]
+    modules = [
+        module
+        for place, module in list(sys.modules.items())
+        if place.startswith("torch.distributed")
+    ]
+    return [
+        module for module in modules if function is not None and vars(module).get(name) is function
+    ]

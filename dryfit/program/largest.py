@@ -28,7 +28,9 @@ class Tried:
     def largest(self) -> int | None:
         """The largest value that fits, of those below the first that does not; None: none was seen to fit."""
         first = self.too_large
-        below = [value for value, fits in self.fits.items() if fits and (first is None or value < first)]
+        below = [
+            value for value, fits in self.fits.items() if fits and (first is None or value < first)
+        ]
         return max(below, default=None)
 
     @property
@@ -41,7 +43,9 @@ class Tried:
         return len(self.required) > 1 and len(set(self.required.values())) == 1
 
 
-def largest(run: Callable[[int], tuple[int, bool]], usable_bytes: int, first: int, multiple: int) -> Tried:
+def largest(
+    run: Callable[[int], tuple[int, bool]], usable_bytes: int, first: int, multiple: int
+) -> Tried:
     """Look for the border between values that fit and values that do not, in at most :data:`MOST_RUNS` runs.
 
     Parameters
@@ -89,9 +93,13 @@ def _next(tried: Tried, usable_bytes: int, low: int, high: int | None, multiple:
 def to_mapping(tried: Tried, name: str, multiple: int) -> Mapping[str, object]:
     """Plain values: the border, and each run."""
     runs = [
-        {"value": value, "required_bytes": tried.required.get(value), "fits": tried.fits[value],
-         "refused": tried.refused.get(value)}
+        {
+            "value": value,
+            "required_bytes": tried.required.get(value),
+            "fits": tried.fits[value],
+            "refused": tried.refused.get(value),
+        }
         for value in sorted(tried.fits)
-    ]  # fmt: skip
+    ]
     border = {"largest": tried.largest, "too_large": tried.too_large}
     return {"argument": name, "multiple": multiple, **border, "runs": runs}

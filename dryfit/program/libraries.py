@@ -36,7 +36,12 @@ def library_places() -> list[tuple[Any, str, Any]]:
 
 
 def _drawn_between(
-    tensor: torch.Tensor, mean: float, std: float, lowest: float, highest: float, generator: Any = None
+    tensor: torch.Tensor,
+    mean: float,
+    std: float,
+    lowest: float,
+    highest: float,
+    generator: Any = None,
 ) -> torch.Tensor:
     """In the place of ``trunc_normal_``'s rounds, which end when no value lies outside: PyTorch 2.13 asks the values.
 
@@ -48,7 +53,9 @@ def _drawn_between(
         drawn, left = tensor.normal_(mean, std, generator=generator), tensor.numel() * outside
         mask = (drawn < lowest) | (drawn > highest)
         while left >= 0.5 and outside < 1:
-            drawn = torch.where(mask, torch.empty_like(drawn).normal_(mean, std, generator=generator), drawn)
+            drawn = torch.where(
+                mask, torch.empty_like(drawn).normal_(mean, std, generator=generator), drawn
+            )
             mask = (drawn < lowest) | (drawn > highest)
             left *= outside
         return tensor if drawn is tensor else tensor.copy_(drawn)
@@ -59,7 +66,9 @@ def _unaware(function: Callable[..., Any]) -> Callable[..., Any]:
 
     def as_ever(*args: Any, _frames_up: int = 0, **options: Any) -> Any:
         with as_it_was():
-            return function(*args, _frames_up=_frames_up + 1, **options)  # it looks up names in its caller's frame
+            return function(
+                *args, _frames_up=_frames_up + 1, **options
+            )  # it looks up names in its caller's frame
 
     return as_ever
 
@@ -69,14 +78,18 @@ def _loading(load: Callable[..., Any]) -> Callable[..., Any]:
 
     def loaded(file: Any, map_location: Any = None, *args: Any, **options: Any) -> Any:
         target = map_location
-        with safe_globals([float]):  # a number that nobody knows was written as one, with a name for its kind
+        with safe_globals(
+            [float]
+        ):  # a number that nobody knows was written as one, with a name for its kind
             if callable(target) or isinstance(target, dict):
                 return load(file, lambda storage, _: storage, *args, **options)
             if target is None or torch.device(target).type != "cuda":
                 return load(file, target or "cpu", *args, **options)
             read = load(file, "cpu", *args, **options)
         moved: dict[int, torch.Tensor] = {}
-        return tree_map_only(torch.Tensor, lambda each: moved.setdefault(id(each), each.to("cuda")), read)
+        return tree_map_only(
+            torch.Tensor, lambda each: moved.setdefault(id(each), each.to("cuda")), read
+        )
 
     return loaded
 
@@ -87,7 +100,9 @@ def _without_workers(iterate: Callable[..., Any]) -> Callable[..., Any]:
     def in_this_process(loader: DataLoader) -> Any:
         if not loader.num_workers:
             return iterate(loader)
-        asked = {name: getattr(loader, name) for name in ("num_workers", "timeout", "prefetch_factor")}
+        asked = {
+            name: getattr(loader, name) for name in ("num_workers", "timeout", "prefetch_factor")
+        }
         persistent = loader.persistent_workers
         object.__setattr__(loader, "persistent_workers", False)
         try:

@@ -18,7 +18,9 @@ from dryfit.engine.tracker import Tracker
 
 GROWTH_BYTES = 65_536  # by which memory grows with an update before anybody is told
 _SURE = 2  # further updates that show whether it goes on growing
-_WARM_UPS = 11  # updates before a capture: what PyTorch's notes ask for with DDP ("CUDA Graphs", 2.13)
+_WARM_UPS = (
+    11  # updates before a capture: what PyTorch's notes ask for with DDP ("CUDA Graphs", 2.13)
+)
 
 
 class Enough(BaseException):
@@ -35,24 +37,37 @@ class Loop:
     where a graph is replayed again, which counts for an update.
     """
 
-    def __init__(self, tracker: Tracker, steps: int, live_bytes: Callable[[], int] = lambda: 0) -> None:
+    def __init__(
+        self, tracker: Tracker, steps: int, live_bytes: Callable[[], int] = lambda: 0
+    ) -> None:
         self.updates = 0  # how many were finished
         self.launches: list[int] = []  # how many kernels had been launched at the end of each
         self.has_evaluated = False  # whether it has evaluated what it trains
-        self.is_beyond = False  # whether it has taken its updates, and goes on until it would train again
+        self.is_beyond = (
+            False  # whether it has taken its updates, and goes on until it would train again
+        )
         # Called with each update; whether further updates are wanted; whether the program goes on beyond them.
         self.on_update: Callable[[], None] = lambda: None
         self.wants_more: Callable[[], bool] = lambda: False
         self.goes_on: Callable[[], bool] = lambda: False
-        self.tell: Callable[[str], None] = lambda text: None  # called with where the program is, in words
-        self._live_bytes, self._live, self._live_now = live_bytes, [], (0, 0)  # bytes in use, and events until then
+        self.tell: Callable[[str], None] = lambda text: (
+            None
+        )  # called with where the program is, in words
+        self._live_bytes, self._live, self._live_now = (
+            live_bytes,
+            [],
+            (0, 0),
+        )  # bytes in use, and events until then
         self._tracker, self._steps = tracker, steps
         self._stepped: list[int] = []  # optimizers of the update that is running, by id
         self._of_first: set[int] = set()  # of the first update
         self._loading, self._evaluating, self._ended = True, False, False
         self._beside = 0  # streams that the program has entered beside its first
         self._known: dict[int, weakref.ref[nn.Module]] = {}  # a program may let its models go
-        self._by_hand, self._went_back = True, False  # by hand until there is an optimizer; since the last update
+        self._by_hand, self._went_back = (
+            True,
+            False,
+        )  # by hand until there is an optimizer; since the last update
         tracker.mark("load", 0)
 
     @contextmanager
@@ -144,7 +159,13 @@ class Loop:
 
     def _stop_where_enough(self) -> None:
         warming_up = self._beside and self.updates < self._steps + _WARM_UPS
-        if self.is_beyond or self.updates < self._steps or warming_up or self._may_grow() or self.wants_more():
+        if (
+            self.is_beyond
+            or self.updates < self._steps
+            or warming_up
+            or self._may_grow()
+            or self.wants_more()
+        ):
             return
         if self.goes_on():
             self.is_beyond = True
@@ -173,7 +194,11 @@ class Loop:
                 ended[-identity] = at
         grown = []
         for (_, begins), (_, ends) in zip(self._live[-4:-2], self._live[-3:-1], strict=True):
-            kept = (count for identity, (at, count) in born.items() if begins <= at < ends and identity not in ended)
+            kept = (
+                count
+                for identity, (at, count) in born.items()
+                if begins <= at < ends and identity not in ended
+            )
             grown.append(sum(kept))
         least = min(grown)
         return least if least > GROWTH_BYTES else 0
@@ -211,7 +236,9 @@ class Loop:
         tracker = self._tracker
         self._known.update((id(each), weakref.ref(each)) for each in module.modules())
         tracker.origins.learn(module)
-        tracker.vocabulary = tracker.vocabulary or vocabulary(module) or _vocabulary_of_layers(module)
+        tracker.vocabulary = (
+            tracker.vocabulary or vocabulary(module) or _vocabulary_of_layers(module)
+        )
         component, ids = component_of(module), tracker.ids
         for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
             tracker.label(tensor, component(name, tensor))
@@ -248,5 +275,7 @@ class Loop:
 def _vocabulary_of_layers(module: nn.Module) -> int:
     """The width of the widest embedding that a linear layer of the same width answers; 0: none."""
     widths = {each.out_features for each in module.modules() if isinstance(each, nn.Linear)}
-    embeddings = [each.num_embeddings for each in module.modules() if isinstance(each, nn.Embedding)]
+    embeddings = [
+        each.num_embeddings for each in module.modules() if isinstance(each, nn.Embedding)
+    ]
     return max((width for width in embeddings if width in widths and width >= 1000), default=0)

@@ -32,7 +32,12 @@ class Memory:
     """
 
     def __init__(self, tracker: Tracker, card: Card, usable_bytes: int, *, raises: bool) -> None:
-        self._tracker, self._card, self._usable_bytes, self._raises = tracker, card, usable_bytes, raises
+        self._tracker, self._card, self._usable_bytes, self._raises = (
+            tracker,
+            card,
+            usable_bytes,
+            raises,
+        )
         self.ran_out: list[str] = []  # lines at which memory ran out
         # What the program allows itself by `set_per_process_memory_fraction`; None: everything.
         self.share_bytes: int | None = None
@@ -62,7 +67,9 @@ class Memory:
             return
         followed, events = self._tracker.ids.values(), self._tracker.events
         for identity in self._sizes.keys() - set(followed):
-            if self._tracker.components.get(identity) == TEMPORARIES:  # of the operator that fails now
+            if (
+                self._tracker.components.get(identity) == TEMPORARIES
+            ):  # of the operator that fails now
                 self._tracker.free(identity)
         self._failed.append(len(events))
         line = described(next((frame for frame in frames_above(2) if not is_library(frame)), None))
@@ -77,7 +84,9 @@ class Memory:
         """Leave out of the record what attempts took that ran out of memory, and gave back before the next one."""
         events = self._tracker.events
         passes = [at for phase, _, at in self._tracker.marks if phase in ("forward", "evaluation")]
-        before = [at for phase, _, at in self._tracker.marks if phase in ("load", "between", "optimizer")]
+        before = [
+            at for phase, _, at in self._tracker.marks if phase in ("load", "between", "optimizer")
+        ]
         ends = {-identity: at for at, (identity, _) in enumerate(events) if identity < 0}
         for failed in self._failed:
             begin = max((at for at in before if at <= failed), default=0)
@@ -115,7 +124,10 @@ class Memory:
         """The allocator's state, which is worked out when somebody asks."""
         events = self._tracker.events
         if self._replayed[0] != len(events):
-            self._replayed = len(events), replay(Events.of(list(events)), streams=self._tracker.streams)
+            self._replayed = (
+                len(events),
+                replay(Events.of(list(events)), streams=self._tracker.streams),
+            )
         return self._replayed[1]
 
     def _reset(self, *_: Any) -> None:
@@ -142,7 +154,9 @@ class Memory:
             return max(self._advance(), self._since_reset)
 
         def free(*_: Any) -> tuple[int, int]:
-            return max(self._usable_bytes - self._replay().reserved_bytes, 0), self._card.memory_bytes
+            return max(
+                self._usable_bytes - self._replay().reserved_bytes, 0
+            ), self._card.memory_bytes
 
         return {
             "set_per_process_memory_fraction": share,

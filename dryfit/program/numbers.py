@@ -83,7 +83,12 @@ class Numbers:
             return None
         where = f"{short_path(frame.f_code.co_filename)}:{frame.f_lineno}"
         return next(
-            (value for line, value in self._answers.items() if where == line or where.endswith(f"/{line}")), None
+            (
+                value
+                for line, value in self._answers.items()
+                if where == line or where.endswith(f"/{line}")
+            ),
+            None,
         )
 
     def places(self) -> list[tuple[Any, str, Any]]:
@@ -93,10 +98,18 @@ class Numbers:
         def read_item(tensor: torch.Tensor) -> Any:
             self.last = None
             value = item(tensor)
-            return StandIn(value, self.last) if self.last is not None and isinstance(value, float) else value
+            return (
+                StandIn(value, self.last)
+                if self.last is not None and isinstance(value, float)
+                else value
+            )
 
         def formatted(tensor: torch.Tensor, form: str) -> str:
-            return format(tensor.item(), form) if tensor.is_meta and not tensor.dim() else shown(tensor, form)
+            return (
+                format(tensor.item(), form)
+                if tensor.is_meta and not tensor.dim()
+                else shown(tensor, form)
+            )
 
         return [(torch.Tensor, "item", read_item), (torch.Tensor, "__format__", formatted)]
 
@@ -142,19 +155,40 @@ def _decides(name: str) -> Callable[..., Any]:
 
 # How PyTorch 2.13 writes the questions: isnan `x != x`, isinf `abs(x) == inf`, isfinite `(x == x) * (abs(x) != inf)`.
 _WITH_ITSELF = {_aten.eq.Tensor: True, _aten.ne.Tensor: False}
-_WITH_INFINITY = {_aten.eq.Scalar: False, _aten.ne.Scalar: True, _aten.lt.Scalar: True, _aten.gt.Scalar: False}
-_OWN_QUESTIONS = {getattr(_aten, name).default: False for name in ("isnan", "isinf", "isposinf", "isneginf")}
+_WITH_INFINITY = {
+    _aten.eq.Scalar: False,
+    _aten.ne.Scalar: True,
+    _aten.lt.Scalar: True,
+    _aten.gt.Scalar: False,
+}
+_OWN_QUESTIONS = {
+    getattr(_aten, name).default: False for name in ("isnan", "isinf", "isposinf", "isneginf")
+}
 _COMBINED: dict[Any, Callable[..., bool]] = {
     **dict.fromkeys((_aten.logical_not.default, _aten.bitwise_not.default), lambda one: not one),
     **dict.fromkeys(
-        (_aten.mul.Tensor, _aten.logical_and.default, _aten.bitwise_and.Tensor), lambda one, other: one and other
+        (_aten.mul.Tensor, _aten.logical_and.default, _aten.bitwise_and.Tensor),
+        lambda one, other: one and other,
     ),
-    **dict.fromkeys((_aten.logical_or.default, _aten.bitwise_or.Tensor), lambda one, other: one or other),
+    **dict.fromkeys(
+        (_aten.logical_or.default, _aten.bitwise_or.Tensor), lambda one, other: one or other
+    ),
 }
 _REDUCED = frozenset(
-    (_aten.any.default, _aten.any.dim, _aten.any.dims, _aten.all.default, _aten.all.dim, _aten.all.dims,
-     _aten.view.default, _aten._unsafe_view.default, _aten.clone.default, _aten.detach.default, _aten.alias.default)
-)  # fmt: skip
+    (
+        _aten.any.default,
+        _aten.any.dim,
+        _aten.any.dims,
+        _aten.all.default,
+        _aten.all.dim,
+        _aten.all.dims,
+        _aten.view.default,
+        _aten._unsafe_view.default,
+        _aten.clone.default,
+        _aten.detach.default,
+        _aten.alias.default,
+    )
+)
 _COUNTED = frozenset((_aten.sum.default, _aten.count_nonzero.default))
 
 
@@ -211,7 +245,9 @@ class Finite:
         told = [getattr(each, "every_element", None) for each in tensors]
         if func in _COMBINED and None not in told and tensors[0].dtype == torch.bool:
             return _COMBINED[func](*told)
-        if (func in _REDUCED or func in _COUNTED or func is _aten._local_scalar_dense.default) and told[0] is not None:
+        if (
+            func in _REDUCED or func in _COUNTED or func is _aten._local_scalar_dense.default
+        ) and told[0] is not None:
             return told[0] if tensors[0].is_meta and tensors[0].numel() else None
         if not tensors[0].dtype.is_floating_point or not self._is_unknown(tensors[0]):
             return None
@@ -229,7 +265,11 @@ class Finite:
 
 
 _BINARY = ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow")
-for _name in (*(f"__{side}{each}__" for each in _BINARY for side in ("", "r")), "__neg__", "__abs__"):
+for _name in (
+    *(f"__{side}{each}__" for each in _BINARY for side in ("", "r")),
+    "__neg__",
+    "__abs__",
+):
     setattr(StandIn, _name, _computes(_name))
 for _name in ("lt", "le", "gt", "ge", "eq", "ne", "bool", "int", "trunc", "round"):
     setattr(StandIn, f"__{_name}__", _decides(f"__{_name}__"))

@@ -11,7 +11,10 @@ from typing import Any
 
 import torch
 
-_OWN = ("engine", "program")  # packages of this library that follow a program; a program may use the others
+_OWN = (
+    "engine",
+    "program",
+)  # packages of this library that follow a program; a program may use the others
 _LIBRARY = Path(__file__).parents[1]
 _ENGINE = tuple(str(_LIBRARY / name) for name in _OWN)
 _TORCH = str(Path(torch.__file__).parent)

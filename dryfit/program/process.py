@@ -54,11 +54,15 @@ def run(asked: ProgramRequest, output: Any = None, label: str = "") -> dict[str,
     if not can_trace():
         raise UserError(
             "A program is followed with PyTorch and its packages, and some of them are not installed.",
-            where=asked.program, allowed="the environment that trains, with dryfit in it", write=INSTALL_TRACE,
-        )  # fmt: skip
+            where=asked.program,
+            allowed="the environment that trains, with dryfit in it",
+            write=INSTALL_TRACE,
+        )
     found = _run_once(asked, output, Progress(label or asked.program))
     if found.get("ran_out") and (found["outcome"] == "failed" or not found.get("updates")):
-        again = Progress(f"{label or asked.program}, once more without a border, to see what it needs")
+        again = Progress(
+            f"{label or asked.program}, once more without a border, to see what it needs"
+        )
         again.say(f"the card's memory ran out at {found['ran_out'][-1]}")
         return _run_once(replace(asked, runs_out=False), output, again)
     return found
@@ -74,8 +78,12 @@ class Progress:
         """Tell what the process has written of itself, if there is something new."""
         now = time.monotonic() - self._began
         with suppress(OSError):
-            text = stand.read_text(encoding="utf-8") if stand.exists() else "Python and PyTorch start"
-            long_ago = now - self._last >= (FIRST_SECONDS if text != self._told else REPEATED_SECONDS)
+            text = (
+                stand.read_text(encoding="utf-8") if stand.exists() else "Python and PyTorch start"
+            )
+            long_ago = now - self._last >= (
+                FIRST_SECONDS if text != self._told else REPEATED_SECONDS
+            )
             if now >= FIRST_SECONDS and long_ago:
                 self.say(text)
                 self._told, self._last = text, now
@@ -105,37 +113,64 @@ def _run_once(asked: ProgramRequest, output: Any, progress: Progress) -> dict[st
         began = time.monotonic()
         _begin(asked, folder, [str(request), str(result)], led, output or sys.stderr, progress)
         found = _read(result)
-        written = sorted(name for name, state in _state(folder).items() if before.get(name) != state)
+        written = sorted(
+            name for name, state in _state(folder).items() if before.get(name) != state
+        )
         peak_bytes = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
         host = {"peak_bytes": peak_bytes, "seconds": round(time.monotonic() - began, 1)}
         held = found.get("held") or {}
-        network = "allowed" if asked.network else "none" if held.get("network") else "could not be taken away"
+        network = (
+            "allowed"
+            if asked.network
+            else "none"
+            if held.get("network")
+            else "could not be taken away"
+        )
         return found | {"network": network, "written": written, "host": host}
 
 
 def _begin(
-    asked: ProgramRequest, folder: Path, words: list[str], led: dict[str, str], output: Any, progress: Progress
+    asked: ProgramRequest,
+    folder: Path,
+    words: list[str],
+    led: dict[str, str],
+    output: Any,
+    progress: Progress,
 ) -> None:
     """Run the child to its end; ``led``: variables of its environment."""
     root = Path(__file__).parents[2]
     paths = [str(root), *filter(None, [os.environ.get("PYTHONPATH")])]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "PYTHONDONTWRITEBYTECODE": "1"}
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join(paths),
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }
     environment |= {"TMPDIR": str(Path(words[0]).with_name("tmp")), **led}
     if not asked.network:
         environment |= {"HF_HUB_OFFLINE": "1", "WANDB_MODE": "offline"}
     limits = asked.limits
 
     def prepare() -> None:
-        for kind, size in ((resource.RLIMIT_DATA, limits.memory_bytes), (resource.RLIMIT_FSIZE, limits.file_bytes)):
+        for kind, size in (
+            (resource.RLIMIT_DATA, limits.memory_bytes),
+            (resource.RLIMIT_FSIZE, limits.file_bytes),
+        ):
             _, hard = resource.getrlimit(kind)
-            resource.setrlimit(kind, (size if hard == resource.RLIM_INFINITY else min(size, hard), hard))
+            resource.setrlimit(
+                kind, (size if hard == resource.RLIM_INFINITY else min(size, hard), hard)
+            )
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
     command = [sys.executable, "-P", "-m", MODULE, *words]
     with subprocess.Popen(
-        command, cwd=folder, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output,
-        preexec_fn=prepare, start_new_session=True,
-    ) as process:  # fmt: skip
+        command,
+        cwd=folder,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=output,
+        stderr=output,
+        preexec_fn=prepare,
+        start_new_session=True,
+    ) as process:
         try:
             ends = time.monotonic() + limits.seconds + GRACE_SECONDS
             while process.returncode is None and time.monotonic() < ends:

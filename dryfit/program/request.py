@@ -35,7 +35,9 @@ class ProgramRequest:
     rank: int = 0  # which of the processes runs
     gpu: str | None = None  # the card, as the catalogue names it
     steps: int = STEPS  # updates after which the program is stopped
-    answers: Mapping[str, float] = field(default_factory=dict)  # what `.item()` gives by line, `train.py:57`
+    answers: Mapping[str, float] = field(
+        default_factory=dict
+    )  # what `.item()` gives by line, `train.py:57`
     # Rows and tokens of made up batches, `(8, 1024)`, where the program's data set isn't at hand; None: its own.
     batch: tuple[int, int] | None = None
     # Whether the program may use the network, and whether it runs in the folder it was asked in.

@@ -20,9 +20,19 @@ from .request import ProgramRequest
 # What programs call the length of a row: nanoGPT's, transformers' and TRL's scripts, torchtune and torchtitan, axolotl,
 # LLaMA-Factory, litgpt, llm.c.
 LENGTHS = (
-    "block_size", "max_seq_length", "max_seq_len", "max_length", "sequence_length", "seq_length", "seq_len",
-    "sequence_len", "context_length", "cutoff_len", "model_max_length", "max_prompt_length",
-)  # fmt: skip
+    "block_size",
+    "max_seq_length",
+    "max_seq_len",
+    "max_length",
+    "sequence_length",
+    "seq_length",
+    "seq_len",
+    "sequence_len",
+    "context_length",
+    "cutoff_len",
+    "model_max_length",
+    "max_prompt_length",
+)
 _FILES = (".yaml", ".yml", ".json", ".toml", ".py")
 
 
@@ -45,10 +55,12 @@ def setting(asked: ProgramRequest, name: str) -> ProgramSetting:
     found = next(_places(asked, name), None)
     if found is None:
         raise UserError(
-            "Neither the program's arguments nor its text sets this to a whole number.", where="--vary", found=name,
+            "Neither the program's arguments nor its text sets this to a whole number.",
+            where="--vary",
+            found=name,
             allowed="an argument of the program, with the value to begin with",
             write=f"dryfit run --vary {name} --gpu 4090 {asked.program} --{name}=1024",
-        )  # fmt: skip
+        )
     return found
 
 
@@ -62,13 +74,19 @@ def length(asked: ProgramRequest) -> ProgramSetting:
     for kind in (_in_arguments, _in_files, _in_program):
         for name in LENGTHS:
             if found := next(kind(asked, name), None):
-                return found if asked.batch is None else replace(found, changed=partial(_with_rows, found))
+                return (
+                    found
+                    if asked.batch is None
+                    else replace(found, changed=partial(_with_rows, found))
+                )
     if asked.batch is not None:
         return ProgramSetting("tokens", asked.batch[1], "--batch", partial(_with_tokens, asked))
     raise UserError(
-        "The program does not say how long its rows are, by any of the names that are known.", where="--longest",
-        allowed=", ".join(LENGTHS), write=f"dryfit run --vary NAME --gpu 4090 {asked.program} --NAME=1024",
-    )  # fmt: skip
+        "The program does not say how long its rows are, by any of the names that are known.",
+        where="--longest",
+        allowed=", ".join(LENGTHS),
+        write=f"dryfit run --vary NAME --gpu 4090 {asked.program} --NAME=1024",
+    )
 
 
 def _with_tokens(asked: ProgramRequest, value: int) -> ProgramRequest:
@@ -106,7 +124,10 @@ def _with_argument(asked: ProgramRequest, index: int, before: str, value: int) -
 
 def _in_files(asked: ProgramRequest, name: str) -> Iterator[ProgramSetting]:
     """A line of a file that the arguments name."""
-    line = re.compile(rf"^[ \t]*[\"']?{_spelled(name)}[\"']?[ \t]*[:=][ \t]*(\d[\d_]*)[ \t]*,?[ \t]*(?:#.*)?$", re.M)
+    line = re.compile(
+        rf"^[ \t]*[\"']?{_spelled(name)}[\"']?[ \t]*[:=][ \t]*(\d[\d_]*)[ \t]*,?[ \t]*(?:#.*)?$",
+        re.M,
+    )
     for word in asked.arguments:
         path = Path(word.rpartition("=")[2])
         if path.suffix in _FILES and path.is_file():
@@ -133,10 +154,12 @@ def _in_program(asked: ProgramRequest, name: str) -> Iterator[ProgramSetting]:
         yield ProgramSetting(name, value, f"{path.name}:{line}, the default of {option}", changed)
     spelled = re.compile(_spelled(name))
     assigned = [
-        node.value for node in nodes if isinstance(node, ast.Assign | ast.AnnAssign) and _is_number(node.value)
+        node.value
+        for node in nodes
+        if isinstance(node, ast.Assign | ast.AnnAssign) and _is_number(node.value)
         for target in (node.targets if isinstance(node, ast.Assign) else [node.target])
         if isinstance(target, ast.Name) and spelled.fullmatch(target.id)
-    ]  # fmt: skip
+    ]
     if len(assigned) == 1:
         (number,) = assigned
         line = "".join(text.splitlines(keepends=True)[: number.lineno - 1])
@@ -150,10 +173,18 @@ def _default(node: ast.AST, name: str) -> tuple[int, str, int] | None:
     """The default, the option and the line, where a node gives a command line an option of this name."""
     spelled = re.compile(rf"--{_spelled(name)}")
     if isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "add_argument":
-        words = [each.value for each in node.args if isinstance(each, ast.Constant) and isinstance(each.value, str)]
+        words = [
+            each.value
+            for each in node.args
+            if isinstance(each, ast.Constant) and isinstance(each.value, str)
+        ]
         option = next((word for word in words if spelled.fullmatch(word)), None)
         number = next((each.value for each in node.keywords if each.arg == "default"), None)
-    elif isinstance(node, ast.AnnAssign) and isinstance(node.value, ast.Call) and isinstance(node.target, ast.Name):
+    elif (
+        isinstance(node, ast.AnnAssign)
+        and isinstance(node.value, ast.Call)
+        and isinstance(node.target, ast.Name)
+    ):
         option = f"--{node.target.id}" if spelled.fullmatch(f"--{node.target.id}") else None
         number = next((each.value for each in node.value.keywords if each.arg == "default"), None)
     else:
@@ -165,19 +196,24 @@ def _with_option(asked: ProgramRequest, option: str, value: int) -> ProgramReque
     return replace(asked, arguments=(*asked.arguments, f"{option}={value}"))
 
 
-def _in_text(asked: ProgramRequest, name: str, file: str, text: str, span: tuple[int, int]) -> ProgramSetting:
+def _in_text(
+    asked: ProgramRequest, name: str, file: str, text: str, span: tuple[int, int]
+) -> ProgramSetting:
     begin, end = span
     line = text.count("\n", 0, begin) + 1
     inside = Path(file).resolve()
     if asked.in_place or not inside.is_relative_to(Path.cwd()):
         raise UserError(
-            f"{file}:{line} sets {name}. Another value is written into a copy of this folder alone.", where=file,
+            f"{file}:{line} sets {name}. Another value is written into a copy of this folder alone.",
+            where=file,
             allowed="a file below this folder, without --in-place; or an argument of the program",
             write=f"cd {inside.parent} && dryfit run ...",
-        )  # fmt: skip
+        )
 
     def changed(value: int) -> ProgramRequest:
-        return replace(asked, files={str(inside.relative_to(Path.cwd())): f"{text[:begin]}{value}{text[end:]}"})
+        return replace(
+            asked, files={str(inside.relative_to(Path.cwd())): f"{text[:begin]}{value}{text[end:]}"}
+        )
 
     return ProgramSetting(name, int(text[begin:end]), f"{file}:{line}", changed)
 

@@ -46,26 +46,52 @@ def _has_marks(mapping: Mapping[str, Any], groups: Iterable[Iterable[str]]) -> b
 
 def _has(mapping: Any, key: str) -> bool:
     first, _, rest = key.partition(".")
-    return isinstance(mapping, Mapping) and first in mapping and (not rest or _has(mapping[first], rest))
+    return (
+        isinstance(mapping, Mapping)
+        and first in mapping
+        and (not rest or _has(mapping[first], rest))
+    )
 
 
-_NEWER_LLAMA_FACTORY = ("train_dataset", "model_class", "dist_config", "kernel_config", "peft_config", "quant_config")
+_NEWER_LLAMA_FACTORY = (
+    "train_dataset",
+    "model_class",
+    "dist_config",
+    "kernel_config",
+    "peft_config",
+    "quant_config",
+)
 READERS = {
     "axolotl": Reader("axolotl", (("base_model",),)),
     "llama-factory": Reader(
-        "llama_factory", (("model_name_or_path",), *(("model", hint) for hint in _NEWER_LLAMA_FACTORY))
+        "llama_factory",
+        (("model_name_or_path",), *(("model", hint) for hint in _NEWER_LLAMA_FACTORY)),
     ),
     "trl": Reader("trl", (("model_name_or_path",),)),
     "torchtitan": Reader("torchtitan", (("training", "parallelism"), ("training", "job"))),
     "torchtune": Reader(
-        "torchtune", (("model._component_",), ("tokenizer._component_",), ("checkpointer._component_",))
+        "torchtune",
+        (("model._component_",), ("tokenizer._component_",), ("checkpointer._component_",)),
     ),
-    "ms-swift": Reader("ms_swift", (("rlhf_type",), ("tuner_type",), ("train_type",), ("sft_type",))),
+    "ms-swift": Reader(
+        "ms_swift", (("rlhf_type",), ("tuner_type",), ("train_type",), ("sft_type",))
+    ),
     "verl": Reader("verl", (("actor_rollout_ref",), ("model.partial_pretrain",))),
-    "openrlhf": Reader("openrlhf", (("pretrain", "micro_train_batch_size"), ("pretrain", "actor_num_gpus_per_node"))),
-    "accelerate": Reader("companion_files", (("distributed_type",), ("compute_environment",)), True, "read_accelerate"),
+    "openrlhf": Reader(
+        "openrlhf",
+        (("pretrain", "micro_train_batch_size"), ("pretrain", "actor_num_gpus_per_node")),
+    ),
+    "accelerate": Reader(
+        "companion_files",
+        (("distributed_type",), ("compute_environment",)),
+        True,
+        "read_accelerate",
+    ),
     "deepspeed": Reader(
-        "companion_files", (("zero_optimization",), ("train_micro_batch_size_per_gpu",)), True, "read_deepspeed"
+        "companion_files",
+        (("zero_optimization",), ("train_micro_batch_size_per_gpu",)),
+        True,
+        "read_deepspeed",
     ),
     "peft": Reader("companion_files", (("peft_type",),), True, "read_adapter"),
 }
@@ -75,17 +101,21 @@ TOOLS = tuple(name for name, reader in READERS.items() if not reader.beside)
 step_of_a_run: Callable[[Mapping[str, Any]], dict[str, Any]] | None = None
 
 
-def pipeline(where: object, change: Mapping[str, Any] | None = None) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
+def pipeline(
+    where: object, change: Mapping[str, Any] | None = None
+) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
     """:data:`step_of_a_run`; ``change``: what to ask instead where the pipeline is not installed.
 
     UserError: if it isn't.
     """
     if step_of_a_run is None:
         raise UserError(
-            "These are settings of SecureCLI-Tuner's pipeline, which is not installed with the library.", where=where,
+            "These are settings of SecureCLI-Tuner's pipeline, which is not installed with the library.",
+            where=where,
             allowed="a model, a scenario, another tool; or `python -m scripts.ask` in the pipeline's folder",
-            write=None if change else f"python -m scripts.ask {where}", change=change,
-        )  # fmt: skip
+            write=None if change else f"python -m scripts.ask {where}",
+            change=change,
+        )
     return step_of_a_run
 
 
@@ -109,7 +139,9 @@ def mapping_of(path: Path) -> Mapping[str, Any]:
     UserError: if it is neither, or no mapping.
     """
     if path.suffix in (".jinja", ".j2"):
-        raise UserError("This is a template, not a configuration.", where=path, allowed="the rendered file")
+        raise UserError(
+            "This is a template, not a configuration.", where=path, allowed="the rendered file"
+        )
     content = read_toml(path) if path.suffix == ".toml" else read_yaml(path)
     if not isinstance(content, Mapping):
         raise UserError(
@@ -127,7 +159,9 @@ def kind_of(mapping: Mapping[str, Any], path: Path) -> str:
 
     UserError: if no tool, or more than one, can have written it.
     """
-    if "model_type" in mapping and ("hidden_size" in mapping or "architectures" in mapping or "text_config" in mapping):
+    if "model_type" in mapping and (
+        "hidden_size" in mapping or "architectures" in mapping or "text_config" in mapping
+    ):
         return "model"
     if path.suffix == ".toml" and isinstance(mapping.get("training"), Mapping):
         return "torchtitan"
@@ -165,7 +199,9 @@ def kind_of(mapping: Mapping[str, Any], path: Path) -> str:
 
 def _is_run(mapping: Mapping[str, Any]) -> bool:
     """Whether a file holds sections of a run's settings and nothing else; the schema checks what is in them."""
-    return set(mapping) <= RUN_SECTIONS and any(isinstance(section, Mapping) for section in mapping.values())
+    return set(mapping) <= RUN_SECTIONS and any(
+        isinstance(section, Mapping) for section in mapping.values()
+    )
 
 
 def _looks_like(mapping: Mapping[str, Any]) -> str | None:
@@ -173,7 +209,9 @@ def _looks_like(mapping: Mapping[str, Any]) -> str | None:
     sections = [key for key in mapping if key in RUN_SECTIONS and isinstance(mapping[key], Mapping)]
     others = [str(key) for key in mapping if key not in RUN_SECTIONS]
     if len(sections) > len(others):
-        return f"SecureCLI-Tuner's pipeline with sections that it doesn't have ({', '.join(others)})"
+        return (
+            f"SecureCLI-Tuner's pipeline with sections that it doesn't have ({', '.join(others)})"
+        )
     known = read_yaml(_LOOKS_LIKE).items()
     return next((name for name, groups in known if _has_marks(mapping, groups)), None)
 
@@ -185,7 +223,11 @@ def _by_keys_of_their_own(mapping: Mapping[str, Any], tools: list[str]) -> list[
         return keys(tool, "transformers").kind(key) != "unknown"
 
     pairs = (tools, tools[::-1])
-    certain = [one for one, other in pairs if any(knows(one, key) and not knows(other, key) for key in mapping)]
+    certain = [
+        one
+        for one, other in pairs
+        if any(knows(one, key) and not knows(other, key) for key in mapping)
+    ]
     return certain or tools
 
 
@@ -203,6 +245,7 @@ def without_traceback(read: Callable[[], Reading], path: Path, tool: str) -> Rea
         return read()
     except (TypeError, ValueError, AttributeError, KeyError, IndexError) as error:
         raise UserError(
-            f"A value in this file is not of a kind that {tool} takes: {error}.", where=path,
+            f"A value in this file is not of a kind that {tool} takes: {error}.",
+            where=path,
             allowed="for each key the kind of value that the tool documents",
-        ) from None  # fmt: skip
+        ) from None

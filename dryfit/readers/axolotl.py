@@ -20,7 +20,13 @@ _ATTENTION_FLAGS = {
     "flex_attention": "flex_attention",
     "sage_attention": "sage",
 }
-_OBJECTIVES = {"dpo": "dpo", "ipo": "dpo", "simpo": "orpo", "orpo": "orpo", "kto": "kto"}  # all others generate
+_OBJECTIVES = {
+    "dpo": "dpo",
+    "ipo": "dpo",
+    "simpo": "orpo",
+    "orpo": "orpo",
+    "kto": "kto",
+}  # all others generate
 
 
 def from_command(launch: Launch, command: Command, script: Path) -> Mapping[str, Any] | None:
@@ -31,8 +37,12 @@ def from_command(launch: Launch, command: Command, script: Path) -> Mapping[str,
     if name == "axolotl.cli.train":
         return with_file(words[1:], script)
     if name == "axolotl" or name.startswith("axolotl.cli"):
-        raise UserError("This command of axolotl trains nothing.", where=script, found=" ".join(words[:2]),
-                        allowed="axolotl train")  # fmt: skip
+        raise UserError(
+            "This command of axolotl trains nothing.",
+            where=script,
+            found=" ".join(words[:2]),
+            allowed="axolotl train",
+        )
     return None
 
 
@@ -61,7 +71,9 @@ def read(mapping: Mapping[str, Any], file: Path, gpus: int | None = None) -> Rea
     if get("rl"):
         kind, rows = str(get("rl")), reading.fields["micro_batch"]
         answers = kind == "grpo"
-        predicted = common.preference(reading, _OBJECTIVES.get(kind, "grpo"), "rl", rows, answers=answers)
+        predicted = common.preference(
+            reading, _OBJECTIVES.get(kind, "grpo"), "rl", rows, answers=answers
+        )
         if answers:
             grpo.answers(_of_blocks(get), reading, predicted=predicted)
     if get("vllm") and str(get("rl")) != "grpo":
@@ -70,7 +82,11 @@ def read(mapping: Mapping[str, Any], file: Path, gpus: int | None = None) -> Rea
     common.compiled(reading, get("torch_compile"), get("torch_compile_mode"))
     if get("activation_offloading") or str(get("gradient_checkpointing")).startswith("offload"):
         common.offloaded(reading, "activation_offloading")
-    if reading.fields["method"] == "full" and reading.fields.get("attention") != "flash" and _is_half(reading):
+    if (
+        reading.fields["method"] == "full"
+        and reading.fields.get("attention") != "flash"
+        and _is_half(reading)
+    ):
         why = "without FlashAttention axolotl keeps norms, embeddings and head in fp32"
         reading.approximates("bf16", get("bf16", "auto"), TOO_LOW, why, "head_fp32")
     reading.pad(reading.fields)
@@ -79,8 +95,11 @@ def read(mapping: Mapping[str, Any], file: Path, gpus: int | None = None) -> Rea
 
 def _of_blocks(get: FileValues) -> grpo.Get:
     """TRL's settings by their names, from the blocks ``trl`` and ``vllm``."""
-    server = {"vllm_gpu_memory_utilization": "gpu_memory_utilization", "vllm_max_model_length": "max_model_len",
-              "vllm_tensor_parallel_size": "tensor_parallel_size"}  # fmt: skip
+    server = {
+        "vllm_gpu_memory_utilization": "gpu_memory_utilization",
+        "vllm_max_model_length": "max_model_len",
+        "vllm_tensor_parallel_size": "tensor_parallel_size",
+    }
     trl, vllm = get("trl") or {}, get("vllm") or {}
     known = {**trl, **{name: vllm[key] for name, key in server.items() if key in vllm}}
 
@@ -114,14 +133,18 @@ def _method(get: FileValues, reading: Reading) -> None:
         given = {
             "double": get("bnb_config_kwargs", {}).get("bnb_4bit_use_double_quant", True),
             "type": get("bnb_config_kwargs", {}).get("bnb_4bit_quant_type", "nf4"),
-            "storage": common.dtype(get("bnb_config_kwargs", {}).get("bnb_4bit_quant_storage", "bfloat16")),
+            "storage": common.dtype(
+                get("bnb_config_kwargs", {}).get("bnb_4bit_quant_storage", "bfloat16")
+            ),
         }
         common.quantized(reading, 4, "load_in_4bit", adapter=True, compute=None, **given)
     elif adapter and get("load_in_8bit"):
         common.quantized(reading, 8, "load_in_8bit", adapter=True)
     if not adapter:
         return
-    if get("llama4_linearized_experts"):  # monkeypatch/models/llama4/modeling.py: a linear layer for each expert
+    if get(
+        "llama4_linearized_experts"
+    ):  # monkeypatch/models/llama4/modeling.py: a linear layer for each expert
         why = "experts as linear layers are counted as packed ones, of which a layer's are unpacked together"
         reading.approximates("llama4_linearized_experts", True, TOO_HIGH, why)
     if get("quantize_moe_experts") or get("llama4_linearized_experts"):
@@ -147,7 +170,9 @@ def _method(get: FileValues, reading: Reading) -> None:
     if get("peft_autocast_adapter_dtype") is False:
         reading.set(adapter_precision="base")
     if not get("lora_dropout") and weights != "fp32":
-        reading.notes.append("without dropout axolotl may turn on its LoRA kernels, which keep less of a layer")
+        reading.notes.append(
+            "without dropout axolotl may turn on its LoRA kernels, which keep less of a layer"
+        )
 
 
 def _checkpointing(get: FileValues, reading: Reading) -> None:
@@ -158,7 +183,11 @@ def _checkpointing(get: FileValues, reading: Reading) -> None:
 
 def _loss(get: FileValues, reading: Reading) -> None:
     plugins = " ".join(map(str, get("plugins", [])))
-    parts = {"liger_rms_norm", "liger_rope", "liger_glu_activation" if get("liger_glu_activation") else "liger_swiglu"}
+    parts = {
+        "liger_rms_norm",
+        "liger_rope",
+        "liger_glu_activation" if get("liger_glu_activation") else "liger_swiglu",
+    }
     fused = [part for part in sorted(parts) if get(part)]
     if get("liger_fused_linear_cross_entropy") and len(fused) == len(parts):
         common.liger(reading)
@@ -170,7 +199,9 @@ def _loss(get: FileValues, reading: Reading) -> None:
         reading.set(loss="liger")
     elif get("cut_cross_entropy") or "CutCrossEntropy" in plugins:
         reading.set(loss="chunked")
-        reading.notes.append("cut_cross_entropy is read as `loss: chunked`, which takes a little more")
+        reading.notes.append(
+            "cut_cross_entropy is read as `loss: chunked`, which takes a little more"
+        )
     elif get("chunked_cross_entropy"):
         reading.set(loss="chunked")
 
@@ -181,16 +212,30 @@ def _parallel(get: FileValues, reading: Reading, gpus: int | None) -> None:
     if get("deepspeed"):
         common.deepspeed(reading, get("deepspeed"), reading.file.parent, count)
     elif get("fsdp") or get("fsdp_config") or get("fsdp_version"):
-        words = " ".join(map(str, get("fsdp", []))) if isinstance(get("fsdp", []), list) else str(get("fsdp"))
+        words = (
+            " ".join(map(str, get("fsdp", [])))
+            if isinstance(get("fsdp", []), list)
+            else str(get("fsdp"))
+        )
         version = get("fsdp_version") or 1
-        common.fsdp(reading, get("fsdp_config") or {}, version, count, words if "offload" in words else "")
+        common.fsdp(
+            reading, get("fsdp_config") or {}, version, count, words if "offload" in words else ""
+        )
     elif (gpus or get("world_size") or 1) > 1 or get("ddp"):
         common.parallel(reading, "ddp", count)
-    names = {"replicate": "dp_replicate_size", "tensor": "tensor_parallel_size", "expert": "expert_parallel_size"}
-    names["context"] = "context_parallel_size" if "context_parallel_size" in get else "sequence_parallel_degree"
+    names = {
+        "replicate": "dp_replicate_size",
+        "tensor": "tensor_parallel_size",
+        "expert": "expert_parallel_size",
+    }
+    names["context"] = (
+        "context_parallel_size" if "context_parallel_size" in get else "sequence_parallel_degree"
+    )
     parts = {axis: get(key, 1) for axis, key in names.items()}
     if STRATEGIES[(reading.fields.get("parallel") or {}).get("strategy", NONE)].zero:
-        common.ulysses(reading, names["context"], parts.pop("context"), "axolotl's own ring attention")
+        common.ulysses(
+            reading, names["context"], parts.pop("context"), "axolotl's own ring attention"
+        )
     divided = next((names[axis] for axis, size in parts.items() if size > 1), "")
     common.axes(reading, divided, parts, gpus or get("world_size"), get("dp_shard_size", 1))
     for axis, whose in (("context", "ring attention"), ("expert", "exchange of tokens")):

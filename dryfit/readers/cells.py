@@ -7,7 +7,14 @@ from pathlib import Path
 
 from dryfit.common.errors import UserError
 
-_PYTHON_MAGICS = ("capture", "time", "timeit", "prun", "python", "python3")  # cells that are Python all the same
+_PYTHON_MAGICS = (
+    "capture",
+    "time",
+    "timeit",
+    "prun",
+    "python",
+    "python3",
+)  # cells that are Python all the same
 _SHELL = re.compile(r"^(\s*)(?:[!%]|\w+\s*=\s*[!%]|(?:pip|pip3|conda|apt|apt-get)\s+install\b)")
 _HELP = re.compile(r"^\s*[\w.]+\?{1,2}\s*$")
 
@@ -26,14 +33,18 @@ def _sources(path: Path) -> list[str]:
         cells = json.loads(text)["cells"]
         code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
     except (json.JSONDecodeError, KeyError, TypeError):
-        raise UserError("The notebook can't be read.", where=path, allowed="a notebook of format 4") from None
+        raise UserError(
+            "The notebook can't be read.", where=path, allowed="a notebook of format 4"
+        ) from None
     return [_python(cell) for cell in code]
 
 
 def _python(cell: str) -> str:
     """A cell's Python: a line for the shell is ``pass``, over all lines that a backslash joins."""
     lines = cell.splitlines()
-    magic = next((line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")), "")
+    magic = next(
+        (line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")), ""
+    )
     if magic.startswith("%%") and magic[2:].split(" ")[0] not in _PYTHON_MAGICS:
         return ""
     found, joined = [], False
@@ -55,7 +66,9 @@ def tree_of(path: Path) -> tuple[ast.Module, UserError | None]:
     body: list[ast.stmt] = []
     for number, text in enumerate(cells, start=1):
         try:
-            tree = compile(text, str(path), "exec", ast.PyCF_ONLY_AST | ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+            tree = compile(
+                text, str(path), "exec", ast.PyCF_ONLY_AST | ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
+            )
         except (SyntaxError, ValueError) as error:
             cell = f", cell {number} of code" if path.suffix == ".ipynb" else ""
             return ast.Module(body, []), UserError(

@@ -11,7 +11,16 @@ from typing import Any
 from dryfit.common.errors import UserError
 from dryfit.common.files import read_yaml
 from dryfit.data import data_path
-from dryfit.readers.reading import EITHER_WAY, TOO_HIGH, TOO_LOW, FileValues, Reading, allowed, checked, knows
+from dryfit.readers.reading import (
+    EITHER_WAY,
+    TOO_HIGH,
+    TOO_LOW,
+    FileValues,
+    Reading,
+    allowed,
+    checked,
+    knows,
+)
 from dryfit.scenario.fields import BY_NAME
 from dryfit.scenario.hub import HubId, catalogued
 from dryfit.scenario.hub import of_modelscope as of_modelscope_alone
@@ -29,15 +38,29 @@ OPTIM_NAMES: dict[str, tuple[Sequence[str], str, str]] = {
     **dict.fromkeys(("adamw_bnb_8bit", "adamw_8bit"), (["adamw_8bit"], EITHER_WAY, "")),
     "paged_adamw_8bit": (["paged_adamw_8bit"], EITHER_WAY, ""),
     **dict.fromkeys(
-        ("paged_adamw", "paged_adamw_32bit"), (["paged_adamw", "adamw"], TOO_HIGH, "its states may move to the host")
+        ("paged_adamw", "paged_adamw_32bit"),
+        (["paged_adamw", "adamw"], TOO_HIGH, "its states may move to the host"),
     ),
     "adamw_torch_8bit": (
-        ["adamw_torchao_8bit", "adamw_8bit"], EITHER_WAY, "torchao's states are read as bitsandbytes'",
+        ["adamw_torchao_8bit", "adamw_8bit"],
+        EITHER_WAY,
+        "torchao's states are read as bitsandbytes'",
     ),
-    "adamw_torch_4bit": (["adamw_torchao_4bit", "adamw_8bit"], TOO_HIGH, "states in 4 bits are read as in 8"),
+    "adamw_torch_4bit": (
+        ["adamw_torchao_4bit", "adamw_8bit"],
+        TOO_HIGH,
+        "states in 4 bits are read as in 8",
+    ),
     "ao_adamw_fp8": (["adamw_8bit"], EITHER_WAY, "8-bit states of another kind"),
-    "adafactor": (["adafactor", "adamw"], TOO_HIGH, "Adafactor keeps rows and columns instead of second moments"),
-    **dict.fromkeys(("lion", "lion_32bit", "lion_pytorch", "paged_lion_32bit"), (["lion", "adamw"], TOO_HIGH, _LION)),
+    "adafactor": (
+        ["adafactor", "adamw"],
+        TOO_HIGH,
+        "Adafactor keeps rows and columns instead of second moments",
+    ),
+    **dict.fromkeys(
+        ("lion", "lion_32bit", "lion_pytorch", "paged_lion_32bit"),
+        (["lion", "adamw"], TOO_HIGH, _LION),
+    ),
     "lion_8bit": (["lion_8bit", "adamw_8bit"], TOO_HIGH, _LION),
     "paged_lion_8bit": (["lion_8bit", "paged_adamw_8bit"], TOO_HIGH, _LION),
     "sgd": (["sgd", "adamw"], TOO_HIGH, "SGD keeps no states"),
@@ -47,20 +70,50 @@ OPTIM_NAMES: dict[str, tuple[Sequence[str], str, str]] = {
     "galore_adamw": (["galore", "adamw"], TOO_HIGH, _GALORE),
     "galore_adamw_8bit": (["adamw_8bit"], TOO_HIGH, _GALORE),
     "galore_adafactor": (["adafactor"], TOO_HIGH, _GALORE),
-    "apollo_adamw": (["adamw"], TOO_HIGH, "APOLLO keeps states of a projection; its package forbids commercial use"),
-    "q_galore_adamw8bit": (["galore", "adamw_8bit"], TOO_HIGH, "Q-GaLore keeps 8-bit states of a projection"),
+    "apollo_adamw": (
+        ["adamw"],
+        TOO_HIGH,
+        "APOLLO keeps states of a projection; its package forbids commercial use",
+    ),
+    "q_galore_adamw8bit": (
+        ["galore", "adamw_8bit"],
+        TOO_HIGH,
+        "Q-GaLore keeps 8-bit states of a projection",
+    ),
     "adam_mini": (["adamw"], TOO_HIGH, "Adam-mini keeps few second moments"),
     "came_pytorch": (["adamw"], TOO_HIGH, "CAME keeps rows and columns instead of second moments"),
     **dict.fromkeys(("optimi_adamw", "adopt_adamw"), (["adamw"], EITHER_WAY, "another AdamW")),
     "dion": (["adamw"], TOO_HIGH, "Dion keeps states of a projection"),
-    "schedule_free_adamw": (["adamw"], EITHER_WAY, "schedule-free AdamW keeps one state more, and one less"),
-}  # fmt: skip
+    "schedule_free_adamw": (
+        ["adamw"],
+        EITHER_WAY,
+        "schedule-free AdamW keeps one state more, and one less",
+    ),
+}
 _ATTENTION = {
-    "flash_attention_2": "flash", "flash_attention_3": "flash", "fa2": "flash", "fa3": "flash", "flash": "flash",
-    "sage": "flash", "sdpa": "sdpa", "eager": "eager", "disabled": "eager", "xformers": "mem_efficient", "auto": "sdpa",
-}  # fmt: skip
-_DTYPES = {"bfloat16": "bf16", "bf16": "bf16", "float16": "fp16", "fp16": "fp16", "half": "fp16", "float32": "fp32",
-           "fp32": "fp32", "float": "fp32", "auto": "bf16"}  # fmt: skip
+    "flash_attention_2": "flash",
+    "flash_attention_3": "flash",
+    "fa2": "flash",
+    "fa3": "flash",
+    "flash": "flash",
+    "sage": "flash",
+    "sdpa": "sdpa",
+    "eager": "eager",
+    "disabled": "eager",
+    "xformers": "mem_efficient",
+    "auto": "sdpa",
+}
+_DTYPES = {
+    "bfloat16": "bf16",
+    "bf16": "bf16",
+    "float16": "fp16",
+    "fp16": "fp16",
+    "half": "fp16",
+    "float32": "fp32",
+    "fp32": "fp32",
+    "float": "fp32",
+    "auto": "bf16",
+}
 # DeepSpeed's configurations that come with the tools, by their names: files that need not lie here.
 _DEEPSPEED_FILES = data_path("deepspeed_files.yaml")
 DEFAULT_GPUS = 2  # where a file divides a model and doesn't say among how many
@@ -100,13 +153,19 @@ def optimizer(reading: Reading, key: str, name: Any) -> None:
     wanted = OPTIM_NAMES.get(next((kind for kind in families if base.startswith(kind)), base))
     if wanted is None:
         reading.set(optimizer="adamw")
-        reading.approximates(key, name, EITHER_WAY, "this optimizer is not known, and is read as AdamW", "states")
+        reading.approximates(
+            key, name, EITHER_WAY, "this optimizer is not known, and is read as AdamW", "states"
+        )
         return
     ours, errs, why = wanted
-    taken = next(one for one in ours if (allowed("optimizer", one) and _installed(one)) or one == ours[-1])
+    taken = next(
+        one for one in ours if (allowed("optimizer", one) and _installed(one)) or one == ours[-1]
+    )
     reading.set(optimizer=taken)
     if str(name).endswith("_layerwise"):
-        reading.approximates(key, name, TOO_HIGH, "each gradient goes as soon as its layer has stepped", "gradients")
+        reading.approximates(
+            key, name, TOO_HIGH, "each gradient goes as soon as its layer has stepped", "gradients"
+        )
     if why and (taken != ours[0] or len(ours) == 1):
         reading.approximates(key, name, errs, why, "states")
 
@@ -119,7 +178,9 @@ def _installed(optimizer: str) -> bool:
 def kernel(name: Any) -> str | None:
     """Our name of a tool's attention; None where it is not known."""
     text = str(name)
-    return _ATTENTION.get(text) or ("flash" if "flash" in text and not text.startswith("paged") else None)
+    return _ATTENTION.get(text) or (
+        "flash" if "flash" in text and not text.startswith("paged") else None
+    )
 
 
 def attention(reading: Reading, key: str, name: Any) -> None:
@@ -127,7 +188,9 @@ def attention(reading: Reading, key: str, name: Any) -> None:
     known = kernel(name)
     reading.set(attention=known or "sdpa")
     if known is None:
-        reading.approximates(key, name, EITHER_WAY, "this attention is not known, and is read as sdpa")
+        reading.approximates(
+            key, name, EITHER_WAY, "this attention is not known, and is read as sdpa"
+        )
 
 
 def allocator(reading: Reading, environment: Mapping[str, Any]) -> None:
@@ -141,7 +204,12 @@ def allocator(reading: Reading, environment: Mapping[str, Any]) -> None:
 
 def of_modelscope(reading: Reading, name: Any) -> None:
     """Say that a model comes from ModelScope, whose ids are asked of the Hub here."""
-    if isinstance(name, str) and (hub := HubId.read(name)) and not catalogued(hub) and not of_modelscope_alone(name):
+    if (
+        isinstance(name, str)
+        and (hub := HubId.read(name))
+        and not catalogued(hub)
+        and not of_modelscope_alone(name)
+    ):
         reading.notes.append(
             f"{name} is taken from ModelScope; its configuration is asked of the Hub under the same name"
         )
@@ -164,14 +232,33 @@ def adapters(
     """Set LoRA: the short form where it can say all, else a PEFT configuration with ``more``."""
     more = {key: value for key, value in (more or {}).items() if value}
     listed = isinstance(targets, (list, tuple))
-    if targets in ("all", "all_linear", "all-linear") or (listed and list(targets) in (["all"], ["all-linear"])):
+    if targets in ("all", "all_linear", "all-linear") or (
+        listed and list(targets) in (["all"], ["all-linear"])
+    ):
         targets, listed = "all-linear", False
-    if isinstance(targets, str) and targets != "all-linear" and not any(sign in targets for sign in "\\[(*.|"):
+    if (
+        isinstance(targets, str)
+        and targets != "all-linear"
+        and not any(sign in targets for sign in "\\[(*.|")
+    ):
         targets, listed = [part.strip() for part in targets.split(",")], True
     if not more and (listed or targets == "all-linear"):
-        reading.set(lora={"rank": rank, "alpha": alpha or 2 * rank, "dropout": dropout, "target_modules": targets})
+        reading.set(
+            lora={
+                "rank": rank,
+                "alpha": alpha or 2 * rank,
+                "dropout": dropout,
+                "target_modules": targets,
+            }
+        )
         return
-    adapter = {"peft_type": "LORA", "r": rank, "lora_alpha": alpha or 2 * rank, "lora_dropout": dropout, **more}
+    adapter = {
+        "peft_type": "LORA",
+        "r": rank,
+        "lora_alpha": alpha or 2 * rank,
+        "lora_dropout": dropout,
+        **more,
+    }
     if targets is not None:
         # The vision tower is left out, and the language model's layers then lie at the top.
         targets = [targets] if isinstance(targets, str) else targets
@@ -184,10 +271,16 @@ def quantized(reading: Reading, bits: int, key: str, *, adapter: bool, **parts: 
     """Set a quantized base, of 4 bits or of LLM.int8's 8."""
     if not adapter:
         reading.approximates(
-            key, bits, EITHER_WAY, "a quantized base is trained with adapters alone; read as one with LoRA"
+            key,
+            bits,
+            EITHER_WAY,
+            "a quantized base is trained with adapters alone; read as one with LoRA",
         )
     if bits == 4:
-        reading.set(method="qlora", quantization={key: value for key, value in parts.items() if value is not None})
+        reading.set(
+            method="qlora",
+            quantization={key: value for key, value in parts.items() if value is not None},
+        )
     else:
         reading.set(method="qlora", quantization={"type": "int8"})
 
@@ -196,7 +289,9 @@ def parallel(reading: Reading, strategy: str, gpus: int | None, **parts: Any) ->
     """Set how a step is spread over GPUs."""
     if gpus is None:
         gpus, reading.guesses_gpus = DEFAULT_GPUS, True
-        reading.notes.append(f"the file doesn't say how many GPUs: {gpus} are assumed (--gpu 4x24GiB says four)")
+        reading.notes.append(
+            f"the file doesn't say how many GPUs: {gpus} are assumed (--gpu 4x24GiB says four)"
+        )
     if gpus < 2 and strategy != "none":
         reading.notes.append(f"{strategy} on one GPU divides nothing: read as one GPU")
         return
@@ -212,7 +307,9 @@ def spread(get: FileValues, reading: Reading, gpus: int | None) -> None:
         fsdp(reading, get("fsdp_config") or {}, 2 if words == "fsdp2" else 1, gpus, words)
     elif (gpus or 1) > 1 and not get("parallelism_config"):
         parallel(reading, "ddp", gpus)
-    if divided := checked("parallelism_config", get("parallelism_config"), reading.file, "keys below it"):
+    if divided := checked(
+        "parallelism_config", get("parallelism_config"), reading.file, "keys below it"
+    ):
         mesh(reading, "parallelism_config", divided, gpus)
 
 
@@ -230,8 +327,13 @@ def mesh(reading: Reading, key: str, config: Mapping[str, Any], gpus: int | None
         if name in (*_AXES, "dp_shard_size", "sp_size")
     }
     ulysses(reading, f"{key}: sp_size", sizes.pop("sp_size", 1))
-    axes(reading, key, {_AXES[name]: size for name, size in sizes.items() if name in _AXES}, gpus,
-         sizes.get("dp_shard_size", 1))  # fmt: skip
+    axes(
+        reading,
+        key,
+        {_AXES[name]: size for name, size in sizes.items() if name in _AXES},
+        gpus,
+        sizes.get("dp_shard_size", 1),
+    )
 
 
 def ulysses(reading: Reading, key: str, size: int, whose: str = "") -> None:
@@ -246,7 +348,9 @@ def ulysses(reading: Reading, key: str, size: int, whose: str = "") -> None:
         reading.approximates(key, size, TOO_HIGH, why)
 
 
-def axes(reading: Reading, key: str, parts: Mapping[str, int], gpus: int | None, shard: int = 1) -> None:
+def axes(
+    reading: Reading, key: str, parts: Mapping[str, int], gpus: int | None, shard: int = 1
+) -> None:
     """Divide a step that was read as FSDP2 further; ``parts``: of ``parallel``. Without FSDP2 it is said."""
     parts = {axis: size for axis, size in parts.items() if size > 1}
     if not parts:
@@ -261,20 +365,31 @@ def axes(reading: Reading, key: str, parts: Mapping[str, int], gpus: int | None,
     if "tensor" in parts or "expert" in parts:  # transformers' FSDP2 has no such settings
         for name, usual in (("reshard_after_forward", True), ("offload", "none")):
             if own.pop(name, usual) != usual:
-                reading.approximates(key, usual, EITHER_WAY, f"{name} is not described with tensor or expert parallel")
+                reading.approximates(
+                    key,
+                    usual,
+                    EITHER_WAY,
+                    f"{name} is not described with tensor or expert parallel",
+                )
     if "context" in parts:
         reading.set(attention="sdpa")  # the ring takes the kernels of scaled_dot_product_attention
     parallel(reading, "fsdp2", gpus or places * max(shard, 1), **own, **parts)
 
 
-def fsdp(reading: Reading, config: Mapping[str, Any], version: int, gpus: int | None, words: str = "") -> None:
+def fsdp(
+    reading: Reading, config: Mapping[str, Any], version: int, gpus: int | None, words: str = ""
+) -> None:
     """FSDP as transformers, accelerate and axolotl write it; their keys may begin with ``fsdp_``."""
     settings = {str(key).removeprefix("fsdp_"): value for key, value in config.items()}
     where = f"{reading.file}: fsdp_config"
     version = checked("version", settings.get("version"), where, "a whole number") or version
     if version not in (1, 2):
         raise UserError(
-            "FSDP has the versions 1 and 2.", where=where, found=version, allowed="1, 2", write="version: 2"
+            "FSDP has the versions 1 and 2.",
+            where=where,
+            found=version,
+            allowed="1, 2",
+            write="version: 2",
         )
     sharding = str(settings.get("sharding_strategy") or words or "FULL_SHARD").upper()
     reshard = settings.get("reshard_after_forward", True)
@@ -286,18 +401,30 @@ def fsdp(reading: Reading, config: Mapping[str, Any], version: int, gpus: int | 
         parallel(reading, "ddp", gpus)
         return
     if "HYBRID" in sharding:
-        reading.approximates("fsdp_sharding_strategy", sharding, TOO_LOW, "weights are divided within a node alone")
+        reading.approximates(
+            "fsdp_sharding_strategy", sharding, TOO_LOW, "weights are divided within a node alone"
+        )
     offload = bool(settings.get("offload_params")) or "offload" in words
     wraps = {"auto_wrap_policy", "transformer_layer_cls_to_wrap", "min_num_params"} & {*settings}
-    if version == 1 and words and "auto_wrap" not in words and not wraps:  # transformers: --fsdp full_shard
+    if (
+        version == 1 and words and "auto_wrap" not in words and not wraps
+    ):  # transformers: --fsdp full_shard
         why = "nothing says what is wrapped: as one unit all weights are gathered at once, and all gradients made"
         reading.approximates("no auto_wrap", words, TOO_LOW, why, "unit")
-    parallel(reading, f"fsdp{version}", gpus, reshard_after_forward=bool(reshard), offload="cpu" if offload else "none")
+    parallel(
+        reading,
+        f"fsdp{version}",
+        gpus,
+        reshard_after_forward=bool(reshard),
+        offload="cpu" if offload else "none",
+    )
     if settings.get("activation_checkpointing"):
         reading.set(gradient_checkpointing=True)
 
 
-def deepspeed(reading: Reading, value: Any, beside: Path, gpus: int | None, key: str = "deepspeed") -> None:
+def deepspeed(
+    reading: Reading, value: Any, beside: Path, gpus: int | None, key: str = "deepspeed"
+) -> None:
     """DeepSpeed's configuration: a mapping, a file, or the name of one that comes with the tools."""
     where = reading.file
     if isinstance(value, str) and value.lstrip().startswith("{"):
@@ -318,12 +445,19 @@ def deepspeed(reading: Reading, value: Any, beside: Path, gpus: int | None, key:
     stage = zero.get("stage", 0)
     stage = 2 if stage == "auto" else checked("stage", stage, where, "a whole number") or 0
     if stage not in range(4):
-        raise UserError("DeepSpeed's ZeRO has the stages 0 to 3.", where=f"{where}: {key}: zero_optimization",
-                        found=stage, allowed="0, 1, 2, 3", write="stage: 3")  # fmt: skip
+        raise UserError(
+            "DeepSpeed's ZeRO has the stages 0 to 3.",
+            where=f"{where}: {key}: zero_optimization",
+            found=stage,
+            allowed="0, 1, 2, 3",
+            write="stage: 3",
+        )
     parallel(reading, "ddp" if stage == 0 else f"zero{stage}", gpus)
     if stage and gpus != 1:
         _zero(reading, value, stage, f"{where}: {key}")
-    elif stage and not (zero.get("cpu_offload") or (zero.get("offload_optimizer") or {}).get("device") == "cpu"):
+    elif stage and not (
+        zero.get("cpu_offload") or (zero.get("offload_optimizer") or {}).get("device") == "cpu"
+    ):
         why = "on one GPU DeepSpeed keeps an fp32 copy of what is trained, and its states in fp32; read without them"
         reading.approximates(key, f"zero{stage}", TOO_LOW, why, "masters")
 
@@ -337,14 +471,26 @@ _ZERO_WITHOUT_MEMORY = set(
 )
 # What other keys say where they change nothing (deepspeed/runtime/zero/config.py and precision_config.py).
 _ZERO_OFF = {
-    "memory_efficient_linear": True, "use_multi_rank_bucket_allreduce": True, "zero_hpz_partition_size": 1,
+    "memory_efficient_linear": True,
+    "use_multi_rank_bucket_allreduce": True,
+    "zero_hpz_partition_size": 1,
     "compute_grad_norm": True,
-}  # fmt: skip
+}
 _BESIDE_ZERO_OFF: dict[str, dict[str, Any]] = {
-    "bf16": {"bf16_master_weights_and_grads": False, "bf16_optimizer_states": False, "check_grad_overflow": True},
+    "bf16": {
+        "bf16_master_weights_and_grads": False,
+        "bf16_optimizer_states": False,
+        "check_grad_overflow": True,
+    },
     "fp16": {"fp16_master_weights_and_grads": False},
 }
-_BESIDE_ZERO = ("data_types", "communication_data_type", "prescale_gradients", "tensor_parallel", "torch_autocast")
+_BESIDE_ZERO = (
+    "data_types",
+    "communication_data_type",
+    "prescale_gradients",
+    "tensor_parallel",
+    "torch_autocast",
+)
 
 
 def _zero(reading: Reading, config: Mapping[str, Any], stage: int, where: str) -> None:
@@ -371,12 +517,26 @@ def _zero(reading: Reading, config: Mapping[str, Any], stage: int, where: str) -
                 continue
             boolean = known[name].is_boolean or "boolean" in known[name].types
             fields[name] = value if boolean or value == "auto" else int(float(value))
-        elif name not in _ZERO_WITHOUT_MEMORY and value not in (None, "auto", _ZERO_OFF.get(name, False), 0, {}):
+        elif name not in _ZERO_WITHOUT_MEMORY and value not in (
+            None,
+            "auto",
+            _ZERO_OFF.get(name, False),
+            0,
+            {},
+        ):
             other[name] = value
-    beside = {name: config[name] for name in _BESIDE_ZERO if config.get(name) not in (None, False, "auto", {})}
+    beside = {
+        name: config[name]
+        for name in _BESIDE_ZERO
+        if config.get(name) not in (None, False, "auto", {})
+    }
     for block, defaults in _BESIDE_ZERO_OFF.items():
         own = config.get(block) or {}
-        changed = {name: own[name] for name, off in defaults.items() if own.get(name, off) not in (off, "auto")}
+        changed = {
+            name: own[name]
+            for name, off in defaults.items()
+            if own.get(name, off) not in (off, "auto")
+        }
         beside |= {block: changed} if changed else {}
     if other or beside:
         fields["other"] = beside | ({"zero_optimization": other} if other else {})
@@ -409,7 +569,9 @@ def offloaded(reading: Reading, key: str) -> None:
     if knows("activation_offload") and alone and reading.fields.get("objective", "sft") == "sft":
         reading.set(activation_offload=True)
     else:
-        reading.approximates(key, True, TOO_HIGH, "what backward needs waits on the host", "activations")
+        reading.approximates(
+            key, True, TOO_HIGH, "what backward needs waits on the host", "activations"
+        )
 
 
 def router_loss(reading: Reading, key: str) -> None:
@@ -417,7 +579,9 @@ def router_loss(reading: Reading, key: str) -> None:
     if reading.fields.get("loss", "full") == "full":
         reading.set(experts={**reading.fields.get("experts", {}), "router_loss": True})
     else:
-        reading.approximates(key, True, TOO_LOW, "the routers' logits are kept for a loss of their own")
+        reading.approximates(
+            key, True, TOO_LOW, "the routers' logits are kept for a loss of their own"
+        )
 
 
 def evaluation(reading: Reading, settings: Mapping[str, Any]) -> None:
@@ -438,7 +602,12 @@ _PLANS = ("tensor", "expert")  # axes that transformers' plans divide
 
 
 def compiled(
-    reading: Reading, torch_compile: Any, mode: Any, *, layers: bool = False, key: str = "torch_compile"
+    reading: Reading,
+    torch_compile: Any,
+    mode: Any,
+    *,
+    layers: bool = False,
+    key: str = "torch_compile",
 ) -> None:
     """``torch_compile`` of a trainer, which compiles the whole model; to be called when objective and GPUs are set.
 
@@ -448,9 +617,18 @@ def compiled(
     if not torch_compile:
         return
     fields, divided = reading.fields, reading.fields.get("parallel") or {}
-    strategy, titan = divided.get("strategy", "none"), divided.get("sequence_parallel") or divided.get("loss_parallel")
-    by_plan = divided.get("pipeline", 1) > 1 or (not titan and any(divided.get(axis, 1) > 1 for axis in _PLANS))
-    together = strategy == "fsdp2" if layers and (titan or strategy == "fsdp2") else strategy in ("none", "ddp")
+    strategy, titan = (
+        divided.get("strategy", "none"),
+        divided.get("sequence_parallel") or divided.get("loss_parallel"),
+    )
+    by_plan = divided.get("pipeline", 1) > 1 or (
+        not titan and any(divided.get(axis, 1) > 1 for axis in _PLANS)
+    )
+    together = (
+        strategy == "fsdp2"
+        if layers and (titan or strategy == "fsdp2")
+        else strategy in ("none", "ddp")
+    )
     known = together and not by_plan and fields.get("objective", "sft") == "sft"
     if known and find_spec("triton") is not None:
         reading.set(compile="layers" if layers else "model")
@@ -469,7 +647,15 @@ def liger(reading: Reading) -> None:
 
 
 # What TRL's trainers decide themselves, whatever a file says of the step of supervised fine-tuning.
-_TRL_DECIDES = ("loss", "kernels", "packing", "kbit_preparation", "adapter_precision", "loop", "use_cache")
+_TRL_DECIDES = (
+    "loss",
+    "kernels",
+    "packing",
+    "kbit_preparation",
+    "adapter_precision",
+    "loop",
+    "use_cache",
+)
 
 
 def _is_predicted(fields: Mapping[str, Any], kind: str, rows: int) -> bool:
@@ -498,16 +684,26 @@ def preference(reading: Reading, kind: str, key: str, rows: int, *, answers: boo
         reading.set(objective=kind, micro_batch=rows)
         if kind == "dpo" and not liger:
             why = "logits in chunks, as TRL has them after 1.9; TRL up to 1.9, and losses of other tools, keep them"
-            reading.approximates(f"{kind} with whole logits", kind, TOO_LOW, f"{why} whole", "pair_logits")
+            reading.approximates(
+                f"{kind} with whole logits", kind, TOO_LOW, f"{why} whole", "pair_logits"
+            )
         return True
     aim = OBJECTIVES[kind]
     if aim.texts_in_a_row == 2:
         reading.set(micro_batch=2 * rows, loss="full")
-        reading.notes.append(f"{kind}: an answer that is preferred and one that is not are two rows of the batch")
+        reading.notes.append(
+            f"{kind}: an answer that is preferred and one that is not are two rows of the batch"
+        )
     if aim.references:
-        reading.approximates(key, kind, TOO_LOW, "the logits of the reference model are computed beside", "logits")
+        reading.approximates(
+            key, kind, TOO_LOW, "the logits of the reference model are computed beside", "logits"
+        )
     if "precomputed" in aim.references and reading.fields.get("method") == "full":
-        reading.approximates(key, kind, TOO_LOW, "a reference model lies beside the one that is trained", "reference")
+        reading.approximates(
+            key, kind, TOO_LOW, "a reference model lies beside the one that is trained", "reference"
+        )
     if aim.generates:
-        reading.approximates(key, kind, TOO_LOW, "answers are generated in training, and their keys and values kept")
+        reading.approximates(
+            key, kind, TOO_LOW, "answers are generated in training, and their keys and values kept"
+        )
     return False

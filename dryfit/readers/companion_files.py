@@ -11,10 +11,24 @@ ACCELERATE = "1.15.0"  # accelerate: commands/config/config_args.py, and the fil
 DEEPSPEED = "0.19"
 PEFT = "0.21.2"
 _HARMLESS = {
-    "compute_environment", "debug", "downcast_bf16", "enable_cpu_affinity", "machine_rank", "main_process_ip",
-    "main_process_port", "main_training_function", "num_machines", "rdzv_backend", "same_network", "tpu_env",
-    "tpu_use_cluster", "tpu_use_sudo", "use_cpu", "gpu_ids", "use_parallelism_config",
-}  # fmt: skip
+    "compute_environment",
+    "debug",
+    "downcast_bf16",
+    "enable_cpu_affinity",
+    "machine_rank",
+    "main_process_ip",
+    "main_process_port",
+    "main_training_function",
+    "num_machines",
+    "rdzv_backend",
+    "same_network",
+    "tpu_env",
+    "tpu_use_cluster",
+    "tpu_use_sudo",
+    "use_cpu",
+    "gpu_ids",
+    "use_parallelism_config",
+}
 
 
 def read_accelerate(mapping: Mapping[str, Any], file: Path, gpus: int | None = None) -> Reading:
@@ -22,14 +36,22 @@ def read_accelerate(mapping: Mapping[str, Any], file: Path, gpus: int | None = N
     reading = Reading("accelerate", ACCELERATE, file, own=mapping)
     mapping = {key: checked(str(key), value, file) for key, value in mapping.items()}
     for key, value in mapping.items():
-        if key in ("distributed_type", "num_processes", "fsdp_config", "deepspeed_config", "parallelism_config"):
+        if key in (
+            "distributed_type",
+            "num_processes",
+            "fsdp_config",
+            "deepspeed_config",
+            "parallelism_config",
+        ):
             reading.understood[key] = "parallel"
         elif key in ("dynamo_config", "dynamo_backend"):
             reading.understood[key] = "compile"
         elif key == "mixed_precision":
             reading.understood[key] = "autocast"
         elif key in ("fp8_config", "megatron_lm_config") and value:
-            reading.approximates(key, value, "either way", "layers are divided otherwise, or products are in 8 bits")
+            reading.approximates(
+                key, value, "either way", "layers are divided otherwise, or products are in 8 bits"
+            )
         elif key not in _HARMLESS:
             reading.unknown[key] = None
     count = gpus or mapping.get("num_processes")
@@ -51,7 +73,9 @@ def read_accelerate(mapping: Mapping[str, Any], file: Path, gpus: int | None = N
             reading.approximates("zero3_init_flag", False, TOO_LOW, why, "whole")
     elif kind in ("MULTI_GPU", "MULTI_NPU") and (count or 1) > 1:
         common.parallel(reading, "ddp", count)
-    divided = checked("parallelism_config", mapping.get("parallelism_config"), file, "keys below it")
+    divided = checked(
+        "parallelism_config", mapping.get("parallelism_config"), file, "keys below it"
+    )
     common.mesh(reading, "parallelism_config", divided or {}, count)
     _compiled(reading, mapping, file)
     mixed = common.dtype(mapping.get("mixed_precision", "no"))
@@ -73,7 +97,9 @@ def _compiled(reading: Reading, mapping: Mapping[str, Any], file: Path) -> None:
         layers = own.get("use_regional_compilation") is True
         common.compiled(reading, backend, own.get("mode"), layers=layers, key=key)
     elif backend != "no":
-        reading.approximates(key, backend, "either way", "of the compiler's backends Inductor is followed")
+        reading.approximates(
+            key, backend, "either way", "of the compiler's backends Inductor is followed"
+        )
 
 
 def read_deepspeed(mapping: Mapping[str, Any], file: Path, gpus: int | None = None) -> Reading:
@@ -98,5 +124,7 @@ def read_adapter(mapping: Mapping[str, Any], file: Path, gpus: int | None = None
     reading.set(model=mapping.get("base_model_name_or_path"), adapter=dict(mapping))
     reading.understood = dict.fromkeys(mapping, "adapter") | {"base_model_name_or_path": "model"}
     if mapping.get("peft_type") == "LORA":
-        reading.notes.append(f"an adapter of rank {mapping.get('r')} is there; what training one like it takes")
+        reading.notes.append(
+            f"an adapter of rank {mapping.get('r')} is there; what training one like it takes"
+        )
     return reading

@@ -25,22 +25,55 @@ class _Unknown:
 
 UNKNOWN = _Unknown()
 _DEEPEST = 12  # functions within functions
-_MOST_STATEMENTS = 20_000  # functions that call each other on both sides of branches would go on for ever
+_MOST_STATEMENTS = (
+    20_000  # functions that call each other on both sides of branches would go on for ever
+)
 _LONGEST = 1000  # how often a text or a list is repeated
 _ARITHMETIC = {
-    ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv,
-    ast.FloorDiv: operator.floordiv, ast.Mod: operator.mod,
-}  # fmt: skip
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
+    ast.FloorDiv: operator.floordiv,
+    ast.Mod: operator.mod,
+}
 _COMPARED = {
-    ast.Eq: operator.eq, ast.NotEq: operator.ne, ast.Lt: operator.lt, ast.LtE: operator.le, ast.Gt: operator.gt,
-    ast.GtE: operator.ge, ast.Is: operator.is_, ast.IsNot: operator.is_not,
-    ast.In: lambda one, others: one in others, ast.NotIn: lambda one, others: one not in others,
-}  # fmt: skip
+    ast.Eq: operator.eq,
+    ast.NotEq: operator.ne,
+    ast.Lt: operator.lt,
+    ast.LtE: operator.le,
+    ast.Gt: operator.gt,
+    ast.GtE: operator.ge,
+    ast.Is: operator.is_,
+    ast.IsNot: operator.is_not,
+    ast.In: lambda one, others: one in others,
+    ast.NotIn: lambda one, others: one not in others,
+}
 _BUILTINS: Mapping[str, Callable[..., Any]] = {
-    "int": int, "float": float, "str": str, "bool": bool, "len": len, "min": min, "max": max, "round": round,
-    "list": list, "tuple": list, "dict": dict, "abs": abs,
-}  # fmt: skip
-_OF_TEXTS = ("replace", "lower", "upper", "strip", "startswith", "endswith", "split", "format", "removesuffix")
+    "int": int,
+    "float": float,
+    "str": str,
+    "bool": bool,
+    "len": len,
+    "min": min,
+    "max": max,
+    "round": round,
+    "list": list,
+    "tuple": list,
+    "dict": dict,
+    "abs": abs,
+}
+_OF_TEXTS = (
+    "replace",
+    "lower",
+    "upper",
+    "strip",
+    "startswith",
+    "endswith",
+    "split",
+    "format",
+    "removesuffix",
+)
 _DTYPES = ("bfloat16", "float16", "float32", "half", "float")
 
 
@@ -50,7 +83,9 @@ class Made:
 
     kind: str
     values: dict[str, Any] = field(default_factory=dict)
-    unread: dict[str, str] = field(default_factory=dict)  # what of it is no constant, as it is written
+    unread: dict[str, str] = field(
+        default_factory=dict
+    )  # what of it is no constant, as it is written
 
     def copy(self, kind: str | None = None) -> Made:
         return Made(kind or self.kind, dict(self.values), dict(self.unread))
@@ -80,7 +115,11 @@ class Call:
     @property
     def things(self) -> list[Made]:
         """What calls made, among receiver and arguments."""
-        return [one for one in (self.receiver, *self.args, *self.words.values()) if isinstance(one, Made)]
+        return [
+            one
+            for one in (self.receiver, *self.args, *self.words.values())
+            if isinstance(one, Made)
+        ]
 
     def argument(self, place: int, name: str) -> Any:
         return self.args[place] if place < len(self.args) else self.words.get(name)
@@ -93,10 +132,15 @@ class Flow:
     ``deciding``: the kinds of what calls make that a condition must not leave open.
     """
 
-    def __init__(self, made_by: Callable[[Call], Any], constants: Mapping[str, Any], deciding: Sequence[str]) -> None:
+    def __init__(
+        self, made_by: Callable[[Call], Any], constants: Mapping[str, Any], deciding: Sequence[str]
+    ) -> None:
         self.made_by, self.constants, self.deciding = made_by, constants, deciding
         self.environ: dict[str, Any] = {}  # what the program itself sets
-        self.names: dict[str, Any] = {"__name__": "__main__", "os": Made("module", {"environ": self.environ})}
+        self.names: dict[str, Any] = {
+            "__name__": "__main__",
+            "os": Made("module", {"environ": self.environ}),
+        }
         self.functions: dict[str, ast.FunctionDef] = {}
         self.classes: dict[str, ast.ClassDef] = {}
         self.entered: set[str] = set()
@@ -121,8 +165,10 @@ class Flow:
     def _statement(self, node: ast.stmt) -> Any:
         self._left -= 1
         if self._left < 0:
-            raise UserError("The program's functions call each other too often to be followed.",
-                            allowed="dryfit run, which runs the program without a GPU")  # fmt: skip
+            raise UserError(
+                "The program's functions call each other too often to be followed.",
+                allowed="dryfit run, which runs the program without a GPU",
+            )
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
             self.functions[node.name] = node  # type: ignore[assignment]
         elif isinstance(node, ast.ClassDef):
@@ -134,7 +180,9 @@ class Flow:
         elif isinstance(node, ast.AnnAssign) and node.value is not None:
             self._assign(node.target, self.value(node.value))
         elif isinstance(node, ast.AugAssign):
-            self._assign(node.target, self.value(ast.BinOp(_read(node.target), node.op, node.value)))
+            self._assign(
+                node.target, self.value(ast.BinOp(_read(node.target), node.op, node.value))
+            )
         elif isinstance(node, ast.Expr):
             self.value(node.value)
         elif isinstance(node, ast.If):
@@ -175,7 +223,9 @@ class Flow:
                 merged[name] = left
                 continue
             old = [one for one in before.values() if isinstance(one, Made)]
-            made = next((side for side in (left, right) if isinstance(side, Made) and side not in old), None)
+            made = next(
+                (side for side in (left, right) if isinstance(side, Made) and side not in old), None
+            )
             if made is not None and made.kind in self.deciding:
                 self.undecided.append(ast.unparse(node.test))
             merged[name] = made or UNKNOWN
@@ -189,7 +239,10 @@ class Flow:
             if isinstance(value, list) and len(value) == len(target.elts):
                 parts: list[Any] = value
             else:  # model, tokenizer = ...
-                parts = [value if isinstance(value, Made) else UNKNOWN, *[UNKNOWN] * (len(target.elts) - 1)]
+                parts = [
+                    value if isinstance(value, Made) else UNKNOWN,
+                    *[UNKNOWN] * (len(target.elts) - 1),
+                ]
             for one, part in zip(target.elts, parts, strict=True):
                 self._assign(one, part)
         elif isinstance(target, ast.Attribute):
@@ -225,7 +278,10 @@ class Flow:
         if isinstance(node, ast.Dict):
             return self._dictionary(node)
         if isinstance(node, ast.JoinedStr):
-            parts = [self.value(part.value if isinstance(part, ast.FormattedValue) else part) for part in node.values]
+            parts = [
+                self.value(part.value if isinstance(part, ast.FormattedValue) else part)
+                for part in node.values
+            ]
             plain = all(isinstance(part, (str, int, float)) for part in parts)
             return "".join(map(str, parts)) if plain else UNKNOWN
         if isinstance(node, ast.IfExp):
@@ -252,11 +308,21 @@ class Flow:
                 inner = self.value(node.operand)
                 if inner is UNKNOWN or isinstance(inner, Made):
                     return UNKNOWN
-                return not inner if isinstance(node.op, ast.Not) else -inner if isinstance(node.op, ast.USub) else inner
+                return (
+                    not inner
+                    if isinstance(node.op, ast.Not)
+                    else -inner
+                    if isinstance(node.op, ast.USub)
+                    else inner
+                )
             if isinstance(node, ast.BinOp) and type(node.op) in _ARITHMETIC:
                 left, right = self.value(node.left), self.value(node.right)
-                short = any(isinstance(one, (str, list)) for one in (left, right)) and isinstance(node.op, ast.Mult)
-                if UNKNOWN in (left, right) or (short and not any(one in range(_LONGEST) for one in (left, right))):
+                short = any(isinstance(one, (str, list)) for one in (left, right)) and isinstance(
+                    node.op, ast.Mult
+                )
+                if UNKNOWN in (left, right) or (
+                    short and not any(one in range(_LONGEST) for one in (left, right))
+                ):
                     return UNKNOWN  # a program may repeat a list a billion times
                 return _ARITHMETIC[type(node.op)](left, right)
             if isinstance(node, ast.BoolOp):
@@ -319,8 +385,14 @@ class Flow:
                 return getattr(call.receiver, call.name)(*call.args, **call.words)
             if isinstance(call.receiver, dict) and call.name == "get" and call.args:
                 nothing = UNKNOWN if call.receiver is self.environ else None
-                return call.receiver.get(call.args[0], call.args[1] if len(call.args) > 1 else nothing)
-            if isinstance(call.receiver, dict) and call.name == "setdefault" and len(call.args) == 2:
+                return call.receiver.get(
+                    call.args[0], call.args[1] if len(call.args) > 1 else nothing
+                )
+            if (
+                isinstance(call.receiver, dict)
+                and call.name == "setdefault"
+                and len(call.args) == 2
+            ):
                 return call.receiver.setdefault(*call.args)
             if isinstance(call.receiver, dict) and call.name == "update":
                 for given in (*call.args, call.words):
@@ -365,7 +437,12 @@ class Flow:
 
     def enter_the_rest(self) -> None:
         """Go through functions and methods that no call has entered, with the defaults of their arguments."""
-        methods = [one for kind in self.classes.values() for one in kind.body if isinstance(one, ast.FunctionDef)]
+        methods = [
+            one
+            for kind in self.classes.values()
+            for one in kind.body
+            if isinstance(one, ast.FunctionDef)
+        ]
         for function in (*self.functions.values(), *methods):
             if function.name not in self.entered:
                 self._enter(function, Call(function.name, "", None, [], {}, {}, True))
@@ -373,13 +450,21 @@ class Flow:
 
 def last_name(node: ast.AST) -> str:
     """The last part of a dotted name; "" of anything else."""
-    return node.attr if isinstance(node, ast.Attribute) else node.id if isinstance(node, ast.Name) else ""
+    return (
+        node.attr
+        if isinstance(node, ast.Attribute)
+        else node.id
+        if isinstance(node, ast.Name)
+        else ""
+    )
 
 
 def called_classes(classes: Mapping[str, ast.ClassDef], name: str) -> Iterable[str]:
     """A class's name and those of its bases, as far as the program has them."""
     seen: set[str] = set()
-    while name in classes and name not in seen:  # `class Trainer(library.Trainer)` has its own name as its base's
+    while (
+        name in classes and name not in seen
+    ):  # `class Trainer(library.Trainer)` has its own name as its base's
         yield name
         seen.add(name)
         name = last_name(classes[name].bases[0]) if classes[name].bases else ""

@@ -13,8 +13,13 @@ from dryfit.scenario.objectives import OBJECTIVES
 
 Get = Callable[..., Any]
 _BETA, _GENERATIONS = {"grpo": 0.0, "rloo": 0.05}, {"grpo": 8, "rloo": 2}
-_SHORT_ANSWER_TOKENS = 64  # online DPO's `max_new_tokens`; its `max_length` of 512 is prompt and answer
-ANSWER_TOKENS, PROMPT_TOKENS = 512, 512  # TRL's `max_completion_length`; a prompt has no limit since TRL 1
+_SHORT_ANSWER_TOKENS = (
+    64  # online DPO's `max_new_tokens`; its `max_length` of 512 is prompt and answer
+)
+ANSWER_TOKENS, PROMPT_TOKENS = (
+    512,
+    512,
+)  # TRL's `max_completion_length`; a prompt has no limit since TRL 1
 
 
 def answer_tokens(get: Get, objective: str) -> int:
@@ -41,7 +46,10 @@ def set_cycle(get: Get, reading: Reading) -> None:
         compared = get("beta", _BETA[objective]) != 0.0
         preference |= {"generations": get("num_generations", _GENERATIONS[objective])}
         preference |= {"reference": ("adapter_off" if adapters else "model") if compared else None}
-        generation |= {"steps_per_generation": get("steps_per_generation"), "iterations": get("num_iterations", 1)}
+        generation |= {
+            "steps_per_generation": get("steps_per_generation"),
+            "iterations": get("num_iterations", 1),
+        }
     if aim.taught:
         preference |= {"teacher": get("teacher_model_name_or_path")}
     reading.set(preference=preference, generation=generation)
@@ -66,7 +74,9 @@ def _beside_vllm(get: Get, reading: Reading) -> None:
         return
     cards = get("vllm_tensor_parallel_size", 1)
     if mode == "colocate" and cards > 1:
-        reading.approximates("vllm_tensor_parallel_size", cards, TOO_LOW, "a cycle is predicted for one GPU")
+        reading.approximates(
+            "vllm_tensor_parallel_size", cards, TOO_LOW, "a cycle is predicted for one GPU"
+        )
         return
     generation |= {"engine": "vllm", "mode": mode, "tensor_parallel": cards}
     longest = get("vllm_max_model_length")
@@ -75,7 +85,9 @@ def _beside_vllm(get: Get, reading: Reading) -> None:
     if mode == "server":
         if not get("vllm_gpu_memory_utilization"):
             generation["utilization"] = 0.9  # of `trl vllm-serve`, trl/scripts/vllm_serve.py
-        reading.notes.append("the server's own settings are those of its command, which this file doesn't have")
+        reading.notes.append(
+            "the server's own settings are those of its command, which this file doesn't have"
+        )
         return
     generation["utilization"] = get("vllm_gpu_memory_utilization", 0.3)
     generation["sleep_level"] = 2 if get("vllm_enable_sleep_mode") else 0
@@ -103,6 +115,12 @@ def of_unsloth(reading: Reading, utilization: float | None, *, sleeps: bool = Fa
     reading.approximates("unsloth", True, EITHER_WAY, why, "logits")
     if utilization is not None:
         why = "vLLM holds the one copy of the weights, and takes a share of the memory that is free"
-        why += ", which standby sets itself; it sleeps in the update" if sleeps else ", in the update too"
+        why += (
+            ", which standby sets itself; it sleeps in the update"
+            if sleeps
+            else ", in the update too"
+        )
         share = "standby" if sleeps else f"{utilization:g}"
-        reading.approximates("gpu_memory_utilization", utilization, TOO_LOW, why, f"shared vllm {share}")
+        reading.approximates(
+            "gpu_memory_utilization", utilization, TOO_LOW, why, f"shared vllm {share}"
+        )

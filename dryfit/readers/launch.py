@@ -16,14 +16,25 @@ from dryfit.readers.shell import Command, beside, options
 
 _DISTRIBUTED = ("torch.distributed.run", "torch.distributed.launch")
 _PLAIN = re.compile(r"python[\d.]*")
-_SWITCHES = ("-m", "-u", "--module", "--no_python", "--multi_gpu", "--use_deepspeed", "--use_fsdp", "--standalone")
+_SWITCHES = (
+    "-m",
+    "-u",
+    "--module",
+    "--no_python",
+    "--multi_gpu",
+    "--use_deepspeed",
+    "--use_fsdp",
+    "--standalone",
+)
 
 
 @dataclass
 class Launch:
     """A command behind its launcher."""
 
-    words: list[str]  # what is started, with its arguments: a program's path, a module's name or a tool's
+    words: list[
+        str
+    ]  # what is started, with its arguments: a program's path, a module's name or a tool's
     processes: int | None = None  # on all nodes together; None: the command doesn't say
     configuration: str | None = None  # the file of ``accelerate launch --config_file``
 
@@ -35,7 +46,15 @@ class Launch:
 def launched(command: Command, script: Path) -> Launch:
     """The launcher of a command, taken apart; without one the command as it is."""
     words = list(command.words)
-    while words and words[0].rpartition("/")[2] in ("uv", "poetry", "pipenv", "conda", "srun", "run", "exec"):
+    while words and words[0].rpartition("/")[2] in (
+        "uv",
+        "poetry",
+        "pipenv",
+        "conda",
+        "srun",
+        "run",
+        "exec",
+    ):
         words = words[1:]
     name = words[0].rpartition("/")[2] if words else ""
     if name == "accelerate" and words[1:2] == ["launch"]:
@@ -76,7 +95,9 @@ def visible_gpus(environment: Mapping[str, str]) -> int | None:
     return len(text.split(",")) if re.fullmatch(r"\d+(,\d+)*", text) else None
 
 
-def complete(reading: Reading, command: Command, launch: Launch, script: Path, gpus: int | None) -> Reading:
+def complete(
+    reading: Reading, command: Command, launch: Launch, script: Path, gpus: int | None
+) -> Reading:
     """Add to a reading what its command decides beside the tool's own settings."""
     common.allocator(reading, command.environment)
     if launch.configuration and "parallel" not in reading.fields:
@@ -95,7 +116,9 @@ def _add_accelerate(reading: Reading, launch: Launch, script: Path, gpus: int | 
         reading.approximates("config_file", launch.configuration, "too high", why)
         return
     other = companion_files.read_accelerate(read_yaml(path), path, gpus or launch.processes)
-    reading.fields |= {name: value for name, value in other.fields.items() if name not in reading.fields}
+    reading.fields |= {
+        name: value for name, value in other.fields.items() if name not in reading.fields
+    }
     reading.remarks += other.remarks
     reading.notes += other.notes
     reading.unknown |= other.unknown

@@ -11,8 +11,12 @@ from dryfit.readers.reading import EITHER_WAY, TOO_HIGH, TOO_LOW, FileValues, Re
 from dryfit.readers.shell import Command, with_file
 
 TABLE = ("llama-factory", "transformers")
-_OPTIMIZER_FLAGS = {"use_muon": "muon", "use_galore": "galore_adamw", "use_apollo": "apollo_adamw",
-                    "use_adam_mini": "adam_mini"}  # fmt: skip
+_OPTIMIZER_FLAGS = {
+    "use_muon": "muon",
+    "use_galore": "galore_adamw",
+    "use_apollo": "apollo_adamw",
+    "use_adam_mini": "adam_mini",
+}
 _OBJECTIVES = {"dpo": "dpo", "kto": "kto", "rm": "reward", "ppo": "grpo"}
 _COMMANDS = ("llamafactory-cli", "lmf")
 _PROGRAMS = ("train.py", "train_bash.py", "run_exp.py", "llamafactory.launcher")
@@ -26,10 +30,16 @@ def from_command(launch: Launch, command: Command, script: Path) -> Mapping[str,
     words, name = launch.words, launch.program.rpartition("/")[2]
     if name in _COMMANDS:
         if words[1:2] != ["train"]:
-            raise UserError("This command of LLaMA-Factory trains nothing.", where=script,
-                            found=" ".join(words[:2]), allowed="llamafactory-cli train")  # fmt: skip
+            raise UserError(
+                "This command of LLaMA-Factory trains nothing.",
+                where=script,
+                found=" ".join(words[:2]),
+                allowed="llamafactory-cli train",
+            )
         given = words[2:]
-    elif name in _PROGRAMS and any(word.partition("=")[0] in ("--stage", "--finetuning_type") for word in words):
+    elif name in _PROGRAMS and any(
+        word.partition("=")[0] in ("--stage", "--finetuning_type") for word in words
+    ):
         given = words[1:]
     else:
         return None
@@ -71,7 +81,9 @@ def read(mapping: Mapping[str, Any], file: Path, gpus: int | None = None) -> Rea
     if get("enable_liger_kernel"):
         common.liger(reading)
     elif get("use_unsloth"):
-        unsloth.take_the_step(reading, offloads=True)  # model/model_utils/unsloth.py asks for its checkpointing
+        unsloth.take_the_step(
+            reading, offloads=True
+        )  # model/model_utils/unsloth.py asks for its checkpointing
         reading.approximates("use_unsloth", True, TOO_HIGH, unsloth.UPPER_END, "step")
     if get("moe_aux_loss_coef"):
         common.router_loss(reading, "moe_aux_loss_coef")
@@ -87,10 +99,16 @@ def read(mapping: Mapping[str, Any], file: Path, gpus: int | None = None) -> Rea
 
 def _refuse_other_work(mapping: Mapping[str, Any], file: Path) -> None:
     """Files that train nothing: merging, exporting, chatting."""
-    trains = mapping.get("do_train") or "per_device_train_batch_size" in mapping or "finetuning_type" in mapping
+    trains = (
+        mapping.get("do_train")
+        or "per_device_train_batch_size" in mapping
+        or "finetuning_type" in mapping
+    )
     other = "export_dir" in mapping or "infer_backend" in mapping or mapping.get("do_predict")
     if other and not (mapping.get("do_train") or "per_device_train_batch_size" in mapping):
-        work = next(key for key in ("export_dir", "do_predict", "infer_backend") if mapping.get(key))
+        work = next(
+            key for key in ("export_dir", "do_predict", "infer_backend") if mapping.get(key)
+        )
         raise UserError(
             "This file of LLaMA-Factory trains nothing.",
             where=file,
@@ -105,12 +123,18 @@ def _method(get: FileValues, reading: Reading) -> None:
     reading.set(method="full" if kind in ("full", "freeze") else "lora")
     if kind == "freeze":
         reading.approximates(
-            "finetuning_type", kind, TOO_HIGH, "only some layers are trained; read as full fine-tuning", "frozen"
+            "finetuning_type",
+            kind,
+            TOO_HIGH,
+            "only some layers are trained; read as full fine-tuning",
+            "frozen",
         )
     if get("quantization_bit"):
         bits, method = get("quantization_bit"), get("quantization_method", "bnb")
         if method not in ("bnb", "bitsandbytes"):
-            reading.approximates("quantization_method", method, EITHER_WAY, "read as bitsandbytes' NF4")
+            reading.approximates(
+                "quantization_method", method, EITHER_WAY, "read as bitsandbytes' NF4"
+            )
         common.quantized(
             reading,
             8 if bits == 8 else 4,
@@ -122,9 +146,17 @@ def _method(get: FileValues, reading: Reading) -> None:
         )
     if kind == "oft":
         block = {"oft_block_size": get("oft_block_size", 32), "r": get("oft_rank", 0)}
-        targets = "all-linear" if get("oft_target", "all") == "all" else get("oft_target").split(",")
-        reading.set(adapter={"peft_type": "OFT", **block, "module_dropout": get("module_dropout", 0.0),
-                             "target_modules": targets})  # fmt: skip
+        targets = (
+            "all-linear" if get("oft_target", "all") == "all" else get("oft_target").split(",")
+        )
+        reading.set(
+            adapter={
+                "peft_type": "OFT",
+                **block,
+                "module_dropout": get("module_dropout", 0.0),
+                "target_modules": targets,
+            }
+        )
     elif kind == "lora":
         saved = get("additional_target")
         common.adapters(
@@ -143,7 +175,9 @@ def _method(get: FileValues, reading: Reading) -> None:
 def _compute(get: FileValues) -> str:
     if get("bf16") or get("pure_bf16"):
         return "bf16"
-    return "fp16" if get("fp16") else "bf16"  # as the model's own configuration says, which is bf16 nearly always
+    return (
+        "fp16" if get("fp16") else "bf16"
+    )  # as the model's own configuration says, which is bf16 nearly always
 
 
 def _precision(get: FileValues, reading: Reading) -> None:
@@ -153,7 +187,9 @@ def _precision(get: FileValues, reading: Reading) -> None:
     mixed = compute if (get("bf16") or get("fp16")) and not pure else None
     if not (pure or mixed):
         trained = "what is trained" if method == "full" else "adapters"
-        reading.notes.append(f"the file sets none of bf16, fp16 and pure_bf16: LLaMA-Factory keeps {trained} in fp32")
+        reading.notes.append(
+            f"the file sets none of bf16, fp16 and pure_bf16: LLaMA-Factory keeps {trained} in fp32"
+        )
     zero3 = reading.fields.get("parallel", {}).get("strategy") == "zero3"
     if zero3 and not mixed and method != "qlora":
         # deepspeed.zero.Init takes the dtype from DeepSpeed's configuration, whose `bf16` follows the Trainer's.
@@ -168,7 +204,9 @@ def _precision(get: FileValues, reading: Reading) -> None:
     if pure:
         reading.set(adapter_precision="base")
     elif not mixed:
-        reading.approximates("bf16", False, TOO_LOW, "adapters in fp32 without autocast: their products are cast")
+        reading.approximates(
+            "bf16", False, TOO_LOW, "adapters in fp32 without autocast: their products are cast"
+        )
         reading.set(autocast=compute)
 
 
@@ -199,12 +237,20 @@ def _newer(get: FileValues, reading: Reading, gpus: int | None) -> None:
         )
     if quantization.get("quantization_bit"):
         bits = quantization["quantization_bit"]
-        common.quantized(reading, bits, "quant_config", adapter=bool(peft), double=True, storage="bf16")
+        common.quantized(
+            reading, bits, "quant_config", adapter=bool(peft), double=True, storage="bf16"
+        )
     name = str(distributed.get("name", ""))
     if name.startswith("fsdp"):
         common.parallel(reading, "fsdp2", gpus)
     elif name == "deepspeed":
-        common.deepspeed(reading, distributed["config_file"], reading.file.parent, gpus, "dist_config.config_file")
+        common.deepspeed(
+            reading,
+            distributed["config_file"],
+            reading.file.parent,
+            gpus,
+            "dist_config.config_file",
+        )
     if "liger" in str(kernels.get("name", "")):
         common.liger(reading)
     if get("optim_config"):

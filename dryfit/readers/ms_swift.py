@@ -16,23 +16,53 @@ from dryfit.readers.shell import Command, beside, options
 TABLE = ("ms-swift", "transformers")
 TRAINS = ("sft", "pt", "rlhf")
 _PROGRAMS = ("swift", "megatron")
-_WORKS = (*TRAINS, "infer", "export", "deploy", "rollout", "eval", "app", "sample", "web-ui", "merge-lora")
+_WORKS = (
+    *TRAINS,
+    "infer",
+    "export",
+    "deploy",
+    "rollout",
+    "eval",
+    "app",
+    "sample",
+    "web-ui",
+    "merge-lora",
+)
 # `--rlhf_type` and the nearest objective; GKD and PPO generate as GRPO does.
-_OBJECTIVES = {"dpo": "dpo", "orpo": "orpo", "simpo": "orpo", "cpo": "orpo", "kto": "kto", "rm": "reward",
-               "grpo": "grpo", "ppo": "grpo", "gkd": "grpo"}  # fmt: skip
+_OBJECTIVES = {
+    "dpo": "dpo",
+    "orpo": "orpo",
+    "simpo": "orpo",
+    "cpo": "orpo",
+    "kto": "kto",
+    "rm": "reward",
+    "grpo": "grpo",
+    "ppo": "grpo",
+    "gkd": "grpo",
+}
 # With full fine-tuning and LoRA alone: other kinds of adapters are read as LoRA.
 _LIKE_LORA = ("lora", "adalora", "longlora", "lora_llm", "dora")
 _MEGATRON = "Megatron-SWIFT divides layers otherwise than any strategy here: not described."
-_ROW_TOKENS, _BATCH = 2048, 16  # where a file says nothing: `max_length` is the model's own; rows of an update
+_ROW_TOKENS, _BATCH = (
+    2048,
+    16,
+)  # where a file says nothing: `max_length` is the model's own; rows of an update
 _UTILIZATION = 0.9
 # What arguments were called before version 3 (docs/source_en/Instruction/ReleaseNote3.0.md; Liger's after it).
 _BEFORE_3 = {
-    "model_id_or_path": "model", "sft_type": "train_type", "quantization_bit": "quant_bits", "dtype": "torch_dtype",
-    "batch_size": "per_device_train_batch_size", "eval_batch_size": "per_device_eval_batch_size",
-    "use_flash_attn": "attn_impl", "lora_target_modules": "target_modules", "template_type": "template",
-    "bnb_4bit_comp_dtype": "bnb_4bit_compute_dtype", "check_model_is_latest": "check_model",
+    "model_id_or_path": "model",
+    "sft_type": "train_type",
+    "quantization_bit": "quant_bits",
+    "dtype": "torch_dtype",
+    "batch_size": "per_device_train_batch_size",
+    "eval_batch_size": "per_device_eval_batch_size",
+    "use_flash_attn": "attn_impl",
+    "lora_target_modules": "target_modules",
+    "template_type": "template",
+    "bnb_4bit_comp_dtype": "bnb_4bit_compute_dtype",
+    "check_model_is_latest": "check_model",
     "use_liger": "use_liger_kernel",
-}  # fmt: skip
+}
 _VALUES_BEFORE_3 = {
     "torch_dtype": {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32", "AUTO": None},
     "target_modules": {"ALL": "all-linear", "DEFAULT": None},
@@ -48,15 +78,19 @@ def from_command(launch: Launch, command: Command, script: Path) -> Mapping[str,
     """
     words = command.words
     pairs = enumerate(pairwise(words))
-    program = next((place for place, (word, work) in pairs if word in _PROGRAMS and work in _WORKS), None)
+    program = next(
+        (place for place, (word, work) in pairs if word in _PROGRAMS and work in _WORKS), None
+    )
     if program is None:
         return None
     tool, work = words[program], words[program + 1]
     if tool == "megatron" or work not in TRAINS:
         raise UserError(
             _MEGATRON if tool == "megatron" else "This command of ms-swift trains nothing.",
-            where=script, found=f"{tool} {work}", allowed=", ".join(f"swift {name}" for name in TRAINS),
-        )  # fmt: skip
+            where=script,
+            found=f"{tool} {work}",
+            allowed=", ".join(f"swift {name}" for name in TRAINS),
+        )
     given = words[program + 2 :]
     settings = options(given, script)
     named = settings.pop("config", given[0] if given and not given[0].startswith("-") else None)
@@ -74,16 +108,23 @@ def from_command(launch: Launch, command: Command, script: Path) -> Mapping[str,
 def read(mapping: Mapping[str, Any], file: Path, gpus: int | None = None) -> Reading:
     """The scenario's fields, with ms-swift's defaults."""
     if "colocate_groups" in mapping or "micro_batch_size" in mapping:
-        raise UserError(_MEGATRON, where=file, found="micro_batch_size", allowed="a file for `swift rlhf`")
+        raise UserError(
+            _MEGATRON, where=file, found="micro_batch_size", allowed="a file for `swift rlhf`"
+        )
     mapping, renamed = _with_new_names(mapping)
     get, reading = begin(mapping, keys(*TABLE), file)
     if renamed:
-        reading.notes.append(f"names of ms-swift before version 3 are read as those of today: {', '.join(renamed)}")
+        reading.notes.append(
+            f"names of ms-swift before version 3 are read as those of today: {', '.join(renamed)}"
+        )
     common.model(reading, get("model"), get("model_revision"))
     if not get("use_hf"):
         common.of_modelscope(reading, get("model"))
     gpus = gpus or get("nproc_per_node")
-    rows, count = get("per_device_train_batch_size", 1), max(1, (gpus or 1) // get("sequence_parallel_size", 1))
+    rows, count = (
+        get("per_device_train_batch_size", 1),
+        max(1, (gpus or 1) // get("sequence_parallel_size", 1)),
+    )
     reading.set(
         sequence_length=_row_tokens(get, reading),
         micro_batch=rows,
@@ -100,8 +141,12 @@ def read(mapping: Mapping[str, Any], file: Path, gpus: int | None = None) -> Rea
     if get("use_galore") and get("galore_optim_per_parameter"):
         why = "each gradient goes as soon as its parameter has stepped"
         reading.approximates("galore_optim_per_parameter", True, TOO_HIGH, why, "gradients")
-    common.optimizer(reading, "optim", "galore_adamw" if get("use_galore") else get("optim", "adamw_torch_fused"))
-    if get("tuner_backend") == "unsloth":  # swift's prepare_model asks it for checkpointing without the host
+    common.optimizer(
+        reading, "optim", "galore_adamw" if get("use_galore") else get("optim", "adamw_torch_fused")
+    )
+    if (
+        get("tuner_backend") == "unsloth"
+    ):  # swift's prepare_model asks it for checkpointing without the host
         unsloth.take_the_step(reading, offloads=False)
         reading.approximates("tuner_backend", "unsloth", TOO_HIGH, unsloth.UPPER_END, "step")
     elif get("use_liger_kernel"):
@@ -164,37 +209,55 @@ def _method(get: FileValues, reading: Reading) -> None:
         if method != "bnb":
             reading.approximates("quant_method", method, EITHER_WAY, "read as bitsandbytes'")
         common.quantized(
-            reading, 8 if bits == 8 else 4, "quant_bits", adapter=kind != "full",
-            type=get("bnb_4bit_quant_type", "nf4"), double=get("bnb_4bit_use_double_quant", True),
+            reading,
+            8 if bits == 8 else 4,
+            "quant_bits",
+            adapter=kind != "full",
+            type=get("bnb_4bit_quant_type", "nf4"),
+            double=get("bnb_4bit_use_double_quant", True),
             storage=common.dtype(get("bnb_4bit_quant_storage", "")),
-        )  # fmt: skip
+        )
     if kind != "full":
         more = {name: get(name) for name in ("use_dora", "modules_to_save", "target_parameters")}
         common.adapters(
-            reading, rank=get("lora_rank", 8), alpha=get("lora_alpha", 32), dropout=get("lora_dropout", 0.05),
-            targets=get("target_modules", "all-linear"), more=more,
-        )  # fmt: skip
+            reading,
+            rank=get("lora_rank", 8),
+            alpha=get("lora_alpha", 32),
+            dropout=get("lora_dropout", 0.05),
+            targets=get("target_modules", "all-linear"),
+            more=more,
+        )
 
 
 def _parallel(get: FileValues, reading: Reading, gpus: int | None) -> None:
     common.spread(get, reading, gpus)
     parts = get("sequence_parallel_size", 1)
-    divided = (reading.fields.get("parallel") or {}).get("strategy") == "ddp"  # without DeepSpeed's own Ulysses
+    divided = (reading.fields.get("parallel") or {}).get(
+        "strategy"
+    ) == "ddp"  # without DeepSpeed's own Ulysses
     if parts > 1 and divided:
         whole = reading.fields["sequence_length"]
         reading.set(sequence_length=ceil(whole / parts))
-        reading.notes.append(f"{parts} GPUs share a row of {whole:,} tokens; counted as rows of their part")
+        reading.notes.append(
+            f"{parts} GPUs share a row of {whole:,} tokens; counted as rows of their part"
+        )
         return
     common.ulysses(reading, "sequence_parallel_size", parts, "ms-swift's own")
 
 
 def _objective(get: FileValues, reading: Reading, kind: str, rows: int) -> None:
     answers = kind == "grpo"
-    predicted = common.preference(reading, _OBJECTIVES.get(kind, "grpo"), "rlhf_type", rows, answers=answers)
+    predicted = common.preference(
+        reading, _OBJECTIVES.get(kind, "grpo"), "rlhf_type", rows, answers=answers
+    )
     if kind == "ppo":
-        reading.approximates("rlhf_type", kind, TOO_LOW, "a value model with its optimizer's states lies beside")
+        reading.approximates(
+            "rlhf_type", kind, TOO_LOW, "a value model with its optimizer's states lies beside"
+        )
     if kind == "gkd" and "teacher_model" in reading.own:
-        reading.approximates("rlhf_type", kind, TOO_LOW, "the teacher's logits lie beside the student's", "logits")
+        reading.approximates(
+            "rlhf_type", kind, TOO_LOW, "the teacher's logits lie beside the student's", "logits"
+        )
     if not answers:
         return
     grpo.answers(_in_trls_words(get), reading, predicted=predicted)

@@ -56,9 +56,10 @@ def read(
     if given and not program.takes_arguments:
         raise UserError(
             "The program is started with arguments that can't be followed.",
-            where=path, found=", ".join(f"--{name}" for name in given),
+            where=path,
+            found=", ".join(f"--{name}" for name in given),
             allowed="arguments of an argparse.ArgumentParser; for others: a question without the script",
-        )  # fmt: skip
+        )
     if broken and not program.trainings:
         raise broken
     training = program.training()
@@ -87,33 +88,52 @@ def _refuse(training: Made | None, path: Path) -> None:
             write="dryfit MODEL --method qlora -s 2048",
         )
     if training.values.get("sound"):
-        raise UserError("Its rows hold sound, which is not described.", where=path, allowed="rows of text or images")
+        raise UserError(
+            "Its rows hold sound, which is not described.",
+            where=path,
+            allowed="rows of text or images",
+        )
     for name in training.values["classes"]:
         if why := _calls()["refused"].get(name):
-            raise UserError(why, where=path, found=name, allowed="the training of a decoder of text")
+            raise UserError(
+                why, where=path, found=name, allowed="the training of a decoder of text"
+            )
     if training.values.get("qat_scheme"):
         raise UserError(
             "Weights and inputs are rounded to integers in each forward pass (qat_scheme), which is not described.",
-            where=path, found=training.values["qat_scheme"], allowed="a training without qat_scheme",
-        )  # fmt: skip
+            where=path,
+            found=training.values["qat_scheme"],
+            allowed="a training without qat_scheme",
+        )
     name = training.values.get("model_name_or_path", "")
-    if isinstance(name, str) and name.removeprefix("./").split("/")[0] in training.values.get("folders", ()):
+    if isinstance(name, str) and name.removeprefix("./").split("/")[0] in training.values.get(
+        "folders", ()
+    ):
         raise UserError(
-            "The model lies in a folder that the program itself makes.", where=path, found=name,
+            "The model lies in a folder that the program itself makes.",
+            where=path,
+            found=name,
             allowed="the name of the model that it is made from, by --set model=NAME",
             change={"model": "Qwen/Qwen3-8B"},
-        )  # fmt: skip
+        )
 
 
 class _Program:
     """A program's trainings: what model, settings and trainer say, in TRL's words."""
 
     def __init__(
-        self, tree: ast.Module, text: str, capability: tuple[int, int] | None, given: Mapping[str, Any]
+        self,
+        tree: ast.Module,
+        text: str,
+        capability: tuple[int, int] | None,
+        given: Mapping[str, Any],
     ) -> None:
         self.given, self.takes_arguments = given, False
         self.arguments: dict[str, Any] = {}  # of argparse's parsers, with their defaults
-        self.halves = capability is None or capability >= (8, 0)  # whether the card computes in bf16
+        self.halves = capability is None or capability >= (
+            8,
+            0,
+        )  # whether the card computes in bf16
         self.has_unsloth = "unsloth" in text
         self.has_images = _IMAGE.search(text) is not None
         self.has_sound = _SOUND.search(text) is not None
@@ -124,12 +144,16 @@ class _Program:
         self.beside: list[str] = []  # other models on the GPU
         self.cut_to: int | None = None  # rows' tokens, where a call of a tokenizer truncates
         constants = {
-            "is_bfloat16_supported": self.halves, "is_torch_bf16_gpu_available": self.halves, "is_available": True,
+            "is_bfloat16_supported": self.halves,
+            "is_torch_bf16_gpu_available": self.halves,
+            "is_available": True,
             # Unsloth's own takes no emulation; PyTorch's does, and so says yes on any card.
             "is_bf16_supported": self.halves if self.has_unsloth else True,
             "get_device_capability": list(capability) if capability else None,
-        }  # fmt: skip
-        self.flow = Flow(self._made, constants, ("model", "arguments", "adapter", "bits", "trainer"))
+        }
+        self.flow = Flow(
+            self._made, constants, ("model", "arguments", "adapter", "bits", "trainer")
+        )
         self.flow.run(tree.body)
         if not self.trainings and not self.trainers:
             self.flow.enter_the_rest()
@@ -138,10 +162,14 @@ class _Program:
         """The training that the answer is about: one that generates before others, then the one of most tokens."""
 
         def size(one: Made) -> tuple[bool, int]:
-            rows, length = (one.values.get(key) for key in ("per_device_train_batch_size", "max_length"))
+            rows, length = (
+                one.values.get(key) for key in ("per_device_train_batch_size", "max_length")
+            )
             known = [value for value in (rows, length) if isinstance(value, int)]
             objective = OBJECTIVES.get(one.values["trainer"])
-            return objective is not None and objective.generates, len(known) == 2 and known[0] * known[1]
+            return objective is not None and objective.generates, len(known) == 2 and known[
+                0
+            ] * known[1]
 
         if self.trainings:
             return max(self.trainings, key=size)
@@ -186,7 +214,11 @@ class _Program:
             return self._adapted(call)
         if call.name in ("prepare_model_for_kbit_training", "gradient_checkpointing_enable"):
             return self._prepared(call)
-        if call.name in ("cuda", "to") and isinstance(call.receiver, Made) and call.receiver.kind == "other":
+        if (
+            call.name in ("cuda", "to")
+            and isinstance(call.receiver, Made)
+            and call.receiver.kind == "other"
+        ):
             self.beside.append(call.receiver.values["class"])
         if call.name in ("train", "unsloth_train"):
             for one in call.things:
@@ -201,7 +233,10 @@ class _Program:
             return made if call.name == "parse_args" else [made, UNKNOWN]
         if call.name == "UnslothVisionDataCollator":
             return Made("images")
-        for folder in (call.words.get("local_dir"), call.argument(0, "") if call.name == "save_pretrained" else None):
+        for folder in (
+            call.words.get("local_dir"),
+            call.argument(0, "") if call.name == "save_pretrained" else None,
+        ):
             if isinstance(folder, str):
                 self.folders.add(folder.removeprefix("./").split("/")[0])
         if call.words.get("truncation") and isinstance(call.words.get("max_length"), int):
@@ -211,7 +246,11 @@ class _Program:
     def _argument(self, call: Call) -> None:
         names = [one for one in call.args if isinstance(one, str)]
         if names:
-            name = next((one for one in names if one.startswith("--")), names[0]).lstrip("-").replace("-", "_")
+            name = (
+                next((one for one in names if one.startswith("--")), names[0])
+                .lstrip("-")
+                .replace("-", "_")
+            )
             usual = False if call.words.get("action") == "store_true" else None
             self.arguments[str(call.words.get("dest") or name)] = call.words.get("default", usual)
 
@@ -219,9 +258,15 @@ class _Program:
         self.parts.append(made)
         return made
 
-    def _taken(self, call: Call, kind: str, renamed: str | None, *, keep: tuple[str, ...] = ()) -> Made:
+    def _taken(
+        self, call: Call, kind: str, renamed: str | None, *, keep: tuple[str, ...] = ()
+    ) -> Made:
         """A call's arguments: all, or those that are renamed, and those to keep under their own names."""
-        names = None if renamed is None else {**_calls()["renamed"][renamed], **{name: name for name in keep}}
+        names = (
+            None
+            if renamed is None
+            else {**_calls()["renamed"][renamed], **{name: name for name in keep}}
+        )
         made = Made(kind)
         for word, value in call.words.items():
             key = word if names is None else names.get(word)
@@ -252,7 +297,9 @@ class _Program:
         made = self._joined(parts, _calls()["trainers"][name])
         made.values["classes"] = [*made.values["classes"], name]
         collators = [one for one in call.things if one.kind == "images"]
-        made.values["images"] = bool(collators) or (self.has_images and "FastVisionModel" in made.values["classes"])
+        made.values["images"] = bool(collators) or (
+            self.has_images and "FastVisionModel" in made.values["classes"]
+        )
         made.values["sound"] = made.values["images"] and self.has_sound
         made.values["folders"] = frozenset(self.folders)
         self.trainers.append(made)
@@ -262,7 +309,11 @@ class _Program:
         calls = _calls()
         if call.owner.endswith("Config"):
             name = call.argument(0, "pretrained_model_name_or_path")
-            return Made("configuration", {"model_name_or_path": name}) if isinstance(name, str) else UNKNOWN
+            return (
+                Made("configuration", {"model_name_or_path": name})
+                if isinstance(name, str)
+                else UNKNOWN
+            )
         if any(call.owner.endswith(kind) for kind in calls["no_weights"]) or not call.owner:
             return UNKNOWN
         loaders = calls["models"] + unsloth.rules()["loaders"]
@@ -291,7 +342,9 @@ class _Program:
         if isinstance(name, str):
             made.values["model_name_or_path"] = name
         elif name is not None:
-            written = call.written.get("model_name") or call.written.get("pretrained_model_name_or_path")
+            written = call.written.get("model_name") or call.written.get(
+                "pretrained_model_name_or_path"
+            )
             made.unread["model_name_or_path"] = written or "the first argument"
         if own:
             unsloth.decide_what_a_load_leaves_open(made.values, self.halves)
@@ -316,7 +369,10 @@ class _Program:
                 if part.kind == "adapter":
                     whole.take(part)
             return self._part(whole)
-        whole = (model or next((one for one in reversed(self.parts) if one.kind == "model"), Made("model"))).copy()
+        whole = (
+            model
+            or next((one for one in reversed(self.parts) if one.kind == "model"), Made("model"))
+        ).copy()
         if whole.values.get("full_finetuning"):  # models/vision.py: it then has no effect
             return self._part(whole)
         defaults = Made("adapter", dict(table["defaults"]["lora"]) | {"use_peft": True})
@@ -324,7 +380,10 @@ class _Program:
         if isinstance(checkpointing := call.words.get("use_gradient_checkpointing"), (bool, str)):
             given.values["gradient_checkpointing"] = checkpointing
         defaults.take(given)
-        if defaults.values.get("lora_target_modules") is None and "lora_target_modules" not in defaults.unread:
+        if (
+            defaults.values.get("lora_target_modules") is None
+            and "lora_target_modules" not in defaults.unread
+        ):
             defaults.values["lora_target_modules"] = unsloth.targets(call)
         unsloth.save_instead(defaults.values)
         whole.take(defaults)
@@ -349,12 +408,28 @@ def _with(made: Made, **values: Any) -> Made:
 # --- from a training to a scenario ---
 
 # What a training says beside TRL's keys.
-_OWN = ("trainer", "classes", "dtype_is_open", "images", "sound", "folders", "prepared", "enabled_checkpointing",
-        "model_length", "**", *unsloth.KEPT)  # fmt: skip
+_OWN = (
+    "trainer",
+    "classes",
+    "dtype_is_open",
+    "images",
+    "sound",
+    "folders",
+    "prepared",
+    "enabled_checkpointing",
+    "model_length",
+    "**",
+    *unsloth.KEPT,
+)
 # What no default stands for where the program computes it: our field.
-_DECISIVE = {"max_length": "sequence_length", "max_seq_length": "sequence_length",
-             "per_device_train_batch_size": "micro_batch"}  # fmt: skip
-_A_QUARTER = "the program computes it; a quarter of the model's max_seq_length is taken as the prompt"
+_DECISIVE = {
+    "max_length": "sequence_length",
+    "max_seq_length": "sequence_length",
+    "per_device_train_batch_size": "micro_batch",
+}
+_A_QUARTER = (
+    "the program computes it; a quarter of the model's max_seq_length is taken as the prompt"
+)
 
 
 def _reading(program: _Program, training: Made, path: Path, gpus: int | None) -> Reading:
@@ -384,17 +459,25 @@ def _reading(program: _Program, training: Made, path: Path, gpus: int | None) ->
         reading.approximates("max_completion_length", divided, EITHER_WAY, _A_QUARTER)
     _say_what_is_unread(program, unread, reading)
     for name in dict.fromkeys(program.beside):
-        reading.approximates(name, "loaded", TOO_LOW, "another model is loaded beside the one that is trained")
+        reading.approximates(
+            name, "loaded", TOO_LOW, "another model is loaded beside the one that is trained"
+        )
     if is_unsloths:
-        unsloth.say(reading, {**program.flow.environ, **own}, offloads=offloads, halves=program.halves)
+        unsloth.say(
+            reading, {**program.flow.environ, **own}, offloads=offloads, halves=program.halves
+        )
     else:
         if trainer == "transformers" and "max_length" not in said:
-            reading.needs["sequence_length"] = "The program cuts rows off at no length that can be read."
+            reading.needs["sequence_length"] = (
+                "The program cuts rows off at no length that can be read."
+            )
         if own.get("prepared") and reading.fields.get("method") == "qlora":
             reading.set(kbit_preparation="peft")
     common.allocator(reading, program.flow.environ)
     if own.get("images"):
-        reading.needs["images"] = "Its rows hold images, and the program doesn't say how large they are."
+        reading.needs["images"] = (
+            "Its rows hold images, and the program doesn't say how large they are."
+        )
     if len(kinds := list(dict.fromkeys(_name(one) for one in program.trainings))) > 1:
         several = f"the program trains several times ({'; '.join(kinds)})"
         reading.notes.append(f"{several}; the answer is about {_name(training)}")
@@ -402,7 +485,9 @@ def _reading(program: _Program, training: Made, path: Path, gpus: int | None) ->
 
 
 def _name(training: Made) -> str:
-    rows, length = (training.values.get(key, "?") for key in ("per_device_train_batch_size", "max_length"))
+    rows, length = (
+        training.values.get(key, "?") for key in ("per_device_train_batch_size", "max_length")
+    )
     return f"{training.values['classes'][-1]} with {rows} x {length} tokens"
 
 
@@ -412,6 +497,10 @@ def _say_what_is_unread(program: _Program, unread: Mapping[str, str], reading: R
         if key in _DECISIVE:
             reading.needs[_DECISIVE[key]] = f"The program computes `{key}` when it runs ({text})."
         elif table.kind(key) in ("understood", "not described") or key == "**":
-            reading.approximates(key, text, EITHER_WAY, "not a constant in the program, so its default is taken")
+            reading.approximates(
+                key, text, EITHER_WAY, "not a constant in the program, so its default is taken"
+            )
     for condition in dict.fromkeys(program.flow.undecided):
-        reading.approximates(condition[:60], "?", EITHER_WAY, "a run decides this condition; it is taken to hold")
+        reading.approximates(
+            condition[:60], "?", EITHER_WAY, "a run decides this condition; it is taken to hold"
+        )

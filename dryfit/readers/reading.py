@@ -33,12 +33,16 @@ class Remark:
     value: Any
     errs: str  # TOO_HIGH, TOO_LOW or EITHER_WAY
     why: str
-    bound: str | None = None  # what the answer is wrong by at most, as dryfit.planner.omissions knows it
+    bound: str | None = (
+        None  # what the answer is wrong by at most, as dryfit.planner.omissions knows it
+    )
 
     def __str__(self) -> str:
-        direction = {TOO_HIGH: "the answer is too high", TOO_LOW: "the answer is too low", EITHER_WAY: "either way"}[
-            self.errs
-        ]
+        direction = {
+            TOO_HIGH: "the answer is too high",
+            TOO_LOW: "the answer is too low",
+            EITHER_WAY: "either way",
+        }[self.errs]
         return f"{self.key}: {self.why}; {direction}"
 
 
@@ -49,7 +53,9 @@ class Keys:
     tool: str
     version: str
     understood: Mapping[str, str]  # their key to the scenario's fields
-    not_described: Mapping[str, tuple[str, ...]]  # which way the answer errs, why, and what bounds it if that is known
+    not_described: Mapping[
+        str, tuple[str, ...]
+    ]  # which way the answer errs, why, and what bounds it if that is known
     harmless: tuple[str, ...]  # patterns
 
     def kind(self, key: str) -> str:
@@ -58,13 +64,19 @@ class Keys:
             return "understood"
         if self.remark(key):
             return "not described"
-        return "harmless" if any(fnmatchcase(key, pattern) for pattern in self.harmless) else "unknown"
+        return (
+            "harmless" if any(fnmatchcase(key, pattern) for pattern in self.harmless) else "unknown"
+        )
 
     def remark(self, key: str) -> tuple[str, ...] | None:
         """Which way the answer errs by a key, why, and what bounds it."""
         if key in self.not_described:
             return self.not_described[key]
-        patterns = (pattern for pattern in self.not_described if "*" in pattern and fnmatchcase(key, pattern))
+        patterns = (
+            pattern
+            for pattern in self.not_described
+            if "*" in pattern and fnmatchcase(key, pattern)
+        )
         return next((self.not_described[pattern] for pattern in patterns), None)
 
     def nearest(self, key: str) -> str | None:
@@ -77,8 +89,14 @@ class Keys:
 def keys(*names: str) -> Keys:
     """The tables of dryfit/data/readers/, several as one; tool and version are the first one's."""
     read = [read_yaml(TABLES / f"{name}.yaml") for name in names]
-    remarks = {key: tuple(remark) for table in reversed(read) for key, remark in table["not_described"].items()}
-    understood = {key: sets for table in reversed(read) for key, sets in table["understood"].items()}
+    remarks = {
+        key: tuple(remark)
+        for table in reversed(read)
+        for key, remark in table["not_described"].items()
+    }
+    understood = {
+        key: sets for table in reversed(read) for key, sets in table["understood"].items()
+    }
     return Keys(
         tool=read[0]["tool"],
         version=read[0]["version"],
@@ -132,7 +150,11 @@ class Reading:
         for part in (error.field or "").split("."):
             value = value.get(part) if isinstance(value, Mapping) else None
         plain = isinstance(value, (int, float, list)) and not isinstance(value, bool)
-        write = self.line.format(key=key, value=yaml_text(value)) if plain or error.field == "model" else None
+        write = (
+            self.line.format(key=key, value=yaml_text(value))
+            if plain or error.field == "model"
+            else None
+        )
         return error.with_values(where=f"{self.file}: {key}", write=write)
 
     def key_of(self, field: str) -> str | None:
@@ -144,7 +166,9 @@ class Reading:
                     return key
         return None
 
-    def approximates(self, key: str, value: Any, errs: str, why: str, bound: str | None = None) -> None:
+    def approximates(
+        self, key: str, value: Any, errs: str, why: str, bound: str | None = None
+    ) -> None:
         """Note a setting that is not described."""
         self.remarks.append(Remark(key, value, errs, why, bound))
 
@@ -160,7 +184,8 @@ class Reading:
             "file": str(self.file),
             "understood": self.understood,
             "not_described": [
-                {"key": one.key, "value": one.value, "errs": one.errs, "why": one.why} for one in self.remarks
+                {"key": one.key, "value": one.value, "errs": one.errs, "why": one.why}
+                for one in self.remarks
             ],
             "unknown": sorted(self.unknown),
             "notes": self.notes,
@@ -198,7 +223,9 @@ def begin(mapping: Mapping[str, Any], table: Keys, file: Path) -> tuple[FileValu
             reading.approximates(key, value, *table.remark(key))
         elif kind == "unknown":
             reading.unknown[str(key)] = table.nearest(str(key))
-    return FileValues({key: checked(str(key), value, file) for key, value in mapping.items()}, table), reading
+    return FileValues(
+        {key: checked(str(key), value, file) for key, value in mapping.items()}, table
+    ), reading
 
 
 # What kind of value the tools take for their keys.
@@ -242,8 +269,12 @@ def checked(key: str, value: Any, file: object, kind: str | None = None) -> Any:
         return value
     if kind == "a whole number" and isinstance(value, str) and re.fullmatch(r"\s*-?\d+\s*", value):
         return int(value)
-    number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    texts = isinstance(value, str) or (isinstance(value, list) and all(isinstance(item, str) for item in value))
+    number = (
+        isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    )
+    texts = isinstance(value, str) or (
+        isinstance(value, list) and all(isinstance(item, str) for item in value)
+    )
     if {
         "a whole number": number and value == int(value),
         "a number": number,

@@ -31,7 +31,14 @@ DEFAULT_LIKE = "trl"  # whose step a question about a model alone is about
 TOOL_DEFAULTS = data_path("tool_defaults.yaml")  # what `like` sets
 # Settings that decide memory or time, for the answer to name where nobody did; the sizes first.
 _SIZES = ("sequence_length", "micro_batch")
-DECIDING = (*_SIZES, *(name for name in BY_NAME if name not in (*_SIZES, *UNSAID, "model_name", "adapter", "images")))
+DECIDING = (
+    *_SIZES,
+    *(
+        name
+        for name in BY_NAME
+        if name not in (*_SIZES, *UNSAID, "model_name", "adapter", "images")
+    ),
+)
 _ADAPTERS_ALONE = ("lora", "kbit_preparation", "quantization", "adapter_precision")
 _COMPUTES_IN_BF16 = (8, 0)  # compute capability
 _SHARDED = ("fsdp1", "fsdp2")  # where FSDP shards weights a loss in chunks is not described
@@ -64,7 +71,9 @@ def read_request(path: str | Path) -> ScenarioRequest:
 
 
 def parse_request(
-    mapping: Mapping[str, Any], where: object = "scenario", capability: tuple[int, int] | None = None
+    mapping: Mapping[str, Any],
+    where: object = "scenario",
+    capability: tuple[int, int] | None = None,
 ) -> ScenarioRequest:
     """A scenario's fields, with ``like`` among them or without; ``capability``: of the card that is asked about.
 
@@ -79,36 +88,63 @@ def parse_request(
     tool = mapping.get("like")
     if tool is not None and tool not in LIKE:
         near = difflib.get_close_matches(str(tool), LIKE, n=1, cutoff=0.3)
-        raise UserError("`like` names tools whose training is known.", where=where, found=tool,
-                        allowed=", ".join(LIKE), write=f"like: {near[0] if near else LIKE[0]}")  # fmt: skip
+        raise UserError(
+            "`like` names tools whose training is known.",
+            where=where,
+            found=tool,
+            allowed=", ".join(LIKE),
+            write=f"like: {near[0] if near else LIKE[0]}",
+        )
     set_by_tool = like_fields(tool, named, capability) if tool else {}
     given = {name for name, value in named.items() if value is not None}
     defaults = {name: value for name, value in set_by_tool.items() if name not in given}
     own = OBJECTIVES.get(str(named.get("objective")))
-    divides = own is None or own.trainer is None  # a trainer of TRL's takes one GPU, and a server perhaps the others
-    if divides and (count := gpu_count(named.get("gpu"))) > 1 and not _says_how(named.get("parallel")):
-        defaults["parallel"] = {**scenario_defaults()["parallel"], **_all_of(count, named.get("parallel") or {})}
-    if own and own.grouped and not _says_rows(named):  # which are answers: all to a prompt stand beside each other
+    divides = (
+        own is None or own.trainer is None
+    )  # a trainer of TRL's takes one GPU, and a server perhaps the others
+    if (
+        divides
+        and (count := gpu_count(named.get("gpu"))) > 1
+        and not _says_how(named.get("parallel"))
+    ):
+        defaults["parallel"] = {
+            **scenario_defaults()["parallel"],
+            **_all_of(count, named.get("parallel") or {}),
+        }
+    if (
+        own and own.grouped and not _says_rows(named)
+    ):  # which are answers: all to a prompt stand beside each other
         generations = (named.get("preference") or {}).get("generations")
-        defaults["micro_batch"] = generations if isinstance(generations, int) else Preference().generations
+        defaults["micro_batch"] = (
+            generations if isinstance(generations, int) else Preference().generations
+        )
     try:
         scenario = Scenario.from_mapping(named, defaults, where)
     except UserError as error:
         raise _with_defaults_named(error, given, set_by_tool, tool) from None
     taken = {name: value for name, value in defaults.items() if name in set_by_tool}
     values = {**scenario_defaults(), **defaults}
-    skipped = _ADAPTERS_ALONE if scenario.method == "full" else ("lora",) if scenario.adapter else ()
+    skipped = (
+        _ADAPTERS_ALONE if scenario.method == "full" else ("lora",) if scenario.adapter else ()
+    )
     assumed_fields = {
         name: values.get(name)
         for name in DECIDING
-        if name not in given and name not in taken and name not in skipped
+        if name not in given
+        and name not in taken
+        and name not in skipped
         and not (name == "parallel" and name not in defaults)
         and not (name == "quantization" and scenario.method != "qlora")
         and not (name == "preference" and scenario.objective == "sft")
         and not (name == "generation" and not scenario.aim.generates)
-    }  # fmt: skip
+    }
     return ScenarioRequest(
-        scenario, named, tool, taken, assumed_fields, warnings=left_out(named.get("model"), scenario, where)
+        scenario,
+        named,
+        tool,
+        taken,
+        assumed_fields,
+        warnings=left_out(named.get("model"), scenario, where),
     )
 
 
@@ -117,7 +153,9 @@ def _with_defaults_named(
 ) -> UserError:
     """An error, or several, in which a value that nobody named is called a default."""
     if error.parts:
-        return UserError.several([_with_defaults_named(part, given, set_by_tool, tool) for part in error.parts])
+        return UserError.several(
+            [_with_defaults_named(part, given, set_by_tool, tool) for part in error.parts]
+        )
     shown = dict(re.findall(r"`([\w.]+): ([^`]+)`", error.problem))
     if error.field in BY_NAME and error.found is not None:
         shown.setdefault(error.field, yaml_text(error.found))
@@ -127,12 +165,16 @@ def _with_defaults_named(
         return error
     of = f"{tool}'s default" if defaults[0] in set_by_tool else "a default"
     values = " and ".join(f"`{name}: {shown[name]}`" for name in defaults)
-    return error.with_values(problem=f"{error.problem} {values} {'are' if defaults[1:] else 'is'} {of}.")
+    return error.with_values(
+        problem=f"{error.problem} {values} {'are' if defaults[1:] else 'is'} {of}."
+    )
 
 
 def _says_how(parallel: Any) -> bool:
     """Whether ``parallel`` names a strategy or a number of GPUs; what is no mapping is for the checks."""
-    return parallel is not None and (not isinstance(parallel, Mapping) or bool({"strategy", "gpus"} & set(parallel)))
+    return parallel is not None and (
+        not isinstance(parallel, Mapping) or bool({"strategy", "gpus"} & set(parallel))
+    )
 
 
 def _says_rows(named: Mapping[str, Any]) -> bool:
@@ -172,12 +214,20 @@ def left_out(model: Any, scenario: Scenario, where: object) -> tuple[str, ...]:
     return (text,)
 
 
-def like_fields(tool: str, named: Mapping[str, Any], capability: tuple[int, int] | None = None) -> dict[str, Any]:
+def like_fields(
+    tool: str, named: Mapping[str, Any], capability: tuple[int, int] | None = None
+) -> dict[str, Any]:
     """What a tool's training takes for a method, where its file says nothing; in the order of the fields."""
     defaults = read_yaml(TOOL_DEFAULTS)[tool]
-    own = defaults["always"] | defaults.get(named.get("method") or scenario_defaults()["method"], {})
+    own = defaults["always"] | defaults.get(
+        named.get("method") or scenario_defaults()["method"], {}
+    )
     if capability is not None and capability < _COMPUTES_IN_BF16:
-        own |= {name: value for name, value in defaults.get("without_bf16", {}).items() if own.get(name) is not None}
+        own |= {
+            name: value
+            for name, value in defaults.get("without_bf16", {}).items()
+            if own.get(name) is not None
+        }
     if tool == "unsloth" and takes_flex(named.get("model"), own["precision"]):
         own["attention"] = "flash"
     contradicting = set(_that_contradict(own, named))
@@ -202,7 +252,9 @@ def _that_contradict(fields: Mapping[str, Any], named: Mapping[str, Any]) -> Ite
         yield from ("kernels", "activation_offload")
     if several_gpus and not OPTIMIZERS[fields["optimizer"]].elementwise:  # it can't be divided
         yield "optimizer"
-    if named.get("gradient_checkpointing") is False:  # what waits on the host are the inputs of checkpointed layers
+    if (
+        named.get("gradient_checkpointing") is False
+    ):  # what waits on the host are the inputs of checkpointed layers
         yield "activation_offload"
     rows = named.get("micro_batch")
     several = isinstance(rows, int) and rows > 1

@@ -30,16 +30,21 @@ def read_script(path: Path, gpus: int | None, capability: tuple[int, int] | None
         if reading is not None:
             return complete(reading, command, launch, path, gpus)
     raise refused or UserError(
-        "No command that trains was found in this script.", where=path,
+        "No command that trains was found in this script.",
+        where=path,
         allowed="swift sft, pt or rlhf; python -m verl.trainer.main_ppo;"
         " python -m openrlhf.cli.train_ppo_ray or train_sft;"
         " llamafactory-cli train; axolotl train; trl sft; tune run; python, accelerate launch, torchrun or deepspeed"
         " with a program",
-    )  # fmt: skip
+    )
 
 
 def _started(
-    launch: Launch, command: Command, path: Path, gpus: int | None, capability: tuple[int, int] | None
+    launch: Launch,
+    command: Command,
+    path: Path,
+    gpus: int | None,
+    capability: tuple[int, int] | None,
 ) -> Reading | None:
     """What a command trains: a tool's settings, or a program's; None: it starts neither."""
     refused = None
@@ -59,8 +64,12 @@ def _started(
         return None
     started = beside(path, launch.program)
     if started is None:
-        raise UserError("The script starts a program that isn't there.", where=path, found=launch.program,
-                        allowed="a program beside the script, or above it")  # fmt: skip
+        raise UserError(
+            "The script starts a program that isn't there.",
+            where=path,
+            found=launch.program,
+            allowed="a program beside the script, or above it",
+        )
     given = options(launch.words[1:], path)
     return read_program(started, gpus or launch.processes, capability=capability, given=given)
 

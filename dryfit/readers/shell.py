@@ -19,9 +19,30 @@ from dryfit.common.files import read_yaml, yaml_value
 
 _NAME = r"[A-Za-z_]\w*"
 _ASSIGNMENT = re.compile(rf"({_NAME})(\+?)=(.*)", re.S)
-_KEYWORDS = {"if", "then", "else", "elif", "fi", "for", "while", "do", "done", "exec", "time", "nohup", "local", "env",
-             "sudo", "{", "}"}  # fmt: skip
-_EXPORTS = (["export"], ["declare", "-x"], ["typeset", "-x"])  # what makes a variable one of the environment
+_KEYWORDS = {
+    "if",
+    "then",
+    "else",
+    "elif",
+    "fi",
+    "for",
+    "while",
+    "do",
+    "done",
+    "exec",
+    "time",
+    "nohup",
+    "local",
+    "env",
+    "sudo",
+    "{",
+    "}",
+}
+_EXPORTS = (
+    ["export"],
+    ["declare", "-x"],
+    ["typeset", "-x"],
+)  # what makes a variable one of the environment
 _SEPARATORS = ("&&", "||", ";;", ";", "|", "&", "\n")
 _UNKNOWN = re.compile(rf"\$(?:{_NAME}|[@*#?\d]|[({{])|`")
 
@@ -71,7 +92,9 @@ def commands(script: str) -> Iterator[Command]:
                 if name in variables:
                     exported[name] = variables[name]
         if line[:1] == ["set"]:
-            all_exported = (all_exported or line[1:] in (["-a"], ["-o", "allexport"])) and line[1:] != ["+a"]
+            all_exported = (all_exported or line[1:] in (["-a"], ["-o", "allexport"])) and line[
+                1:
+            ] != ["+a"]
             continue
         own: dict[str, str] = {}
         while line and (set_ := _ASSIGNMENT.fullmatch(line[0])):
@@ -82,17 +105,32 @@ def commands(script: str) -> Iterator[Command]:
                 items = [value] if value else []
                 while line and not (items and items[-1].endswith(")")):
                     items.append(line.pop(0))
-                items = [item for item in [*items[:-1], items[-1].removesuffix(")")] if item] if items else []
-                arrays[name] = [*(arrays.get(name, []) if adds else []), *_expanded(items, variables, arrays)]
+                items = (
+                    [item for item in [*items[:-1], items[-1].removesuffix(")")] if item]
+                    if items
+                    else []
+                )
+                arrays[name] = [
+                    *(arrays.get(name, []) if adds else []),
+                    *_expanded(items, variables, arrays),
+                ]
             else:
-                own[name] = (variables.get(name, "") if adds else "") + _filled(_plain(value), variables)
+                own[name] = (variables.get(name, "") if adds else "") + _filled(
+                    _plain(value), variables
+                )
         if not line or exports:
             variables |= own
-            public = own if exports or all_exported else {name: own[name] for name in own if name in exported}
+            public = (
+                own
+                if exports or all_exported
+                else {name: own[name] for name in own if name in exported}
+            )
             exported |= public
         else:
             cut_off = comment and following[:1] != [] and following[0].startswith("-")
-            yield Command(_expanded(line, {**variables, **own}, arrays), {**exported, **own}, cut_off)
+            yield Command(
+                _expanded(line, {**variables, **own}, arrays), {**exported, **own}, cut_off
+            )
 
 
 def options(words: list[str], script: Path) -> dict[str, Any]:
@@ -112,9 +150,13 @@ def options(words: list[str], script: Path) -> dict[str, Any]:
         elif name is not None and not word.startswith((">", "2>", "<")):
             found[name].append(word)
     read = {
-        name: [yaml_value(text, script) for text in texts] for name, texts in found.items() if all(map(is_known, texts))
+        name: [yaml_value(text, script) for text in texts]
+        for name, texts in found.items()
+        if all(map(is_known, texts))
     }
-    return {name: values[0] if len(values) == 1 else values or True for name, values in read.items()}
+    return {
+        name: values[0] if len(values) == 1 else values or True for name, values in read.items()
+    }
 
 
 def with_file(words: list[str], script: Path, tool: str = "") -> dict[str, Any]:
@@ -134,8 +176,12 @@ def with_file(words: list[str], script: Path, tool: str = "") -> dict[str, Any]:
         return settings
     path = beside(script, str(named)) if is_known(str(named)) else None
     if path is None:
-        raise UserError("The command trains from a file that isn't there.", where=script, found=named,
-                        allowed=f"a file beside the script, or above it{tool}")  # fmt: skip
+        raise UserError(
+            "The command trains from a file that isn't there.",
+            where=script,
+            found=named,
+            allowed=f"a file beside the script, or above it{tool}",
+        )
     content = read_yaml(path)
     return {**(content if isinstance(content, Mapping) else {}), **settings}
 
@@ -209,7 +255,9 @@ def _closing(script: str, place: int) -> int:
     return min(end, len(script) - 1)
 
 
-def _expanded(words: list[str], variables: Mapping[str, str], arrays: Mapping[str, list[str]]) -> list[str]:
+def _expanded(
+    words: list[str], variables: Mapping[str, str], arrays: Mapping[str, list[str]]
+) -> list[str]:
     found: list[str] = []
     for word in words:
         whole = re.fullmatch(rf'"?\$\{{({_NAME})\[[@*]\]\}}"?', word)
@@ -217,7 +265,9 @@ def _expanded(words: list[str], variables: Mapping[str, str], arrays: Mapping[st
             found += arrays.get(whole[1], [word])
         elif re.fullmatch(r'"?\$[@*]"?', word):  # the script has no arguments
             continue
-        elif re.fullmatch(rf"\$(?:{_NAME}|\{{{_NAME}\}})", word):  # unquoted: as many words as the value has
+        elif re.fullmatch(
+            rf"\$(?:{_NAME}|\{{{_NAME}\}})", word
+        ):  # unquoted: as many words as the value has
             found += _filled(word, variables).split() or []
         else:
             found.append(_filled(_plain(word), variables))
@@ -255,7 +305,9 @@ def _filled(text: str, variables: Mapping[str, str]) -> str:
         return match[0] if default is None else default
 
     text = text.replace("$(pwd)", ".")
-    pattern = re.compile(rf"\$\{{(?P<name>{_NAME})(?::?-(?P<default>[^{{}}]*))?\}}|\$(?P<bare>{_NAME})")
+    pattern = re.compile(
+        rf"\$\{{(?P<name>{_NAME})(?::?-(?P<default>[^{{}}]*))?\}}|\$(?P<bare>{_NAME})"
+    )
     for _ in range(4):  # a default may name another variable
         filled = pattern.sub(of_name, text)
         filled = re.sub(r"\$\(\(([^$]*?)\)\)", lambda match: _computed(match, variables), filled)
@@ -266,8 +318,14 @@ def _filled(text: str, variables: Mapping[str, str]) -> str:
     return text.replace(_LITERAL, "$")
 
 
-_OPERATORS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.floordiv,
-              ast.FloorDiv: operator.floordiv, ast.Mod: operator.mod}  # fmt: skip
+_OPERATORS = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.floordiv,
+    ast.FloorDiv: operator.floordiv,
+    ast.Mod: operator.mod,
+}
 
 
 def _computed(match: re.Match[str], variables: Mapping[str, str]) -> str:

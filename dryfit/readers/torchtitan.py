@@ -16,13 +16,26 @@ from typing import Any
 from dryfit.common.errors import UserError
 from dryfit.common.files import read_yaml
 from dryfit.readers import common
-from dryfit.readers.reading import EITHER_WAY, TABLES, TOO_HIGH, TOO_LOW, FileValues, Reading, begin, checked, keys
+from dryfit.readers.reading import (
+    EITHER_WAY,
+    TABLES,
+    TOO_HIGH,
+    TOO_LOW,
+    FileValues,
+    Reading,
+    begin,
+    checked,
+    keys,
+)
 
 TABLE = ("torchtitan",)
 NODE = 8  # the GPUs of a machine, where a file shards over as many as there are
 _SCHEDULES = {
-    "1f1b": "1f1b", "gpipe": "gpipe", "interleaved1f1b": "interleaved", "interleavedzerobubble": "zero_bubble",
-}  # fmt: skip
+    "1f1b": "1f1b",
+    "gpipe": "gpipe",
+    "interleaved1f1b": "interleaved",
+    "interleavedzerobubble": "zero_bubble",
+}
 
 
 def read(mapping: Mapping[str, Any], file: Path, gpus: int | None = None) -> Reading:
@@ -37,19 +50,26 @@ def _read(flat: Mapping[str, Any], file: Path, gpus: int | None) -> Reading:
     _rows(get, reading, degrees)
     weights = common.dtype(get("training.dtype", "float32"))
     computed = common.dtype(get("training.mixed_precision_param", "bfloat16"))
-    reading.set(precision="bf16-mixed" if (weights, computed) == ("fp32", "bf16") else weights, method="full")
+    reading.set(
+        precision="bf16-mixed" if (weights, computed) == ("fp32", "bf16") else weights,
+        method="full",
+    )
     _parallel(get, reading, degrees, gpus)
     _checkpointing(get, reading)
     usual = "foreach" if "training.batch_size" in get else "fused"  # until 2025
     fused = get("optimizer.fused", get("optimizer.implementation", usual) == "fused")
     name = str(get("optimizer.name", "AdamW")).lower()
-    common.optimizer(reading, "optimizer.name", f"{name}_torch_fused" if name == "adamw" and fused else name)
+    common.optimizer(
+        reading, "optimizer.name", f"{name}_torch_fused" if name == "adamw" and fused else name
+    )
     reading.set(loop="trainer", attention="sdpa")
     if get("loss.kind") == "chunked":
         if reading.fields.get("parallel", {}).get("strategy", "none") in ("none", "ddp"):
             reading.set(loss="chunked")
         else:
-            why = "the loss is taken in chunks outside the forward pass; read as one over all scores"
+            why = (
+                "the loss is taken in chunks outside the forward pass; read as one over all scores"
+            )
             reading.approximates("loss.kind", "chunked", TOO_HIGH, why, "logits")
     _eight_bits(get, reading)
     common.compiled(reading, get("training.compile") or get("compile.enable"), None, layers=True)
@@ -114,7 +134,10 @@ def _rows(get: FileValues, reading: Reading, degrees: _Degrees) -> None:
         if each := get("parallelism.pipeline_parallel_microbatch_size"):
             batches = max(1, rows // each)
         else:
-            named = get("parallelism.num_pp_microbatches", get("experimental.pipeline_parallel_microbatches"))
+            named = get(
+                "parallelism.num_pp_microbatches",
+                get("experimental.pipeline_parallel_microbatches"),
+            )
             batches = named or degrees.pipeline
         rows = max(1, rows // batches)
     reading.set(sequence_length=tokens, micro_batch=rows, gradient_accumulation=batches)
@@ -131,20 +154,29 @@ def _parallel(get: FileValues, reading: Reading, degrees: _Degrees, gpus: int | 
     else:
         count = shard * others
         if gpus not in (None, count):
-            reading.notes.append(f"the file's degrees make {count} GPUs, and {gpus} were asked about")
+            reading.notes.append(
+                f"the file's degrees make {count} GPUs, and {gpus} were asked about"
+            )
             count = gpus
     if count == 1:
         return
     parts: dict[str, Any] = dict(degrees.mesh)
-    sharded = count > degrees.tensor * degrees.pipeline and not (shard == 1 and degrees.context == 1)
+    sharded = count > degrees.tensor * degrees.pipeline and not (
+        shard == 1 and degrees.context == 1
+    )
     if degrees.pipeline > 1:
         schedule = str(
-            get("parallelism.pipeline_parallel_schedule", get("experimental.pipeline_parallel_schedule", ""))
+            get(
+                "parallelism.pipeline_parallel_schedule",
+                get("experimental.pipeline_parallel_schedule", ""),
+            )
         )
         parts["schedule"] = _SCHEDULES.get(schedule.lower() or "1f1b", "1f1b")
         if schedule and schedule.lower() not in _SCHEDULES:
             key = "parallelism.pipeline_parallel_schedule"
-            reading.approximates(key, schedule, EITHER_WAY, "this schedule is not known, and is read as 1F1B")
+            reading.approximates(
+                key, schedule, EITHER_WAY, "this schedule is not known, and is read as 1F1B"
+            )
     if not sharded and degrees.replicate == count:
         parts.pop("replicate", None)
         common.parallel(reading, "ddp", count, **parts)
@@ -156,7 +188,9 @@ def _parallel(get: FileValues, reading: Reading, degrees: _Degrees, gpus: int | 
         parts |= {"reshard_after_forward": False} if never else {}
         parts |= {"offload": "cpu"} if get("training.enable_cpu_offload") else {}
     elif sharded and get("training.enable_cpu_offload"):
-        reading.approximates("training.enable_cpu_offload", True, TOO_HIGH, "weights and states lie on the host")
+        reading.approximates(
+            "training.enable_cpu_offload", True, TOO_HIGH, "weights and states lie on the host"
+        )
     if degrees.tensor > 1 and degrees.expert == degrees.context == 1:
         off = get("parallelism.disable_loss_parallel", get("training.disable_loss_parallel"))
         parts["sequence_parallel"] = get("parallelism.enable_sequence_parallel", True)
@@ -184,21 +218,34 @@ def _eight_bits(get: FileValues, reading: Reading) -> None:
     float8 = get("float8.enable_float8_linear") or any("float8" in one for one in converters)
     recipe = get("quantize.linear.float8.recipe_name") or get("float8.recipe_name") or "tensorwise"
     parts = reading.fields.get("parallel") or {}
-    matrices = parts.get("tensor", 1) > 1 and not (parts.get("sequence_parallel") or parts.get("loss_parallel"))
+    matrices = parts.get("tensor", 1) > 1 and not (
+        parts.get("sequence_parallel") or parts.get("loss_parallel")
+    )
     if float8 and (matrices or parts.get("pipeline", 1) > 1 or parts.get("expert", 1) > 1):
         why = "products in 8 bits are read as those of 16 beside a pipeline, context with tensor parallel, and experts"
         reading.approximates("model.converters", "float8", EITHER_WAY, why)
     elif float8 and find_spec("torchao") is not None:
         reading.set(float8=recipe)
-        names = ("quantize.linear.float8.enable_fsdp_float8_all_gather", "float8.enable_fsdp_float8_all_gather")
-        if recipe == "tensorwise" and parts.get("strategy") == "fsdp2" and any(get(name) for name in names):
+        names = (
+            "quantize.linear.float8.enable_fsdp_float8_all_gather",
+            "float8.enable_fsdp_float8_all_gather",
+        )
+        if (
+            recipe == "tensorwise"
+            and parts.get("strategy") == "fsdp2"
+            and any(get(name) for name in names)
+        ):
             reading.set(parallel={**parts, "float8_all_gather": True})
     elif float8:
         why = "products in 8 bits are read as those of 16; with torchao installed they are followed"
         reading.approximates("model.converters", "float8", EITHER_WAY, why)
     for other in converters:
         if "float8" not in other:
-            what = "adapters are left out" if "lora" in other else "its products are read as those of 16 bits"
+            what = (
+                "adapters are left out"
+                if "lora" in other
+                else "its products are read as those of 16 bits"
+            )
             reading.approximates("model.converters", other, EITHER_WAY, what)
 
 
@@ -206,16 +253,21 @@ def _eight_bits(get: FileValues, reading: Reading) -> None:
 
 _UNKNOWN = object()
 _OPERATIONS = {
-    ast.Mult: operator.mul, ast.Add: operator.add, ast.Sub: operator.sub, ast.FloorDiv: operator.floordiv,
+    ast.Mult: operator.mul,
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.FloorDiv: operator.floordiv,
     ast.Pow: operator.pow,
-}  # fmt: skip
+}
 _MODES = {"SelectiveAC": "selective", "FullAC": "full", "MemoryBudgetAC": "memory_budget"}
 
 
 def is_registry(tree: ast.Module) -> bool:
     """Whether a program is one of torchtitan's registries."""
     imports = (node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom))
-    return any(name.partition(".")[0] == "torchtitan" for name in imports) and bool(_functions(tree))
+    return any(name.partition(".")[0] == "torchtitan" for name in imports) and bool(
+        _functions(tree)
+    )
 
 
 def _functions(tree: ast.Module) -> dict[str, ast.FunctionDef]:
@@ -263,7 +315,10 @@ class _Registry:
         for line in self.functions[name].body:
             if isinstance(line, ast.Assign) and isinstance(line.targets[0], ast.Name):
                 names[line.targets[0].id] = line.value
-                if isinstance(line.value, ast.Call) and ast.unparse(line.value.func) in self.functions:
+                if (
+                    isinstance(line.value, ast.Call)
+                    and ast.unparse(line.value.func) in self.functions
+                ):
                     found = self.settings(ast.unparse(line.value.func))
             elif isinstance(line, ast.Assign) and isinstance(line.targets[0], ast.Attribute):
                 key = ast.unparse(line.targets[0]).partition(".")[2]
@@ -290,12 +345,20 @@ def _said(key: str, node: ast.expr, names: Mapping[str, ast.expr]) -> Iterator[t
     if key == "model_spec":
         flavor = _value(node.args[0], names) if node.args else _UNKNOWN
         yield from [("model.flavor", flavor)] if flavor is not _UNKNOWN else []
-        given = next((one.value for one in node.keywords if one.arg in ("converters", "quantization")), None)
-        yield "model.converters", [_converter(one) for one in given.elts] if isinstance(given, ast.List) else []
+        given = next(
+            (one.value for one in node.keywords if one.arg in ("converters", "quantization")), None
+        )
+        yield (
+            "model.converters",
+            [_converter(one) for one in given.elts] if isinstance(given, ast.List) else [],
+        )
     elif key == "loss":
         yield "loss.kind", "chunked" if "Chunked" in kind else "full"
     elif key == "optimizer":
-        yield "optimizer.name", "AdamW" if "adamw" in kind.lower() else kind.removeprefix("default_")
+        yield (
+            "optimizer.name",
+            "AdamW" if "adamw" in kind.lower() else kind.removeprefix("default_"),
+        )
     elif key == "activation_checkpoint":
         yield "activation_checkpoint.mode", _MODES.get(kind, "selective")
     else:
@@ -304,7 +367,11 @@ def _said(key: str, node: ast.expr, names: Mapping[str, ast.expr]) -> Iterator[t
 
 
 def _converter(node: ast.expr) -> str:
-    return ast.unparse(node.func if isinstance(node, ast.Call) else node).partition("Converter")[0].lower()
+    return (
+        ast.unparse(node.func if isinstance(node, ast.Call) else node)
+        .partition("Converter")[0]
+        .lower()
+    )
 
 
 def _value(node: ast.expr, names: Mapping[str, ast.expr]) -> Any:

@@ -13,7 +13,16 @@ from dryfit.common.errors import UserError
 from dryfit.common.files import read_json, read_yaml
 from dryfit.readers import common
 from dryfit.readers.launch import Launch, behind
-from dryfit.readers.reading import EITHER_WAY, TABLES, TOO_HIGH, FileValues, Reading, begin, checked, keys
+from dryfit.readers.reading import (
+    EITHER_WAY,
+    TABLES,
+    TOO_HIGH,
+    FileValues,
+    Reading,
+    begin,
+    checked,
+    keys,
+)
 from dryfit.readers.shell import Command, with_file
 from dryfit.scenario.hub import MODELS, repository_of
 from dryfit.scenario.model import size
@@ -22,12 +31,28 @@ TABLE = ("torchtune",)
 _ROW_TOKENS = 2048  # where a file cuts no rows off
 _ATTENTION = {"q_proj": "q_proj", "k_proj": "k_proj", "v_proj": "v_proj", "output_proj": "o_proj"}
 _MLP = ("gate_proj", "up_proj", "down_proj")
-_WHOLE = ("batch_size", "gradient_accumulation_steps", "model.lora_rank", "model.lora_alpha", "tokenizer.max_seq_len",
-          "dataset.max_seq_len", "tensor_parallel_dim", "context_parallel_dim", "data_parallel_replicate_dim",
-          "data_parallel_shard_dim")  # fmt: skip
-_DISTRIBUTED = ("fsdp_cpu_offload", "fsdp.cpu_offload", "fsdp_reshard_after_forward", "tensor_parallel_dim",
-                "context_parallel_dim", "data_parallel_shard_dim", "data_parallel_replicate_dim",
-                "custom_sharded_layers")  # fmt: skip
+_WHOLE = (
+    "batch_size",
+    "gradient_accumulation_steps",
+    "model.lora_rank",
+    "model.lora_alpha",
+    "tokenizer.max_seq_len",
+    "dataset.max_seq_len",
+    "tensor_parallel_dim",
+    "context_parallel_dim",
+    "data_parallel_replicate_dim",
+    "data_parallel_shard_dim",
+)
+_DISTRIBUTED = (
+    "fsdp_cpu_offload",
+    "fsdp.cpu_offload",
+    "fsdp_reshard_after_forward",
+    "tensor_parallel_dim",
+    "context_parallel_dim",
+    "data_parallel_shard_dim",
+    "data_parallel_replicate_dim",
+    "custom_sharded_layers",
+)
 
 
 def from_command(launch: Launch, command: Command, script: Path) -> Mapping[str, Any] | None:
@@ -60,7 +85,9 @@ def read(mapping: Mapping[str, Any], file: Path, gpus: int | None = None) -> Rea
     _precision(get, reading)
     reading.set(
         gradient_checkpointing=bool(get("enable_activation_checkpointing", False)),
-        attention="eager" if builder.startswith("gemma2") else "sdpa",  # gemma2/_attention.py: scores in memory
+        attention="eager"
+        if builder.startswith("gemma2")
+        else "sdpa",  # gemma2/_attention.py: scores in memory
         loop="trainer",  # the recipes delete the logits before the backward pass
     )
     _optimizer(get, reading, table)
@@ -89,16 +116,24 @@ def _refuse_other_recipes(flat: Mapping[str, Any], table: Mapping[str, Any], fil
     trains = "optimizer._component_" in flat or "training.optimizer._component_" in flat
     found = next((key for key in table["refused"] if flat.get(key) is not None), None)
     if trains and found:
-        raise UserError(table["refused"][found], where=f"{file}: {found}", found=flat[found],
-                        allowed="a file of full_finetune_*, lora_finetune_* or *_dpo_*")  # fmt: skip
+        raise UserError(
+            table["refused"][found],
+            where=f"{file}: {found}",
+            found=flat[found],
+            allowed="a file of full_finetune_*, lora_finetune_* or *_dpo_*",
+        )
     if not trains:
         works = {"tasks": "evaluates", "prompt": "generates", "quantizer": "quantizes"}
-        work = next((word for key, word in works.items() if any(k.partition(".")[0] == key for k in flat)), None)
+        work = next(
+            (word for key, word in works.items() if any(k.partition(".")[0] == key for k in flat)),
+            None,
+        )
         raise UserError(
             f"This file of torchtune's {f'{work}, and ' if work else ''}trains nothing.",
-            where=file, found="no optimizer._component_",
+            where=file,
+            found="no optimizer._component_",
             allowed="a file of full_finetune_*, lora_finetune_* or *_dpo_*",
-        )  # fmt: skip
+        )
 
 
 def _model(get: FileValues, reading: Reading, table: Mapping[str, Any]) -> str:
@@ -110,7 +145,9 @@ def _model(get: FileValues, reading: Reading, table: Mapping[str, Any]) -> str:
         if kind in component:
             raise UserError(why, where=where, found=component, allowed="a builder of a decoder")
     if builder in table["builders"]:
-        given = {name: get(f"model.{name}") for name in table["arguments"] if f"model.{name}" in get}
+        given = {
+            name: get(f"model.{name}") for name in table["arguments"] if f"model.{name}" in get
+        }
         kind = table["builders"][builder]
     elif builder in table["sizes"]:
         given, kind = table["sizes"][builder], "llama"
@@ -119,22 +156,33 @@ def _model(get: FileValues, reading: Reading, table: Mapping[str, Any]) -> str:
         return builder
     else:
         raise UserError(
-            "torchtune's builder of this model is not known here.", where=where, found=component or None,
+            "torchtune's builder of this model is not known here.",
+            where=where,
+            found=component or None,
             allowed="--set model=NAME with a known builder's file; known: "
             + ", ".join([*table["models"], *table["sizes"], *table["builders"]]),
-        )  # fmt: skip
+        )
     needed = [name for name in list(table["arguments"])[:6] if name not in given]
     if needed:
-        raise UserError(f"The builder `{builder}` needs the sizes of its model.", where=where,
-                        found=component, allowed=", ".join(needed), write=f"{needed[0]}: ...")  # fmt: skip
+        raise UserError(
+            f"The builder `{builder}` needs the sizes of its model.",
+            where=where,
+            found=component,
+            allowed=", ".join(needed),
+            write=f"{needed[0]}: ...",
+        )
     sizes = {table["arguments"][name]: _number(value) for name, value in given.items()}
-    reading.set(model={"model_type": kind, "tie_word_embeddings": False, **sizes}, model_name=builder)
+    reading.set(
+        model={"model_type": kind, "tie_word_embeddings": False, **sizes}, model_name=builder
+    )
     return builder
 
 
 def _number(value: Any) -> Any:
     """YAML reads `1e-5` as text."""
-    return float(value) if isinstance(value, str) and re.fullmatch(r"[\d.]+e-?\d+", value) else value
+    return (
+        float(value) if isinstance(value, str) and re.fullmatch(r"[\d.]+e-?\d+", value) else value
+    )
 
 
 def _refuse_unknown_arguments(reading: Reading) -> None:
@@ -142,11 +190,14 @@ def _refuse_unknown_arguments(reading: Reading) -> None:
     for key, near in reading.unknown.items():
         if key.startswith("model."):
             raise UserError(
-                "The model's builder gets an argument that is not known here.", where=f"{reading.file}: {key}",
+                "The model's builder gets an argument that is not known here.",
+                where=f"{reading.file}: {key}",
                 found=reading.own[key],
-                allowed=", ".join(one for one in keys(*TABLE).understood if one.startswith("model.")),
+                allowed=", ".join(
+                    one for one in keys(*TABLE).understood if one.startswith("model.")
+                ),
                 write=f"{near}: ..." if near else None,
-            )  # fmt: skip
+            )
 
 
 def _rows(get: FileValues, reading: Reading) -> None:
@@ -178,23 +229,35 @@ def _method(get: FileValues, reading: Reading, builder: str) -> None:
         why = "torchao's NF4 is read as bitsandbytes', which packs as much"
         reading.approximates("model.quantize_base", True, EITHER_WAY, why)
     chosen = checked(
-        "model.lora_attn_modules", get("model.lora_attn_modules", []), reading.file, "text, or a list of texts"
+        "model.lora_attn_modules",
+        get("model.lora_attn_modules", []),
+        reading.file,
+        "text, or a list of texts",
     )
     targets = [_ATTENTION.get(target, target) for target in chosen]
     targets += _MLP if get("model.apply_lora_to_mlp") else ()
     targets += ["lm_head"] if get("model.apply_lora_to_output") else []
     common.adapters(
-        reading, rank=get("model.lora_rank", 8), alpha=get("model.lora_alpha", 16),
-        dropout=get("model.lora_dropout", 0.0), targets=targets, more={"use_dora": get("model.use_dora")},
-    )  # fmt: skip
+        reading,
+        rank=get("model.lora_rank", 8),
+        alpha=get("model.lora_alpha", 16),
+        dropout=get("model.lora_dropout", 0.0),
+        targets=targets,
+        more={"use_dora": get("model.use_dora")},
+    )
 
 
 def _precision(get: FileValues, reading: Reading) -> None:
     """One dtype for weights, adapters, gradients and states: torchtune takes no autocast, and refuses fp16."""
     weights = common.dtype(get("dtype", "bf16"))
     if weights not in ("bf16", "fp32"):
-        raise UserError("torchtune's recipes train in bf16 or fp32.", where=f"{reading.file}: dtype",
-                        found=get("dtype"), allowed="bf16, fp32", write="dtype: bf16")  # fmt: skip
+        raise UserError(
+            "torchtune's recipes train in bf16 or fp32.",
+            where=f"{reading.file}: dtype",
+            found=get("dtype"),
+            allowed="bf16, fp32",
+            write="dtype: bf16",
+        )
     reading.set(precision=weights)
     if reading.fields["method"] != "full":
         reading.set(adapter_precision="base")
@@ -222,9 +285,14 @@ def _parallel(get: FileValues, reading: Reading, gpus: int | None) -> None:
         nodes = re.search(r"--nnodes[ =](\d+)", started)
         count = int(named[1]) * (int(nodes[1]) if nodes else 1)
         if count > 1:
-            reading.notes.append(f"the command in its comments starts {count} processes (--gpu 4x80GiB says four)")
+            reading.notes.append(
+                f"the command in its comments starts {count} processes (--gpu 4x80GiB says four)"
+            )
     offload = get("fsdp_cpu_offload", get("fsdp.cpu_offload"))
-    parts = {"reshard_after_forward": get("fsdp_reshard_after_forward", True), "offload": "cpu" if offload else "none"}
+    parts = {
+        "reshard_after_forward": get("fsdp_reshard_after_forward", True),
+        "offload": "cpu" if offload else "none",
+    }
     common.parallel(reading, "fsdp2", count, **parts)
     names = {
         "replicate": "data_parallel_replicate_dim",
@@ -238,7 +306,9 @@ def _parallel(get: FileValues, reading: Reading, gpus: int | None) -> None:
         why = "torchtune's plan for tensor parallel is read as transformers'"
         reading.approximates("tensor_parallel_dim", sizes["tensor"], EITHER_WAY, why)
     if reading.fields.get("quantization"):  # packed weights are sharded as they lie
-        reading.set(quantization={**reading.fields["quantization"], "storage": reading.fields["precision"]})
+        reading.set(
+            quantization={**reading.fields["quantization"], "storage": reading.fields["precision"]}
+        )
 
 
 def _command(file: Path) -> str:
@@ -259,7 +329,9 @@ def _loss(get: FileValues, reading: Reading) -> None:
         why = "the loss in chunks keeps fp32 probabilities alone; read as one over all scores"
         reading.approximates("loss._component_", name, TOO_HIGH, why, "logits")
     elif name not in ("CrossEntropyLoss", ""):
-        reading.approximates("loss._component_", name, EITHER_WAY, "this loss is read as cross-entropy")
+        reading.approximates(
+            "loss._component_", name, EITHER_WAY, "this loss is read as cross-entropy"
+        )
 
 
 # Sizes that tell the builders apart, by torchtune's names.
@@ -289,34 +361,54 @@ def named_in_a_file(model: Mapping[str, Any], name: str, form: Mapping[str, Any]
         return [of["model_type"], groups, *(size(of, one) for one in theirs)]
 
     known = [
-        builder for builder, same in table["models"].items()
-        if builder.partition("_")[0] in form["families"] and sizes(model) == sizes(read_json(MODELS / f"{same}.json"))
-    ]  # fmt: skip
+        builder
+        for builder, same in table["models"].items()
+        if builder.partition("_")[0] in form["families"]
+        and sizes(model) == sizes(read_json(MODELS / f"{same}.json"))
+    ]
     known += [
-        builder for builder, given in table["sizes"].items()
-        if builder.startswith(model["model_type"]) and sizes(model)[2:] == [given[one] for one in _ARGUMENTS]
-    ]  # fmt: skip
+        builder
+        for builder, given in table["sizes"].items()
+        if builder.startswith(model["model_type"])
+        and sizes(model)[2:] == [given[one] for one in _ARGUMENTS]
+    ]
     kind = "instruct" if "instruct" in name.lower() else "base"
     builder = next((one for one in known if one.endswith(kind)), known[0] if known else "")
-    module = next((one for one in sorted(form["families"], key=len, reverse=True) if builder.startswith(one)), "")
+    module = next(
+        (one for one in sorted(form["families"], key=len, reverse=True) if builder.startswith(one)),
+        "",
+    )
     arguments = ""
     if not builder:
         module = {kind: one for one, kind in table["builders"].items()}.get(model["model_type"], "")
         head = size(model, "hidden_size") // size(model, "num_attention_heads")
-        if not module or model.get("tie_word_embeddings") or model.get("head_dim") not in (None, head):
+        if (
+            not module
+            or model.get("tie_word_embeddings")
+            or model.get("head_dim") not in (None, head)
+        ):
             raise UserError(
-                "torchtune has no builder for this model.", where="--for", found="torchtune",
+                "torchtune has no builder for this model.",
+                where="--for",
+                found="torchtune",
                 allowed=f"another tool; or a model of torchtune's: {', '.join(sorted(set(table['models'].values())))}",
-                field="--for", change={"--for": "axolotl"},
-            )  # fmt: skip
+                field="--for",
+                change={"--for": "axolotl"},
+            )
         builder = module
         given = {one: size(model, own) for one, own in table["arguments"].items()}
         given["num_kv_heads"] = given["num_kv_heads"] or given["num_heads"]
-        arguments = "".join(f"  {one}: {value}\n" for one, value in given.items() if value is not None)
+        arguments = "".join(
+            f"  {one}: {value}\n" for one, value in given.items() if value is not None
+        )
     tokenizer, files = form["tokenizers"][form["families"][module]["tokenizer"]]
     folder = name if Path(name).is_dir() else f"models/{repository_of(name).rpartition('/')[2]}"
     return {
-        "builder": builder, "module": module, "arguments": arguments, "folder": folder, "tokenizer": tokenizer,
+        "builder": builder,
+        "module": module,
+        "arguments": arguments,
+        "folder": folder,
+        "tokenizer": tokenizer,
         "tokenizer_files": "\n".join(f"  {key}: {folder}/{file}" for key, file in files.items()),
         "kind": form["families"][module]["checkpoint"],
-    }  # fmt: skip
+    }

@@ -29,8 +29,12 @@ def from_command(launch: Launch, command: Command, script: Path) -> Mapping[str,
     else:
         return None
     if kind not in OBJECTIVES:
-        raise UserError("This command of TRL's is not known as a training.", where=script, found=" ".join(words[:2]),
-                        allowed=", ".join(f"trl {name}" for name in OBJECTIVES))  # fmt: skip
+        raise UserError(
+            "This command of TRL's is not known as a training.",
+            where=script,
+            found=" ".join(words[:2]),
+            allowed=", ".join(f"trl {name}" for name in OBJECTIVES),
+        )
     return {**with_file(given, script), "command": kind}
 
 
@@ -62,9 +66,13 @@ def read(
     _precision(get, reading, plain)
     _method(get, reading, plain)
     kwargs = get("gradient_checkpointing_kwargs") or {}
-    common.checkpointing(reading, get("gradient_checkpointing", not plain), kwargs.get("use_reentrant"))
+    common.checkpointing(
+        reading, get("gradient_checkpointing", not plain), kwargs.get("use_reentrant")
+    )
     init = get("model_init_kwargs") or {}
-    kernel = get("attn_implementation") or (init.get("attn_implementation") if isinstance(init, Mapping) else None)
+    kernel = get("attn_implementation") or (
+        init.get("attn_implementation") if isinstance(init, Mapping) else None
+    )
     if kernel:
         common.attention(reading, "attn_implementation", kernel)
     reading.pads = not (get("packing") or get("padding_free"))
@@ -78,7 +86,9 @@ def read(
     common.spread(get, reading, gpus)
     _before(get, reading, trainer, mapping if stated is None else stated)
     if trainer in OBJECTIVES and trainer != SUPERVISED:
-        predicted = common.preference(reading, trainer, "trainer", reading.fields["micro_batch"], answers=True)
+        predicted = common.preference(
+            reading, trainer, "trainer", reading.fields["micro_batch"], answers=True
+        )
         if OBJECTIVES[trainer].generates:
             grpo.answers(get, reading, trainer, predicted=predicted)
     common.compiled(reading, get("torch_compile"), get("torch_compile_mode"))
@@ -100,11 +110,15 @@ def _before(get: FileValues, reading: Reading, trainer: str, stated: Collection[
     if reading.fields.get("loss") == "chunked" and "loss_type" not in stated:
         older["loss"] = "full"
     init = get("model_init_kwargs") or {}
-    dtypes = {"dtype", "torch_dtype"} & ({*stated} | ({*init} if isinstance(init, Mapping) else set()))
+    dtypes = {"dtype", "torch_dtype"} & (
+        {*stated} | ({*init} if isinstance(init, Mapping) else set())
+    )
     if not dtypes and not (get("load_in_4bit") or get("load_in_8bit")):
         half = next((name for name in ("bf16", "fp16") if name in stated and get(name)), None)
         older["precision"] = f"{half}-mixed" if half else "fp32"
-    reading.older = {name: value for name, value in older.items() if value != reading.fields.get(name)}
+    reading.older = {
+        name: value for name, value in older.items() if value != reading.fields.get(name)
+    }
     reading.older_is = "transformers before 5" if plain else "TRL before 1.7"
 
 
@@ -116,7 +130,11 @@ def _trainer(get: FileValues, named: str) -> str:
         return "distillation"
     if "num_generations" in get or "max_completion_length" in get:
         return "grpo"
-    return "dpo" if "precompute_ref_log_probs" in get or get("loss_type") in ("sigmoid", "ipo", "hinge") else "sft"
+    return (
+        "dpo"
+        if "precompute_ref_log_probs" in get or get("loss_type") in ("sigmoid", "ipo", "hinge")
+        else "sft"
+    )
 
 
 def _precision(get: FileValues, reading: Reading, plain: bool) -> None:
@@ -140,11 +158,18 @@ def _method(get: FileValues, reading: Reading, plain: bool) -> None:
     reading.set(method="lora" if adapter else "full")
     if get("load_in_4bit"):
         common.quantized(
-            reading, 4, "load_in_4bit", adapter=adapter, double=get("use_bnb_nested_quant", False),
-            type=get("bnb_4bit_quant_type", "nf4"), storage=common.dtype(get("bnb_4bit_quant_storage", "")),
-        )  # fmt: skip
+            reading,
+            4,
+            "load_in_4bit",
+            adapter=adapter,
+            double=get("use_bnb_nested_quant", False),
+            type=get("bnb_4bit_quant_type", "nf4"),
+            storage=common.dtype(get("bnb_4bit_quant_storage", "")),
+        )
         if not plain:
-            reading.set(adapter_precision="bf16")  # sft_trainer.py: adapters of a quantized base are cast to bf16
+            reading.set(
+                adapter_precision="bf16"
+            )  # sft_trainer.py: adapters of a quantized base are cast to bf16
     elif get("load_in_8bit"):
         common.quantized(reading, 8, "load_in_8bit", adapter=adapter)
     if adapter:
@@ -156,6 +181,10 @@ def _method(get: FileValues, reading: Reading, plain: bool) -> None:
             "target_parameters": get("lora_target_parameters"),
         }
         common.adapters(
-            reading, rank=get("lora_r", 16), alpha=get("lora_alpha", 32), dropout=get("lora_dropout", 0.05),
-            targets=targets, more=more,
-        )  # fmt: skip
+            reading,
+            rank=get("lora_r", 16),
+            alpha=get("lora_alpha", 32),
+            dropout=get("lora_dropout", 0.05),
+            targets=targets,
+            more=more,
+        )

@@ -17,8 +17,14 @@ _PAIR_TOKENS = 1024  # TRL's max_length
 _GENERATIONS = 8  # Unsloth's and TRL's num_generations
 UPPER_END = "its kernels are its own and keep less: this is the upper end of a range"
 # Arguments of its loaders and adapters that a training keeps under their own names.
-KEPT = ("full_finetuning", "load_in_16bit", "qat_scheme", "fast_inference", "gpu_memory_utilization",
-        "unsloth_vllm_standby")  # fmt: skip
+KEPT = (
+    "full_finetuning",
+    "load_in_16bit",
+    "qat_scheme",
+    "fast_inference",
+    "gpu_memory_utilization",
+    "unsloth_vllm_standby",
+)
 
 
 @cache
@@ -30,7 +36,10 @@ def rules() -> Mapping[str, Any]:
 def decide_what_a_load_leaves_open(values: dict[str, Any], halves: bool) -> None:
     """Bits and dtype of a load, as Unsloth takes them; ``halves``: whether the card computes in bf16."""
     named = str(values.get("model_name_or_path", "")).lower()
-    if any(is_on(values.get(name)) for name in ("full_finetuning", "load_in_16bit", "load_in_8bit", "load_in_fp8")):
+    if any(
+        is_on(values.get(name))
+        for name in ("full_finetuning", "load_in_16bit", "load_in_8bit", "load_in_fp8")
+    ):
         values["load_in_4bit"] = False
     elif named.endswith("-bnb-4bit"):
         values["load_in_4bit"] = True
@@ -49,13 +58,17 @@ def targets(call: Call) -> Any:
     mlp = call.words.get("finetune_mlp_modules", True)
     if attention and mlp:
         return "all-linear"
-    return [name for name in usual if (name in usual[:4] and attention) or (name in usual[4:] and mlp)]
+    return [
+        name for name in usual if (name in usual[:4] and attention) or (name in usual[4:] and mlp)
+    ]
 
 
 def save_instead(values: dict[str, Any]) -> None:
     """Unsloth trains embedding and head whole where they are among the modules to adapt (models/llama.py)."""
     chosen = values.get("lora_target_modules")
-    if isinstance(chosen, list) and (whole := [name for name in chosen if name in ("embed_tokens", "lm_head")]):
+    if isinstance(chosen, list) and (
+        whole := [name for name in chosen if name in ("embed_tokens", "lm_head")]
+    ):
         values["lora_target_modules"] = [name for name in chosen if name not in whole]
         saved = values.get("lora_modules_to_save") or []
         values["lora_modules_to_save"] = [*dict.fromkeys([*saved, *whole])]
@@ -83,7 +96,9 @@ def divide_a_row(said: dict[str, Any], unread: dict[str, str], whole: Any) -> in
     return None
 
 
-def with_defaults(said: dict[str, Any], trainer: str, own: Mapping[str, Any], halves: bool) -> dict[str, Any]:
+def with_defaults(
+    said: dict[str, Any], trainer: str, own: Mapping[str, Any], halves: bool
+) -> dict[str, Any]:
     """Settings with Unsloth's defaults; mixed precision is that of the model (models/rl.py), a full one has none."""
     if trainer != "transformers":
         said = {**rules()["defaults"]["arguments"], **said}
@@ -97,7 +112,10 @@ def with_defaults(said: dict[str, Any], trainer: str, own: Mapping[str, Any], ha
         count = said.get("num_generations", _GENERATIONS)
         known = all(isinstance(one, int) for one in (rows, steps, count))
         if trainer == "grpo" and known and not said.get("steps_per_generation"):
-            said |= {"num_generations": count, "per_device_train_batch_size": count if rows * steps % count else rows}
+            said |= {
+                "num_generations": count,
+                "per_device_train_batch_size": count if rows * steps % count else rows,
+            }
     said.setdefault("gradient_checkpointing", "unsloth")
     given, most = said.pop("max_seq_length", None), own.get("model_length")
     if most is None:
@@ -105,7 +123,9 @@ def with_defaults(said: dict[str, Any], trainer: str, own: Mapping[str, Any], ha
     if trainer == "sft":  # models/rl.py: there the model's length stands before TRL's max_length
         said["max_length"] = min(given, most) if isinstance(given, int) else most
     else:
-        said["max_length"] = min(said.get("max_length", most if trainer == "transformers" else _PAIR_TOKENS), most)
+        said["max_length"] = min(
+            said.get("max_length", most if trainer == "transformers" else _PAIR_TOKENS), most
+        )
     return said
 
 
@@ -121,7 +141,12 @@ def say(reading: Reading, own: Mapping[str, Any], *, offloads: bool, halves: boo
     table, name = rules(), str(reading.fields.get("model"))
     reading.older = {}  # its own defaults stand before TRL's
     if not halves and re.search(table["float32"], name, re.I):
-        reading.approximates("dtype", "float32", TOO_LOW, "on a card without bf16 Unsloth computes this model in fp32")
+        reading.approximates(
+            "dtype",
+            "float32",
+            TOO_LOW,
+            "on a card without bf16 Unsloth computes this model in fp32",
+        )
     for key, (errs, why) in table["not_described"].items():
         if is_on(own.get(key)):
             reading.approximates(key, own[key], errs, why)
@@ -134,9 +159,15 @@ def say(reading: Reading, own: Mapping[str, Any], *, offloads: bool, halves: boo
     if OBJECTIVES[objective].generates:
         reading.remarks.pop()
         usual = table["defaults"]["fast_inference_utilization"]
-        share = own.get("gpu_memory_utilization", usual) if own.get("fast_inference") is True else None
-        sleeps = is_on(own.get("unsloth_vllm_standby")) or own.get("UNSLOTH_VLLM_STANDBY", "0") != "0"
-        grpo.of_unsloth(reading, share if share is None or isinstance(share, float) else usual, sleeps=sleeps)
+        share = (
+            own.get("gpu_memory_utilization", usual) if own.get("fast_inference") is True else None
+        )
+        sleeps = (
+            is_on(own.get("unsloth_vllm_standby")) or own.get("UNSLOTH_VLLM_STANDBY", "0") != "0"
+        )
+        grpo.of_unsloth(
+            reading, share if share is None or isinstance(share, float) else usual, sleeps=sleeps
+        )
         return
     if objective != SUPERVISED:  # TRL's own step, with whole logits
         return
@@ -150,10 +181,17 @@ def _experts_of_a_copy(reading: Reading) -> None:
     (models/_utils.py, ``get_moe_target_modules``). Here they get none.
     """
     reading.set(experts={"quantized": "bitsandbytes"})
-    reading.notes.append("in 4 bits Unsloth takes its copy of this model, whose experts are packed as linear layers")
+    reading.notes.append(
+        "in 4 bits Unsloth takes its copy of this model, whose experts are packed as linear layers"
+    )
     lora, of_an_mlp = reading.fields.get("lora") or {}, rules()["defaults"]["target_modules"][4:]
     if isinstance(targets := lora.get("target_modules"), list) and {*targets} & {*of_an_mlp}:
-        reading.set(lora={**lora, "target_modules": [name for name in targets if name not in of_an_mlp] or ["q_proj"]})
+        reading.set(
+            lora={
+                **lora,
+                "target_modules": [name for name in targets if name not in of_an_mlp] or ["q_proj"],
+            }
+        )
         why = "newer versions of Unsloth give each expert an adapter, which is not counted"
         reading.approximates("target_modules of experts", targets, TOO_LOW, why, "expert_adapters")
 
@@ -179,8 +217,12 @@ def take_the_step(reading: Reading, *, offloads: bool) -> None:
         common.offloaded(reading, "use_gradient_checkpointing")
     if re.search(table["linear_experts"], name, re.I) and reading.fields["method"] == "qlora":
         _experts_of_a_copy(reading)
-    reading.set(kernels="unsloth", loss="full" if reading.fields.get("loss") == "full" else "chunked")
-    if count := next((count for key, count in table["towers"].items() if re.search(key, name, re.I)), 0):
+    reading.set(
+        kernels="unsloth", loss="full" if reading.fields.get("loss") == "full" else "chunked"
+    )
+    if count := next(
+        (count for key, count in table["towers"].items() if re.search(key, name, re.I)), 0
+    ):
         why = "the model is loaded with its vision tower, whose weights are not counted"
         reading.approximates("vision tower", True, TOO_LOW, why, f"bytes {2 * count}")
     old, new = (re.search(table[key], name, re.I) for key in ("whole_logits", "not_whole_logits"))

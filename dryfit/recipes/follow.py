@@ -23,7 +23,10 @@ BLOCKS = "blocks_swapped"
 # How much of a card a step that fits takes, so that its verdict is not TOO CLOSE.
 _FILLED = 0.95
 # Models whose positions begin behind the id of padding, 1 (transformers' create_position_ids_from_input_ids).
-_FROM_THE_PADDING, _RESERVED = ("roberta", "xlm-roberta", "camembert", "longformer", "mpnet", "data2vec-text"), 2
+_FROM_THE_PADDING, _RESERVED = (
+    ("roberta", "xlm-roberta", "camembert", "longformer", "mpnet", "data2vec-text"),
+    2,
+)
 # Kinds of errors that a program raises where its sizes don't go together.
 _SIZES = ("ValueError", "RuntimeError", "IndexError", "AssertionError")
 
@@ -36,36 +39,49 @@ def check(recipe: Recipe, model: OtherModel, values: Mapping[str, Any]) -> None:
     if recipe.package and find_spec(recipe.package) is None:
         raise UserError(
             f"The recipe {recipe.name} needs the package {recipe.package}, which is not installed.",
-            where="--recipe", allowed="the package; another recipe, see --recipe list",
+            where="--recipe",
+            allowed="the package; another recipe, see --recipe list",
             write=f'pip install "dryfit[{recipe.extra}]"',
-        )  # fmt: skip
+        )
     for name, other in recipe.needs.items():
         if values[name] and not values[other]:
             raise UserError(
                 f"`{name}` of the recipe {recipe.name} needs `{other}`: what is trained stays on the card.",
-                where="--set", found=f"{name}={values[name]}, {other}={values[other]}", field=name,
-                allowed=f"{name}=0, or another {other}", write=f"--set {name}=0",
-            )  # fmt: skip
+                where="--set",
+                found=f"{name}={values[name]}, {other}={values[other]}",
+                field=name,
+                allowed=f"{name}=0, or another {other}",
+                write=f"--set {name}=0",
+            )
     for name, key in recipe.limits.items():
         most = _most(model, key)
         if most is not None and values[name] > most:
             raise UserError(
-                f"{model.name} takes a {name.replace('_', ' ')} of {most:,} at most.", where="--set",
-                found=f"{name}={values[name]}", allowed=f"1 to {most}: its configuration's {key}", field=name,
+                f"{model.name} takes a {name.replace('_', ' ')} of {most:,} at most.",
+                where="--set",
+                found=f"{name}={values[name]}",
+                allowed=f"1 to {most}: its configuration's {key}",
+                field=name,
                 write=f"--set {name}={most}",
-            )  # fmt: skip
+            )
 
 
 def _most(model: OtherModel, key: str) -> int | None:
     """The largest value that a key of the model's configuration allows; None: nothing bounds it."""
     most = model.config.get(key)
-    if not isinstance(most, int) or model.config.get("position_biased_input") is False:  # of DeBERTa: no table
+    if (
+        not isinstance(most, int) or model.config.get("position_biased_input") is False
+    ):  # of DeBERTa: no table
         return None
     return most - _RESERVED if model.kind.replace("_", "-") in _FROM_THE_PADDING else most
 
 
 def follow(
-    recipe: Recipe, model: OtherModel, values: Mapping[str, Any], gpu: str | None, beside: Sequence[str] = ()
+    recipe: Recipe,
+    model: OtherModel,
+    values: Mapping[str, Any],
+    gpu: str | None,
+    beside: Sequence[str] = (),
 ) -> dict[str, Any]:
     """The answer of :func:`dryfit.program.answer.answer`, with ``recipe`` beside it.
 
@@ -77,43 +93,69 @@ def follow(
     check(recipe, model, values)
     text = recipe.program({MODEL: model.name, **values})
     batch = values.get("micro_batch", 1), values.get("sequence_length", 16)
-    asked = ProgramRequest(f"{recipe.name}.py", gpu=gpu, batch=batch, in_place=True, runs_out=False, recipe=True)
+    asked = ProgramRequest(
+        f"{recipe.name}.py", gpu=gpu, batch=batch, in_place=True, runs_out=False, recipe=True
+    )
     with tempfile.TemporaryDirectory(prefix="dryfit-recipe-") as place, chdir(place):
-        for name, content in {f"{model.name}/{file}": content for file, content in model.files.items()}.items():
+        for name, content in {
+            f"{model.name}/{file}": content for file, content in model.files.items()
+        }.items():
             Path(name).parent.mkdir(parents=True, exist_ok=True)
             Path(name).write_text(json.dumps(content), encoding="utf-8")
         Path(asked.program).write_text(text, encoding="utf-8")
         with open("output.txt", "w+", encoding="utf-8") as output:
             found = run(asked, output, label=f"{model.name}, recipe {recipe.name}")
     # What a recipe is: no weights, no data, batches of one size.
-    found |= {"made_up": {"weights": [], "data": []}, "written": [], "not_followed": list(beside), "adds": list(beside)}
+    found |= {
+        "made_up": {"weights": [], "data": []},
+        "written": [],
+        "not_followed": list(beside),
+        "adds": list(beside),
+    }
     try:
         answered = of_ranks({0: answer(asked, found)})
     except UserError as error:
         raise _in_our_words(error, found, recipe, model, values) from None
     chosen = {"name": recipe.name, "about": recipe.about, "assumptions": recipe.assumptions}
-    told = {"model": model.name, "settings": dict(values), "configuration": model.source, "program": text}
+    told = {
+        "model": model.name,
+        "settings": dict(values),
+        "configuration": model.source,
+        "program": text,
+    }
     return answered | {"recipe": chosen | told}
 
 
 def _in_our_words(
-    error: UserError, found: Mapping[str, Any], recipe: Recipe, model: OtherModel, values: Mapping[str, Any]
+    error: UserError,
+    found: Mapping[str, Any],
+    recipe: Recipe,
+    model: OtherModel,
+    values: Mapping[str, Any],
 ) -> UserError:
     """An error of the libraries as one of sizes that don't go together, where it is of a kind that they raise then."""
     if found.get("kind") not in _SIZES:
         return error
     sizes = ", ".join(f"{name} {value}" for name, value in values.items() if type(value) is int)
-    said = next(filter(None, map(str.strip, str(found.get("text", "")).splitlines())), error.problem)
+    said = next(
+        filter(None, map(str.strip, str(found.get("text", "")).splitlines())), error.problem
+    )
     return UserError(
-        f"{model.name} can't take such a step: {said.rstrip('.')}.", where=f"recipe {recipe.name}", found=sizes,
+        f"{model.name} can't take such a step: {said.rstrip('.')}.",
+        where=f"recipe {recipe.name}",
+        found=sizes,
         allowed="sizes that go with its configuration; the recipe's own are in --yaml",
-    )  # fmt: skip
+    )
 
 
 def spared(
-    recipe: Recipe, model: OtherModel, values: Mapping[str, Any], gpu: str, before: Mapping[str, Any],
+    recipe: Recipe,
+    model: OtherModel,
+    values: Mapping[str, Any],
+    gpu: str,
+    before: Mapping[str, Any],
     beside: Sequence[str] = (),
-) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:  # fmt: skip
+) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
     """Changes for a step that does not fit (its answer is ``before``), and the answers, until it fits.
 
     Each change stands beside those before it.
@@ -130,12 +172,16 @@ def spared(
         off = any(new.get(name) and not now[other] for name, other in recipe.needs.items())
         if off or all(now.get(name) == value for name, value in new.items()):
             continue
-        changes = {name: value for name, value in {**changes, **new}.items() if value != values.get(name)}
+        changes = {
+            name: value for name, value in {**changes, **new}.items() if value != values.get(name)
+        }
         before = follow(recipe, model, {**values, **changes}, gpu, beside)
         if MOST in spare.values() and before["verdict"] == "fits":
             fewer = _as_few(now[BLOCKS], new[BLOCKS], last, before)
             if fewer < new[BLOCKS]:
-                with_fewer = follow(recipe, model, {**values, **changes, BLOCKS: fewer}, gpu, beside)
+                with_fewer = follow(
+                    recipe, model, {**values, **changes, BLOCKS: fewer}, gpu, beside
+                )
                 if with_fewer["verdict"] == "fits":
                     changes, before = changes | {BLOCKS: fewer}, with_fewer
         yield dict(changes), before

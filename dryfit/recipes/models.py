@@ -28,19 +28,31 @@ class OtherModel:
     # Its configurations by their paths in the model's folder: ``config.json``, ``transformer/config.json``
     files: Mapping[str, Mapping[str, Any]]
     source: str  # where they come from, in words
-    recipe: str | None  # the recipe that trains it, by the table of known models or by its kind; None: there is none
-    settings: Mapping[str, Any] = field(default_factory=dict)  # settings of the recipe that differ for this model
+    recipe: (
+        str | None
+    )  # the recipe that trains it, by the table of known models or by its kind; None: there is none
+    settings: Mapping[str, Any] = field(
+        default_factory=dict
+    )  # settings of the recipe that differ for this model
 
     @property
     def kind(self) -> str:
         """Its ``model_type``; of a pipeline its ``_class_name``."""
-        return str(self.files[INDEX]["_class_name"] if INDEX in self.files else self.files[CONFIG].get("model_type"))
+        return str(
+            self.files[INDEX]["_class_name"]
+            if INDEX in self.files
+            else self.files[CONFIG].get("model_type")
+        )
 
     @property
     def blocks(self) -> tuple[int, ...]:
         """How many blocks of each kind its transformer has; none where its configuration does not say."""
-        config = next((config for file, config in self.files.items() if file.startswith("transformer/")), {})
-        return tuple(config[key] for key in ("num_layers", "n_layers", "num_single_layers") if key in config)
+        config = next(
+            (config for file, config in self.files.items() if file.startswith("transformer/")), {}
+        )
+        return tuple(
+            config[key] for key in ("num_layers", "n_layers", "num_single_layers") if key in config
+        )
 
     @property
     def config(self) -> Mapping[str, Any]:
@@ -55,13 +67,19 @@ def known() -> dict[str, dict[str, Any]]:
 
 def known_name(text: str) -> str | None:
     """The id of a known model by its id, its name alone, or what it is called; None: it is none of these."""
-    return _names().get(text.partition("@")[0].lower().replace("runwayml/", "stable-diffusion-v1-5/"))  # its old place
+    return _names().get(
+        text.partition("@")[0].lower().replace("runwayml/", "stable-diffusion-v1-5/")
+    )  # its old place
 
 
 @cache
 def _names() -> dict[str, str]:
-    names = {one: name for name, entry in known().items() for one in entry.get("called", "").split()}
-    return names | {one: name for name in known() for one in (name.lower(), name.lower().partition("/")[2])}
+    names = {
+        one: name for name, entry in known().items() for one in entry.get("called", "").split()
+    }
+    return names | {
+        one: name for name in known() for one in (name.lower(), name.lower().partition("/")[2])
+    }
 
 
 def find(what: str) -> OtherModel | None:
@@ -114,16 +132,21 @@ def _on_the_hub(hub: HubId, what: str, does: str) -> OtherModel | None:
 
 def _from_files(
     name: str, read: Callable[[str], dict[str, Any] | None], source: str
-) -> OtherModel | None:  # fmt: skip
+) -> OtherModel | None:
     """A model from its own files; None: it continues a text, or no file says what it is."""
     if (index := read(INDEX)) is not None and "_class_name" in index:
-        parts = {key: value for key, value in index.items() if isinstance(value, list) and any(value)}
+        parts = {
+            key: value for key, value in index.items() if isinstance(value, list) and any(value)
+        }
         own = [key for key, (library, _) in parts.items() if library not in LIBRARIES]
         if own:
             raise UserError(
                 f"Parts of this pipeline are code of its own, which no recipe runs: {', '.join(own)}.",
-                where=source, found=index["_class_name"], allowed="your training program", write=RUN,
-            )  # fmt: skip
+                where=source,
+                found=index["_class_name"],
+                allowed="your training program",
+                write=RUN,
+            )
         files = {INDEX: index}
         for part in parts:
             if (config := read(f"{part}/{CONFIG}")) is not None:
@@ -134,14 +157,19 @@ def _from_files(
         return None
     if config.get("auto_map") and not _by_kind(config.get("model_type")):
         raise UserError(
-            "This model is code of its own, which no recipe runs.", where=source, found=config.get("model_type"),
-            allowed="your training program", write=RUN,
-        )  # fmt: skip
+            "This model is code of its own, which no recipe runs.",
+            where=source,
+            found=config.get("model_type"),
+            allowed="your training program",
+            write=RUN,
+        )
     recipe = "bi_encoder" if read(SENTENCES) is not None else None
     return _model(name, {CONFIG: config}, source, recipe)
 
 
-def _model(name: str, files: Mapping[str, Any], source: str, recipe: str | None = None) -> OtherModel:
+def _model(
+    name: str, files: Mapping[str, Any], source: str, recipe: str | None = None
+) -> OtherModel:
     made = OtherModel(name, files, source, recipe)
     if recipe is None:
         made = OtherModel(name, files, source, _ranker(made.config) or _by_kind(made.kind))
@@ -161,15 +189,23 @@ def _ranker(config: Mapping[str, Any]) -> str | None:
 def _by_kind(kind: object) -> str | None:
     plain = str(kind).replace("_", "-")
     return next(
-        (one.name for one in recipes().values() if plain in [each.replace("_", "-") for each in one.kinds]), None
+        (
+            one.name
+            for one in recipes().values()
+            if plain in [each.replace("_", "-") for each in one.kinds]
+        ),
+        None,
     )
 
 
 def _refuse_unknown(what: str, does: str) -> None:
     near = closest(what, known())
     raise UserError(
-        f"This model {does}, and its configuration is not at hand.", where="the command line", found=what,
+        f"This model {does}, and its configuration is not at hand.",
+        where="the command line",
+        found=what,
         allowed="a folder with its config.json or model_index.json; the network, to read it from the Hub; a model that"
-        f" is known by name, such as {near or next(iter(known()))}; your own program, by dryfit run", field="model",
+        f" is known by name, such as {near or next(iter(known()))}; your own program, by dryfit run",
+        field="model",
         write=f"dryfit {near}" if near else RUN,
-    )  # fmt: skip
+    )

@@ -22,7 +22,12 @@ MODEL = "model"  # the setting that names the model
 # What the trainers call weights in 8 bits with scales.
 _QUANTO = ("int8", "qint8", "qfloat8", "int8-quanto", "fp8-quanto", "optimum-quanto")
 # What the command line and scenarios call a setting, where a recipe calls it otherwise.
-ALSO = {"lora.rank": "rank", "batch_size": "micro_batch", "resolution": "size", "image_size": "size"}
+ALSO = {
+    "lora.rank": "rank",
+    "batch_size": "micro_batch",
+    "resolution": "size",
+    "image_size": "size",
+}
 
 
 @dataclass(frozen=True)
@@ -97,11 +102,13 @@ class Recipe:
                 known = [each for each in own if each != MODEL]
                 near = closest(name, known)
                 raise UserError(
-                    f"The recipe {self.name} has no setting `{asked}`.", where=where,
-                    found=f"{asked}={yaml_text(value)}", field=asked,
+                    f"The recipe {self.name} has no setting `{asked}`.",
+                    where=where,
+                    found=f"{asked}={yaml_text(value)}",
+                    field=asked,
                     allowed=", ".join(f"{each} ({own[each].value})" for each in known),
                     write=f"--set {near}={yaml_text(value)}" if near else None,
-                )  # fmt: skip
+                )
             found[name] = self._value(own[name], value, where)
         return found
 
@@ -110,7 +117,8 @@ class Recipe:
         least = 1 if setting.value and "; 0 " not in setting.about else 0
         allowed = ", ".join(setting.choices) or {bool: "true, false", str: "a word"}.get(
             kind,
-            f"a whole number from {least} on" + (f", a multiple of {m}" if (m := self.multiples.get(name)) else ""),
+            f"a whole number from {least} on"
+            + (f", a multiple of {m}" if (m := self.multiples.get(name)) else ""),
         )
         if setting.choices and value is None and "none" in setting.choices:
             value = "none"
@@ -122,10 +130,13 @@ class Recipe:
         if not sound:
             near = _nearest_value(setting, value, self.multiples.get(name, 1))
             raise UserError(
-                f"`{name}` of the recipe {self.name} does not take {yaml_text(value)}.", where=where,
-                found=f"{name}={yaml_text(value)}", allowed=allowed, field=name,
+                f"`{name}` of the recipe {self.name} does not take {yaml_text(value)}.",
+                where=where,
+                found=f"{name}={yaml_text(value)}",
+                allowed=allowed,
+                field=name,
                 write=f"--set {name}={yaml_text(near)}",
-            )  # fmt: skip
+            )
         return value
 
     def program(self, values: Mapping[str, Any]) -> str:
@@ -149,7 +160,9 @@ def _python(value: Any) -> str:
     return f'"{value}"' if isinstance(value, str) else repr(value)
 
 
-_PART = r"^from parts\.(\w+) import .*\n"  # what several recipes have; it stands in the program itself
+_PART = (
+    r"^from parts\.(\w+) import .*\n"  # what several recipes have; it stands in the program itself
+)
 
 
 def _whole(text: str) -> str:
@@ -186,9 +199,16 @@ def recipes() -> dict[str, Recipe]:
     for name, row in read_yaml(FOLDER / "recipes.yaml").items():
         text = _whole((FOLDER / f"{name}.py").read_text(encoding="utf-8"))
         found[name] = Recipe(
-            name, text, row["kinds"], row.get("package"), row.get("extra"), row.get("limits", {}),
-            row.get("multiples", {}), row.get("needs", {}), row.get("spares", []),
-        )  # fmt: skip
+            name,
+            text,
+            row["kinds"],
+            row.get("package"),
+            row.get("extra"),
+            row.get("limits", {}),
+            row.get("multiples", {}),
+            row.get("needs", {}),
+            row.get("spares", []),
+        )
     return found
 
 
@@ -201,7 +221,10 @@ def recipe(name: str) -> Recipe:
     if plain not in recipes():
         near = closest(plain, recipes())
         raise UserError(
-            "There is no such recipe.", where="--recipe", found=name, allowed=", ".join(recipes()),
+            "There is no such recipe.",
+            where="--recipe",
+            found=name,
+            allowed=", ".join(recipes()),
             write=f"--recipe {near or 'list'}",
-        )  # fmt: skip
+        )
     return recipes()[plain]

@@ -55,9 +55,11 @@ def written(path: Path) -> Written | None:
         if isinstance(error, UserError):
             raise
         raise UserError(
-            "A value of the file is of another type than its program takes.", where=path, found=str(error),
+            "A value of the file is of another type than its program takes.",
+            where=path,
+            found=str(error),
             allowed="numbers as numbers, lists as lists",
-        ) from None  # fmt: skip
+        ) from None
 
 
 def area(resolution: Any, path: Path) -> int:
@@ -72,9 +74,13 @@ def area(resolution: Any, path: Path) -> int:
         sides = []
     if len(sides) not in (1, 2) or min(sides, default=0) < 1:
         raise UserError(
-            "The size of the images can't be read.", where=path, found=f"resolution={yaml_text(resolution)}",
-            allowed="a number of pixels, or width and height", write="resolution=1024", field="resolution",
-        )  # fmt: skip
+            "The size of the images can't be read.",
+            where=path,
+            found=f"resolution={yaml_text(resolution)}",
+            allowed="a number of pixels, or width and height",
+            write="resolution=1024",
+            field="resolution",
+        )
     return sides[0] * sides[-1]
 
 
@@ -96,7 +102,11 @@ def _flat(content: Mapping[str, Any]) -> Options:
     flat: Options = {}
     for key, value in content.items():
         inner = _flat(value) if isinstance(value, dict) else None
-        flat |= {key: value} if inner is None else {f"{key}.{name}": each for name, each in inner.items()}
+        flat |= (
+            {key: value}
+            if inner is None
+            else {f"{key}.{name}": each for name, each in inner.items()}
+        )
     return flat
 
 
@@ -120,10 +130,15 @@ def _beside(named: Any, path: Path, what: str) -> Path:
     UserError: if it is not there.
     """
     text = str(named)
-    found = file_beside(path, text) or file_beside(path, Path(text).name) if is_known(text) else None
+    found = (
+        file_beside(path, text) or file_beside(path, Path(text).name) if is_known(text) else None
+    )
     if found is None:
         raise UserError(
-            f"{what} stands in a file that is not there.", where=path, found=text, allowed="the file beside this one"
+            f"{what} stands in a file that is not there.",
+            where=path,
+            found=text,
+            allowed="the file beside this one",
         )
     return found
 
@@ -136,9 +151,13 @@ def _row(tool: str, named: Any, path: Path, key: str) -> str:
     rows = tools()[tool]["programs"]
     if named not in rows:
         raise UserError(
-            f"No recipe trains the architecture {named} of {tools()[tool]['name']}.", where=path,
-            found=f"{key}: {named}", field=key, allowed=", ".join(rows), write="dryfit run train.py",
-        )  # fmt: skip
+            f"No recipe trains the architecture {named} of {tools()[tool]['name']}.",
+            where=path,
+            found=f"{key}: {named}",
+            field=key,
+            allowed=", ".join(rows),
+            write="dryfit run train.py",
+        )
     return str(named)
 
 
@@ -149,11 +168,23 @@ def _script(path: Path) -> Written | None:
     for command in commands(path.read_text(encoding="utf-8", errors="replace")):
         for tool, table in tools().items():
             names = [(place, Path(word).name) for place, word in enumerate(command.words)]
-            found = next(((place, name) for place, name in names if name in table["programs"] and "." in name), None)
+            found = next(
+                (
+                    (place, name)
+                    for place, name in names
+                    if name in table["programs"] and "." in name
+                ),
+                None,
+            )
             if found:
                 place, program = found
-                before, own = (options(words, path) for words in (command.words[:place], command.words[place + 1 :]))
-                launch = {key: before[key] for key in ("mixed_precision",) if key in before}  # accelerate's own
+                before, own = (
+                    options(words, path)
+                    for words in (command.words[:place], command.words[place + 1 :])
+                )
+                launch = {
+                    key: before[key] for key in ("mixed_precision",) if key in before
+                }  # accelerate's own
                 if before.get("multi_gpu") or before.get("num_processes", 1) != 1:
                     launch["num_processes"] = before.get("num_processes", 2)
                 return Written(tool, program, _of_its_own(tool, _kohya({**launch, **own}, path)))
@@ -172,7 +203,11 @@ def _kohya(own: Options, path: Path) -> Options:
         content = read_toml(found)
         datasets = [{**content.get("general", {}), **each} for each in content.get("datasets", [])]
         batches = [each["batch_size"] for each in datasets if "batch_size" in each]
-        frames = [max(_numbers(each["target_frames"])) for each in datasets if _numbers(each.get("target_frames", ""))]
+        frames = [
+            max(_numbers(each["target_frames"]))
+            for each in datasets
+            if _numbers(each.get("target_frames", ""))
+        ]
         own |= {"train_batch_size": max(batches)} if batches else {}
         own |= {"frames": max(frames)} if frames else {}
         if sizes := [each["resolution"] for each in datasets if "resolution" in each]:
@@ -183,7 +218,11 @@ def _kohya(own: Options, path: Path) -> Options:
 def _of_its_own(tool: str, own: Options) -> Options:
     """What options of a tool say together: sd-scripts trains the text encoders too, if it is not told otherwise."""
     if tool == "sd-scripts":
-        before = ("network_train_unet_only", "cache_text_encoder_outputs", "cache_text_encoder_outputs_to_disk")
+        before = (
+            "network_train_unet_only",
+            "cache_text_encoder_outputs",
+            "cache_text_encoder_outputs_to_disk",
+        )
         own["texts_trained"] = not any(own.get(key) for key in before)
     if names := tools()[tool].get("names"):
         own["pretrained_model_name_or_path"] = names.get(own.get("task"))
@@ -202,18 +241,25 @@ def _sd_scripts(content: Options, path: Path) -> Written | None:
     own = _of_all_sections(content)
     if not {"pretrained_model_name_or_path", "network_module"} & set(own):
         return None
-    module, model = str(own.get("network_module", "")), str(own.get("pretrained_model_name_or_path", "")).lower()
+    module, model = (
+        str(own.get("network_module", "")),
+        str(own.get("pretrained_model_name_or_path", "")).lower(),
+    )
     parts = {"flux": "flux", "sd3": "sd3", "sdxl": "xl"}
     kinds = [kind for kind, part in parts.items() if part in module or part in model]
     if kinds or any(part in model for part in ("v1-5", "v1.5", "sd15")):
-        return Written("sd-scripts", f"{kinds[0]}_train_network.py" if kinds else "train_network.py",
-                       _of_its_own("sd-scripts", _kohya(own, path)))  # fmt: skip
+        return Written(
+            "sd-scripts",
+            f"{kinds[0]}_train_network.py" if kinds else "train_network.py",
+            _of_its_own("sd-scripts", _kohya(own, path)),
+        )
     raise UserError(
-        "The file does not say which program of sd-scripts takes it.", where=path,
+        "The file does not say which program of sd-scripts takes it.",
+        where=path,
         found=f"pretrained_model_name_or_path: {own.get('pretrained_model_name_or_path')}",
         allowed="a script (.sh) whose line starts the program with `--config_file`",
         write=f"accelerate launch sdxl_train_network.py --config_file {path.name}",
-    )  # fmt: skip
+    )
 
 
 # --- ai-toolkit -------------------------------------------------------------------------------------------------------
@@ -221,12 +267,16 @@ def _sd_scripts(content: Options, path: Path) -> Written | None:
 
 def _ai_toolkit(content: Options, path: Path) -> Written | None:
     config = content.get("config") if content.get("job") == "extension" else None
-    process = next((one for one in _mappings((config or {}).get("process")) if "model" in one), None)
+    process = next(
+        (one for one in _mappings((config or {}).get("process")) if "model" in one), None
+    )
     if process is None:
         return None
     model = process["model"]
     older = {"is_flux": "flux", "is_v3": "sd3", "is_xl": "sdxl"}
-    others = next((key for key in model if key.startswith("is_") and key != "is_v_pred" and model[key]), "sd1")
+    others = next(
+        (key for key in model if key.startswith("is_") and key != "is_v_pred" and model[key]), "sd1"
+    )
     plain = str(model.get("arch") or older.get(others, others)).partition(":")[0]
     # One level deep: what is deeper is one value.
     own = {key: value for key, value in process.items() if not isinstance(value, dict | list)}
@@ -241,18 +291,37 @@ def _ai_toolkit(content: Options, path: Path) -> Written | None:
     texts = [own.get(key) for key in ("train.cache_text_embeddings", "train.unload_text_encoder")]
     own["pretrained_model_name_or_path"] = own.pop("model.name_or_path", None)
     own["resolution"] = _largest(sides, path, 512)
-    own["cache_latents"] = bool(datasets) and all(any(one.get(key) for key in disk) for one in datasets)
-    own["cache_text_encoder_outputs"] = any(texts) or own.get("datasets.cache_text_embeddings", False)
-    kind, _, recovery = str(own.get("model.qtype", "qfloat8") if own.get("model.quantize") else "none").partition("|")
-    own |= {"model.qtype": kind} | ({"model.accuracy_recovery_adapter": recovery} if recovery else {})
+    own["cache_latents"] = bool(datasets) and all(
+        any(one.get(key) for key in disk) for one in datasets
+    )
+    own["cache_text_encoder_outputs"] = any(texts) or own.get(
+        "datasets.cache_text_embeddings", False
+    )
+    kind, _, recovery = str(
+        own.get("model.qtype", "qfloat8") if own.get("model.quantize") else "none"
+    ).partition("|")
+    own |= {"model.qtype": kind} | (
+        {"model.accuracy_recovery_adapter": recovery} if recovery else {}
+    )
     beside = own.get("datasets.control_path")
     own |= {"references": len(beside) if isinstance(beside, list) else 1} if beside else {}
-    stages = [(own.get("model.model_kwargs") or {}).get(f"train_{each}_noise", True) for each in ("high", "low")]
-    own["second_transformer"] = plain.startswith("wan22_14b") and (all(stages) or not own.get("model.low_vram"))
+    stages = [
+        (own.get("model.model_kwargs") or {}).get(f"train_{each}_noise", True)
+        for each in ("high", "low")
+    ]
+    own["second_transformer"] = plain.startswith("wan22_14b") and (
+        all(stages) or not own.get("model.low_vram")
+    )
     own["ema"] = bool((own.pop("train.ema_config", None) or {}).get("use_ema"))
-    if (own.get("sample.prompts") or own.get("sample.samples")) and not own.get("train.disable_sampling"):
+    if (own.get("sample.prompts") or own.get("sample.samples")) and not own.get(
+        "train.disable_sampling"
+    ):
         own["samples"] = max(own.get("sample.width", 512), own.get("sample.height", 512))
-    if own.get("model.quantize") and own.get("model.quantize_te") is False and not own["cache_text_encoder_outputs"]:
+    if (
+        own.get("model.quantize")
+        and own.get("model.quantize_te") is False
+        and not own["cache_text_encoder_outputs"]
+    ):
         own["quantized_model_alone"] = True
     return Written("ai-toolkit", _row("ai-toolkit", plain, path, "arch"), own)
 
@@ -268,20 +337,41 @@ def _diffusion_pipe(content: Options, path: Path) -> Written | None:
     found = _beside(own.pop("dataset"), path, "The size of the images")
     data = read_toml(found)
     folders = [{**data, **one} for one in _mappings(data.get("directory"))] or [data]
-    own |= {f"dataset.{key}": value for one in folders for key, value in one.items() if key != "directory"}
-    buckets = [each for one in folders for each in one.get("size_buckets", [])]  # width, height, frames
-    sizes = [[*(each if isinstance(each, list) else [each])] for one in folders for each in one.get("resolutions", [])]
+    own |= {
+        f"dataset.{key}": value
+        for one in folders
+        for key, value in one.items()
+        if key != "directory"
+    }
+    buckets = [
+        each for one in folders for each in one.get("size_buckets", [])
+    ]  # width, height, frames
+    sizes = [
+        [*(each if isinstance(each, list) else [each])]
+        for one in folders
+        for each in one.get("resolutions", [])
+    ]
     own["resolution"] = _largest([*sizes, *(each[:2] for each in buckets)], found, 512)
     frames = [number for one in folders for number in _numbers(one.get("frame_buckets", [1]))]
     own["frames"] = max(*frames, *(each[2] for each in buckets if len(each) > 2), 1)
     # A batch for each size is [[512, 4], [1024, 1]]: the largest batch beside the largest size is the most.
-    batches = [own.get(key, 1) for key in ("micro_batch_size_per_gpu", "image_micro_batch_size_per_gpu")]
-    own["micro_batch"] = max(max(pair[1] for pair in each) if isinstance(each, list) else each for each in batches)
-    paths = [f"model.{name}" for name in ("diffusers_path", "ckpt_path", "checkpoint_path", "transformer_path")]
+    batches = [
+        own.get(key, 1) for key in ("micro_batch_size_per_gpu", "image_micro_batch_size_per_gpu")
+    ]
+    own["micro_batch"] = max(
+        max(pair[1] for pair in each) if isinstance(each, list) else each for each in batches
+    )
+    paths = [
+        f"model.{name}"
+        for name in ("diffusers_path", "ckpt_path", "checkpoint_path", "transformer_path")
+    ]
     own["pretrained_model_name_or_path"] = next((own[name] for name in paths if name in own), None)
     own["rank"] = own.get("adapter.rank", 32) if "adapter" in content else 0
     own["checkpoints"] = "host" if own.get("activation_checkpointing") == "unsloth" else "card"
-    own |= {"cache_latents": True, "cache_text_encoder_outputs": own.get("model.cache_text_embeddings", True)}
+    own |= {
+        "cache_latents": True,
+        "cache_text_encoder_outputs": own.get("model.cache_text_embeddings", True),
+    }
     # Of SDXL alone: its text encoders have adapters, unless their learning rate is 0.
     rates = [own.get(f"model.text_encoder_{number}_lr") for number in (1, 2)]
     if model["type"] == "sdxl" and any(rate != 0 for rate in rates):
@@ -300,8 +390,14 @@ def _one_trainer(content: Options, path: Path) -> Written | None:
     part, encoders = ("unet" if row["recipe"] == "unet_lora" else "transformer"), row["encoders"]
     if not isinstance(content.get("optimizer", {}), dict):  # as it was written before
         own["optimizer.optimizer"] = own.pop("optimizer")
-    concepts = [one["image"] for one in _mappings(content.get("concepts")) if isinstance(one.get("image"), dict)]
-    sizes = [one["resolution_override"] for one in concepts if one.get("enable_resolution_override")]
+    concepts = [
+        one["image"]
+        for one in _mappings(content.get("concepts"))
+        if isinstance(one.get("image"), dict)
+    ]
+    sizes = [
+        one["resolution_override"] for one in concepts if one.get("enable_resolution_override")
+    ]
     sizes = [each for one in (own.get("resolution", "512"), *sizes) for each in str(one).split(",")]
     own["resolution"] = _largest(sizes, path, 512)
     own["frames"] = max(_numbers(own.get("frames", 25)), default=1)
@@ -313,10 +409,14 @@ def _one_trainer(content: Options, path: Path) -> Written | None:
     everywhere = not own.get("layer_filter") and own.get("layer_filter_preset", "full") == "full"
     own["convolutions"] = part == "unet" and own["rank"] > 0 and everywhere
     before = own.get("gradient_checkpointing", "ON")  # of the whole, as it was written before
-    own["gradient_checkpointing"] = own.get(f"{part}.gradient_checkpointing", before not in ("OFF", False))
+    own["gradient_checkpointing"] = own.get(
+        f"{part}.gradient_checkpointing", before not in ("OFF", False)
+    )
     fraction = own.get("layer_offload_fraction", 0.0) if before == "CPU_OFFLOADED" else 0.0
     own["offload_fraction"] = float(own.get(f"{part}.offload_fraction", fraction))
-    own["activation_offloading"] = own.get(f"{part}.activation_offloading", before == "CPU_OFFLOADED")
+    own["activation_offloading"] = own.get(
+        f"{part}.activation_offloading", before == "CPU_OFFLOADED"
+    )
     own["texts_trained"] = any(own.get(f"{each}.train", True) for each in encoders)
     own["cache_latents"] = own.get("latent_caching", True)
     own["cache_text_encoder_outputs"] = own["cache_latents"] and not own["texts_trained"]
@@ -326,7 +426,9 @@ def _one_trainer(content: Options, path: Path) -> Written | None:
     drawn = _mappings(own.pop("samples", None) or (_content(there) if there else None))
     drawn = [one for one in drawn if one.get("enabled", True)]
     if own.get("sample_after_unit") != "NEVER" and (drawn or (file and not there)):
-        own["samples"] = max([max(one.get("width", 512), one.get("height", 512)) for one in drawn], default=1024)
+        own["samples"] = max(
+            [max(one.get("width", 512), one.get("height", 512)) for one in drawn], default=1024
+        )
     return Written("OneTrainer", program, own)
 
 
@@ -335,7 +437,10 @@ def _one_trainer(content: Options, path: Path) -> Written | None:
 
 def _environment(path: Path) -> Options:
     """The variables of SimpleTuner's config.env, by its options' names."""
-    text, names = path.read_text(encoding="utf-8", errors="replace"), tools()["SimpleTuner"]["variables"]
+    text, names = (
+        path.read_text(encoding="utf-8", errors="replace"),
+        tools()["SimpleTuner"]["variables"],
+    )
     lines = re.findall(r"^(?:export\s+)?([A-Z_]+)\s*=\s*(.*)$", text, re.M)
     own = {names.get(name, name.lower()): value.strip("\"' ") for name, value in lines}
     return {**own, **options(own.pop("trainer_extra_args", "").split(), path)}
@@ -358,10 +463,14 @@ def _simple_tuner(content: Options, path: Path) -> Written | None:
     is_quantized = str(own.get("base_model_precision")).endswith(("quanto", "torchao"))
     own["quantized_on_card"] = is_quantized and own.get("quantize_via", "accelerator") != "cpu"
     own["low_vram"] = not own["quantized_on_card"]
-    own["checkpoints"] = "host" if own.get("gradient_checkpointing_backend") == "unsloth" else "card"
+    own["checkpoints"] = (
+        "host" if own.get("gradient_checkpointing_backend") == "unsloth" else "card"
+    )
     own["ema"] = bool(own.pop("use_ema", False)) and own.get("ema_device", "cpu") == "accelerator"
     if own.get("validation_prompt") and not own.get("validation_disable"):
-        own["samples"] = max(_numbers(re.split(r"[x,]", str(own.get("validation_resolution", 256)))), default=256)
+        own["samples"] = max(
+            _numbers(re.split(r"[x,]", str(own.get("validation_resolution", 256)))), default=256
+        )
     return Written("SimpleTuner", program, own)
 
 
@@ -376,10 +485,13 @@ def _flavour(own: Options, program: str, path: Path) -> str:
     named = own["model_flavour"]
     if named not in flavours:
         raise UserError(
-            f"The configuration of {own['model_family']} {named} is not at hand.", where=path, field="model_flavour",
-            found=f"model_flavour: {named}", allowed=", ".join(flavours) or "the file without it",
+            f"The configuration of {own['model_family']} {named} is not at hand.",
+            where=path,
+            field="model_flavour",
+            found=f"model_flavour: {named}",
+            allowed=", ".join(flavours) or "the file without it",
             write="dryfit run train.py",
-        )  # fmt: skip
+        )
     return str(flavours[named])
 
 
@@ -387,16 +499,22 @@ def _backends(own: Options, path: Path) -> Options:
     """What the data's own file says: the largest size and batch, and whether something stands beside each image."""
     named = own.get("data_backend_config")
     listed = _mappings(_content(_beside(named, path, "The size of the images"))) if named else [own]
-    data = [{**own, **one} for one in listed if one.get("dataset_type", "image") in ("image", "video")]
+    data = [
+        {**own, **one} for one in listed if one.get("dataset_type", "image") in ("image", "video")
+    ]
     data = [one for one in data if not one.get("disabled")] or [own]
     found: Options = {"resolution": max(_side_of(one, path) for one in data)}
     found["train_batch_size"] = max(one.get("train_batch_size", 4) for one in data)
     videos = [one.get("video") or {} for one in data if one.get("dataset_type") == "video"]
     found["frames"] = max([one.get("num_frames", 125) for one in videos], default=1)
-    found["conditioning"] = any(one.get("conditioning_data") or one.get("conditioning") for one in data)
+    found["conditioning"] = any(
+        one.get("conditioning_data") or one.get("conditioning") for one in data
+    )
     square = [one.get("crop") and one.get("crop_aspect", "square") == "square" for one in data]
     shorter = [one.get("resolution_type") == "pixel" for one in data]
-    return found | {"uncropped": any(side and not whole for side, whole in zip(shorter, square, strict=True))}
+    return found | {
+        "uncropped": any(side and not whole for side, whole in zip(shorter, square, strict=True))
+    }
 
 
 def _side_of(dataset: Mapping[str, Any], path: Path) -> int:
@@ -408,6 +526,8 @@ def _side_of(dataset: Mapping[str, Any], path: Path) -> int:
 
 
 _SHAPES: dict[str, tuple[Callable[[Options, Path], Written | None], ...]] = {
-    ".toml": (_diffusion_pipe, _sd_scripts), ".yaml": (_ai_toolkit,), ".json": (_one_trainer, _simple_tuner),
+    ".toml": (_diffusion_pipe, _sd_scripts),
+    ".yaml": (_ai_toolkit,),
+    ".json": (_one_trainer, _simple_tuner),
     ".env": (_simple_tuner,),
-}  # fmt: skip
+}

@@ -19,7 +19,11 @@ from dryfit.recipes.recipe import Recipe, recipe
 from dryfit.recipes.trainer_files import Options, area, tools, written
 
 _LATENTS = ("cache_latents", "cache_latents_to_disk")
-_TEXTS = ("cache_text_encoder_outputs", "cache_text_encoder_outputs_to_disk", "pre_compute_text_embeddings")
+_TEXTS = (
+    "cache_text_encoder_outputs",
+    "cache_text_encoder_outputs_to_disk",
+    "pre_compute_text_embeddings",
+)
 # OneTrainer's ring buffer is up to a tenth larger than the part of the weights that stays (LayerOffloadConductor.py).
 _RING_BUFFER = 1.1
 
@@ -36,7 +40,9 @@ class TrainerFile:
     recipe: str
     given: Mapping[str, Any]  # settings of the recipe by name
     beside: tuple[str, ...]  # what takes memory too and no recipe has, in words
-    notes: tuple[str, ...]  # what is taken otherwise than the file has it, and options that nobody knows here
+    notes: tuple[
+        str, ...
+    ]  # what is taken otherwise than the file has it, and options that nobody knows here
 
 
 def read(what: str) -> TrainerFile | None:
@@ -49,13 +55,17 @@ def read(what: str) -> TrainerFile | None:
     if found is None:
         return None
     table = tools()[found.tool]
-    return TrainerReading(table, table["programs"][found.program], found.options, path).training(found.program)
+    return TrainerReading(table, table["programs"][found.program], found.options, path).training(
+        found.program
+    )
 
 
 class TrainerReading:
     """A file's options beside the rows of their tool and program."""
 
-    def __init__(self, table: Mapping[str, Any], row: Mapping[str, Any], own: Options, path: Path) -> None:
+    def __init__(
+        self, table: Mapping[str, Any], row: Mapping[str, Any], own: Options, path: Path
+    ) -> None:
         self.table, self.row, self.path = table, row, path
         self.own: Options = {**table.get("defaults", {}), **row.get("defaults", {}), **own}
         self.recipe: Recipe = recipe(row["recipe"])
@@ -66,11 +76,17 @@ class TrainerReading:
         self._refuse()
         model = self._model()
         given = self._settings(model) | self.row.get("always", {})
-        for changed in (each for key, each in self.table.get("changes", {}).items() if self.own.get(key)):
-            given |= {name: value for name, value in changed.items() if name in self.recipe.settings}
+        for changed in (
+            each for key, each in self.table.get("changes", {}).items() if self.own.get(key)
+        ):
+            given |= {
+                name: value for name, value in changed.items() if name in self.recipe.settings
+            }
         given |= self._cached()
         done = (*self.recipe.settings, *self.row.get("has", ()))
-        adds = [what for key, what in self.table["adds"].items() if self._is_on(key) and key not in done]
+        adds = [
+            what for key, what in self.table["adds"].items() if self._is_on(key) and key not in done
+        ]
         if self.own.get("num_processes"):
             adds.append("what several GPUs exchange")
         less = self.table.get("less", {})
@@ -78,7 +94,9 @@ class TrainerReading:
         self._name_unknown()
         checked = self.recipe.checked(given, self.path)
         beside = tuple(dict.fromkeys(adds))
-        return TrainerFile(self.table["name"], program, model, self.recipe.name, checked, beside, tuple(self.notes))
+        return TrainerFile(
+            self.table["name"], program, model, self.recipe.name, checked, beside, tuple(self.notes)
+        )
 
     def _is_on(self, key: str) -> bool:
         return _is_on(self.own.get(key))
@@ -99,10 +117,13 @@ class TrainerReading:
         if met:
             key = met[0]
             raise UserError(
-                f"`{key}` decides memory, and no recipe has it: {without[key]}.", where=self.path,
-                found=", ".join(f"{each}={yaml_text(self.own[each])}" for each in met), field=key,
-                allowed="the file without it; your program over the simulated card", write="dryfit run train.py",
-            )  # fmt: skip
+                f"`{key}` decides memory, and no recipe has it: {without[key]}.",
+                where=self.path,
+                found=", ".join(f"{each}={yaml_text(self.own[each])}" for each in met),
+                field=key,
+                allowed="the file without it; your program over the simulated card",
+                write="dryfit run train.py",
+            )
 
     def _settings(self, model: OtherModel) -> dict[str, Any]:
         chosen, given = self.recipe, {}
@@ -115,18 +136,32 @@ class TrainerReading:
                 given |= dict.fromkeys(names, self._side(value, chosen.multiples[names[0]]))
             elif name in chosen.settings:
                 now = self._value(name, key)
-                given[name] = _blocks(model, now) if name == "blocks_swapped" and isinstance(now, float) else now
+                given[name] = (
+                    _blocks(model, now)
+                    if name == "blocks_swapped" and isinstance(now, float)
+                    else now
+                )
             elif name == "checkpoints" and self._value(name, key) == "host":
-                self.notes.append(f"{key}: the recipe {chosen.name} keeps checkpoints on the card, which takes no less")
+                self.notes.append(
+                    f"{key}: the recipe {chosen.name} keeps checkpoints on the card, which takes no less"
+                )
             elif name == "precision" and self._value(name, key) == "fp16":  # as many bytes
-                self.notes.append(f"{key}: {value} is taken as bf16, which takes more below compute capability 8.0")
+                self.notes.append(
+                    f"{key}: {value} is taken as bf16, which takes more below compute capability 8.0"
+                )
                 # beside fp16 the tools keep trained adapters in fp32
-                given |= {"adapter_precision": "fp32"} if "adapter_precision" in chosen.settings else {}
+                given |= (
+                    {"adapter_precision": "fp32"} if "adapter_precision" in chosen.settings else {}
+                )
             elif name == "precision" and self._value(name, key) not in ("bf16", None):
                 raise UserError(
-                    f"The recipe {chosen.name} computes in bf16.", where=self.path, found=f"{key}={yaml_text(value)}",
-                    field=key, allowed=(bf16 := self._word(name, "bf16")), write=f"{key}={bf16}",
-                )  # fmt: skip
+                    f"The recipe {chosen.name} computes in bf16.",
+                    where=self.path,
+                    found=f"{key}={yaml_text(value)}",
+                    field=key,
+                    allowed=(bf16 := self._word(name, "bf16")),
+                    write=f"{key}={bf16}",
+                )
         if self.own.get("use_8bit_adam"):  # beside `optimizer AdamW` too
             given["optimizer"] = "adamw_8bit"
         return {name: value for name, value in given.items() if value is not None}
@@ -149,10 +184,13 @@ class TrainerReading:
         found = [each for word, each in known.items() if word.lower() == plain]
         if not found:
             raise UserError(
-                f"No recipe has the {name.replace('_', ' ')} {value}.", where=self.path, field=key,
-                found=f"{key}={yaml_text(value)}", allowed=", ".join(filter(None, [*known, *taken])),
+                f"No recipe has the {name.replace('_', ' ')} {value}.",
+                where=self.path,
+                field=key,
+                found=f"{key}={yaml_text(value)}",
+                allowed=", ".join(filter(None, [*known, *taken])),
                 write=f"{key}={next(iter(known))}",
-            )  # fmt: skip
+            )
         return found[0]
 
     def _word(self, name: str, value: Any) -> str:
@@ -163,9 +201,13 @@ class TrainerReading:
     def _side(self, resolution: Any, multiple: int) -> int:
         """The side of the square that holds as many pixels; buckets of other shapes hold no more."""
         pixels = area(resolution, self.path)
-        side = next(side for side in range(multiple, pixels + multiple, multiple) if side * side >= pixels)
+        side = next(
+            side for side in range(multiple, pixels + multiple, multiple) if side * side >= pixels
+        )
         if side * side != pixels:
-            self.notes.append(f"images of {yaml_text(resolution)} pixels are taken as {side} x {side}")
+            self.notes.append(
+                f"images of {yaml_text(resolution)} pixels are taken as {side} x {side}"
+            )
         return side
 
     def _cached(self) -> dict[str, Any]:
@@ -173,15 +215,21 @@ class TrainerReading:
         latents = any(self.own.get(key) for key in _LATENTS)
         texts = self.row.get("texts_first", False) or any(self.own.get(key) for key in _TEXTS)
         if "cached" in self.recipe.settings:
-            both = {(False, False): "none", (True, False): "latents", (False, True): "texts", (True, True): "all"}
+            both = {
+                (False, False): "none",
+                (True, False): "latents",
+                (False, True): "texts",
+                (True, True): "all",
+            }
             if (value := both[latents, texts]) in self.recipe.settings["cached"].choices:
                 return {"cached": value}
         if not (latents and texts):
             raise UserError(
                 f"The recipe {self.recipe.name} has latents at hand, and the file does not.",
-                where=self.path, allowed=f"{self.table['caching']}; your program over the simulated card",
+                where=self.path,
+                allowed=f"{self.table['caching']}; your program over the simulated card",
                 write="dryfit run train.py",
-            )  # fmt: skip
+            )
         return {}
 
     def _name_unknown(self) -> None:
@@ -200,7 +248,12 @@ class TrainerReading:
         """
         named, usual = self.own.get("pretrained_model_name_or_path"), self.row["model"]
         name = str(named or "")
-        for each in (Path(name).name, f"{Path(name).name}-Diffusers", name, usual if named is None else ""):
+        for each in (
+            Path(name).name,
+            f"{Path(name).name}-Diffusers",
+            name,
+            usual if named is None else "",
+        ):
             try:
                 found = find(each) if each else None
             except UserError:
@@ -210,9 +263,11 @@ class TrainerReading:
         if self.row.get("sizes"):
             raise UserError(
                 f"The configuration of {name or 'the model'} is not at hand, and this program trains several sizes.",
-                where=self.path, found=name or "no model", allowed=", ".join(self.row["sizes"]),
+                where=self.path,
+                found=name or "no model",
+                allowed=", ".join(self.row["sizes"]),
                 write="dryfit run train.py",
-            )  # fmt: skip
+            )
         self.notes.append(f"{name} is taken as {usual}")
         model = find(usual)
         assert model is not None

@@ -24,21 +24,36 @@ from dryfit.recorder.fitting import NotFitted
 from dryfit.recorder.teaching import OtherEvents, alike, alike_keys, base_key, checked, taught
 from dryfit.recorder.variants import BEFORE_8, OPTIONS, Variant, variants_of
 
-_CODE = ("models/{0}/modeling_{0}.py", "masking_utils.py")  # of transformers, that a record was made with
+_CODE = (
+    "models/{0}/modeling_{0}.py",
+    "masking_utils.py",
+)  # of transformers, that a record was made with
 
 
 def main() -> int:
     options = argparse.ArgumentParser(prog="python -m dryfit.recorder", description=__doc__)
     options.add_argument("families", nargs="+", choices=sorted(FAMILIES), metavar="FAMILY")
-    options.add_argument("--anew", action="store_true", help="every variant, and not only those that are missing")
-    options.add_argument("--options", nargs="*", choices=[*OPTIONS, BEFORE_8], help="only with these sets of options")
+    options.add_argument(
+        "--anew", action="store_true", help="every variant, and not only those that are missing"
+    )
+    options.add_argument(
+        "--options", nargs="*", choices=[*OPTIONS, BEFORE_8], help="only with these sets of options"
+    )
     asked = options.parse_args()
     for name in asked.families:
-        record(FAMILIES[name], lambda variant: asked.options is None or variant.called in asked.options, asked.anew)
+        record(
+            FAMILIES[name],
+            lambda variant: asked.options is None or variant.called in asked.options,
+            asked.anew,
+        )
     return 0
 
 
-def record(family: ModelFamily, wanted: Callable[[Variant], bool] = lambda variant: True, anew: bool = False) -> None:
+def record(
+    family: ModelFamily,
+    wanted: Callable[[Variant], bool] = lambda variant: True,
+    anew: bool = False,
+) -> None:
     """Record the variants of a family that are wanted and missing; the file is whole after each of them.
 
     What no variant asks for any more is left out of it.
@@ -70,7 +85,10 @@ def record(family: ModelFamily, wanted: Callable[[Variant], bool] = lambda varia
             continue
         _write(path, family, members, files)
         written = {*members}
-        print(f"{family.name}, {variant}: {len(text)} characters, {time.process_time() - began:.0f} CPU s", flush=True)
+        print(
+            f"{family.name}, {variant}: {len(text)} characters, {time.process_time() - began:.0f} CPU s",
+            flush=True,
+        )
 
 
 def pruned(
@@ -118,10 +136,18 @@ def _write(path: Path, family: ModelFamily, members: dict[str, str], files: dict
     }
     path.parent.mkdir(exist_ok=True)
     beside = path.with_suffix(".new")
-    texts = {"record.json": json.dumps(index, indent=1), **{f"{name}.json": files[name] for name in sorted(files)}}
+    texts = {
+        "record.json": json.dumps(index, indent=1),
+        **{f"{name}.json": files[name] for name in sorted(files)},
+    }
     with zipfile.ZipFile(beside, "w") as file:
-        for name, text in texts.items():  # with one date, so that the same records are the same bytes
-            file.writestr(zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0)), text, zipfile.ZIP_DEFLATED, 9)
+        for (
+            name,
+            text,
+        ) in texts.items():  # with one date, so that the same records are the same bytes
+            file.writestr(
+                zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0)), text, zipfile.ZIP_DEFLATED, 9
+            )
     beside.replace(path)
 
 

@@ -21,7 +21,9 @@ class Chunk(NamedTuple):
 
 
 Label = int | Chunk | str | None
-Stretch = tuple[int, int | None, Any]  # first event, end, layer; a mark has no end, and its phase and step
+Stretch = tuple[
+    int, int | None, Any
+]  # first event, end, layer; a mark has no end, and its phase and step
 
 
 def labels(take: Taken) -> list[Label]:
@@ -61,7 +63,9 @@ def _label_chunks(take: Taken, found: list[Label]) -> None:
     """What is done in a chunk's turn belongs to it, and the end of the chunks' gradients, one after the other."""
     by_id: dict[int, Label] = {}
     for first, end, label in _chunks(take):
-        end = next((place for place in range(first, end) if isinstance(found[place], int)), end)  # autocast ends
+        end = next(
+            (place for place in range(first, end) if isinstance(found[place], int)), end
+        )  # autocast ends
         found[first:end] = [label] * (end - first)
         found[end] = found[end] or _APART
         by_id |= {take.ids[place]: label for place in range(first, end) if take.kinds[place] == 1}
@@ -78,7 +82,11 @@ def _chunks(take: Taken) -> Iterator[tuple[int, int, Chunk]]:
     for (first, number), following in zip(take.chunks, begins[1:], strict=True):
         end = min(following, *(at for *_, at in take.marks if at > first))
         made = (at for at in range(first, end) if take.kinds[at] == 1)
-        named = (at for at in made if (origin := take.origins.get(take.ids[at])) and origin.operator == _AFTER_CHUNKS)
+        named = (
+            at
+            for at in made
+            if (origin := take.origins.get(take.ids[at])) and origin.operator == _AFTER_CHUNKS
+        )
         yield first, next(named, end), Chunk(number)
 
 
@@ -176,7 +184,9 @@ def by_place(
             own = (_APART, item[1]) if item[0] == _APART else (item[1], layer)
             where[first:end] = [own] * (end - first)
     freed_at = {
-        target: where[at] for at, (kind, target) in enumerate(zip(take.kinds, take.targets, strict=True)) if kind == 2
+        target: where[at]
+        for at, (kind, target) in enumerate(zip(take.kinds, take.targets, strict=True))
+        if kind == 2
     }
     handed: dict[tuple[Place, Place], int] = {}
     ordinal: dict[int, int] = {}
@@ -195,7 +205,11 @@ def by_place(
             events.append([*size_of(at), *elsewhere])
         elif kind == 2:
             there = where[target]
-            events.append(local[target] if there == own else [relation(own, there, kinds, loops), ordinal[target]])
+            events.append(
+                local[target]
+                if there == own
+                else [relation(own, there, kinds, loops), ordinal[target]]
+            )
         else:
             events.append(None)
     return found

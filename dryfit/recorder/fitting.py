@@ -38,7 +38,9 @@ def fitted(sizes: Sizes, known: Known, names: Sequence[str]) -> Expression:
     return found
 
 
-def _fitted(sizes: Sizes, known: Known, names: Sequence[str], workspace: bool = True) -> Expression | None:
+def _fitted(
+    sizes: Sizes, known: Known, names: Sequence[str], workspace: bool = True
+) -> Expression | None:
     if len(set(sizes)) == 1:
         return [[[sizes[0], 1, []]], EXACT]
     if not sizes[0]:
@@ -49,7 +51,10 @@ def _fitted(sizes: Sizes, known: Known, names: Sequence[str], workspace: bool = 
         heads = tuple(size // each[own] for size, each in zip(sizes, known, strict=True))
         inner = _fitted(heads, known, names, workspace=False)
         if inner is not None and inner[1] == EXACT:
-            return [[[factor, divisor, [*powers, [own, 1]]] for factor, divisor, powers in inner[0]], EXACT]
+            return [
+                [[factor, divisor, [*powers, [own, 1]]] for factor, divisor, powers in inner[0]],
+                EXACT,
+            ]
     choices, added = [], []
     for place, name in enumerate(names, 1):
         if sizes[place] == sizes[0]:
@@ -59,13 +64,17 @@ def _fitted(sizes: Sizes, known: Known, names: Sequence[str], workspace: bool = 
             (symbol, power)
             for symbol in symbols_of(name)
             for power in POWERS
-            if known[0].get(symbol) and ratio == Fraction(known[place][symbol], known[0][symbol]) ** power
+            if known[0].get(symbol)
+            and ratio == Fraction(known[place][symbol], known[0][symbol]) ** power
         ]
         if own:
             choices.append(own)
         else:
             added.append(name)
-    for whole in (len(sizes), 1 + len(names)):  # the base and its single variations are whole where others are rounded
+    for whole in (
+        len(sizes),
+        1 + len(names),
+    ):  # the base and its single variations are whole where others are rounded
         for factors in itertools.product(*choices):
             found = _product_and_sum(sizes, known, list(factors), added, whole)
             if found is not None:
@@ -87,10 +96,18 @@ def _product_and_sum(
         return _rounded([[rest[0].numerator, rest[0].denominator, head]], sizes, known)
     if len(added) > 6:
         return None
-    for count, degrees in itertools.product(_MOST_COMBINATIONS, ((1,), (1, 2))):  # many terms fit few numbers by chance
-        symbols = [[(own, power) for own in symbols_of(name) if own in known[0] for power in degrees] for name in added]
+    for count, degrees in itertools.product(
+        _MOST_COMBINATIONS, ((1,), (1, 2))
+    ):  # many terms fit few numbers by chance
+        symbols = [
+            [(own, power) for own in symbols_of(name) if own in known[0] for power in degrees]
+            for name in added
+        ]
         for found in _sums(rest[:whole], known[:whole], symbols, count):
-            terms = [[factor.numerator, factor.denominator, [*head, *map(list, term)]] for factor, term in found]
+            terms = [
+                [factor.numerator, factor.denominator, [*head, *map(list, term)]]
+                for factor, term in found
+            ]
             expression = _rounded(terms, sizes, known)
             if expression is not None:
                 return expression
@@ -101,11 +118,17 @@ def _sums(
     rest: Sequence[Fraction], known: Known, symbols: Sequence[Sequence[tuple[str, int]]], count: int
 ) -> Iterator[list[tuple[Fraction, Powers]]]:
     """Sums of so many products that give the numbers, each with at most one symbol of each name."""
-    terms = [[one for one in choice if one] for choice in itertools.product(*([None, *own] for own in symbols))]
+    terms = [
+        [one for one in choice if one]
+        for choice in itertools.product(*([None, *own] for own in symbols))
+    ]
     exact = [[_product(each, term) for term in terms] for each in known]
     columns = np.array(exact, dtype=float) / np.array([float(number) for number in rest])[:, None]
     columns /= np.abs(columns).max(0)
-    order = sorted(range(len(terms)), key=lambda place: (len(terms[place]), sum(power for _, power in terms[place])))
+    order = sorted(
+        range(len(terms)),
+        key=lambda place: (len(terms[place]), sum(power for _, power in terms[place])),
+    )
     gram, ones = columns.T @ columns, columns.sum(0)
     if len(order) ** count > _MOST_COMBINATIONS[count]:
         return
@@ -140,7 +163,9 @@ def _rounded(terms: list, sizes: Sizes, known: Known) -> Expression | None:
     """
     for width in WIDTHS:
         with suppress(Inexact):
-            if all(value([terms, width], each) == size for size, each in zip(sizes, known, strict=True)):
+            if all(
+                value([terms, width], each) == size for size, each in zip(sizes, known, strict=True)
+            ):
                 return [terms, width]
     return None
 
@@ -158,6 +183,11 @@ def _solved(rows: Sequence[Sequence[Fraction]], right: Sequence[Fraction]) -> li
         for place, row in enumerate(matrix):
             if place != column and row[column]:
                 matrix[place] = [
-                    number - row[column] * other for number, other in zip(row, matrix[column], strict=True)
+                    number - row[column] * other
+                    for number, other in zip(row, matrix[column], strict=True)
                 ]
-    return None if any(row[-1] for row in matrix[count:]) else [matrix[place][-1] for place in range(count)]
+    return (
+        None
+        if any(row[-1] for row in matrix[count:])
+        else [matrix[place][-1] for place in range(count)]
+    )

@@ -39,10 +39,15 @@ class OtherEvents(Exception):
     """A number that nobody named changes the events."""
 
 
-def scenario_of(family: ModelFamily, variant: Variant, numbers: Numbers, kinds: Sequence[str], **more: Any) -> Scenario:
+def scenario_of(
+    family: ModelFamily, variant: Variant, numbers: Numbers, kinds: Sequence[str], **more: Any
+) -> Scenario:
     """A step of a model with these numbers and kinds of layers; ``more``: of its configuration."""
     window = {"sliding_window": WINDOW} if variant.flags.get("windowed") else {}
-    step = {**variant.settings, "model": family.config(numbers, kinds, **{**window, **variant.particular, **more})}
+    step = {
+        **variant.settings,
+        "model": family.config(numbers, kinds, **{**window, **variant.particular, **more}),
+    }
     step |= {"sequence_length": numbers["s"], "micro_batch": numbers["b"]}
     if "r" in numbers:
         step["lora"] = {"rank": numbers["r"]}
@@ -66,7 +71,9 @@ def pinned(variant: Variant, values: Mapping[str, Any]) -> dict[str, Any]:
         inside = flags.get("sorted_in_place")
         found["e"] = tuple(e for e in first if (e <= limit) == bool(inside))
         if len(first) == 2:  # ends
-            found["e"] = (first[0], min(first[1], limit)) if inside else (max(first[0], limit + 1), first[1])
+            found["e"] = (
+                (first[0], min(first[1], limit)) if inside else (max(first[0], limit + 1), first[1])
+            )
     if variant.settings["method"] == "full":
         del found["r"]
     return found
@@ -110,9 +117,16 @@ def teaching_points(family: ModelFamily, variant: Variant) -> tuple[list[str], l
     base = {symbol: own[0] for symbol, own in values.items()}
     names = [symbol for symbol, own in values.items() if len(own) > 1]
     points = [base, *({**base, name: values[name][1]} for name in names)]
-    others = [{symbol: draw.choice(own) for symbol, own in values.items()} for _ in range(AT_RANDOM)]
-    odd = {symbol: family.odd.get(symbol, own) if len(own) > 1 else own for symbol, own in values.items()}
-    others += [{symbol: own[number % len(own)] for symbol, own in odd.items()} for number in range(ODD)]
+    others = [
+        {symbol: draw.choice(own) for symbol, own in values.items()} for _ in range(AT_RANDOM)
+    ]
+    odd = {
+        symbol: family.odd.get(symbol, own) if len(own) > 1 else own
+        for symbol, own in values.items()
+    }
+    others += [
+        {symbol: own[number % len(own)] for symbol, own in odd.items()} for number in range(ODD)
+    ]
     for point, (some, length) in zip(others, rows, strict=False):
         point |= {"b": some, "s": _aligned(variant, length)}
     return names, [family.possible(point) for point in (*points, *others)]
@@ -122,7 +136,10 @@ def chunk_counts(family: ModelFamily, variant: Variant) -> Sequence[int]:
     """In how many chunks the loss is taken where a variant is taught: the most first. 0: its length is one, or any."""
     if not variant.flags.get("in_chunks"):
         return (0 if "length" in variant.flags else variant.flags.get("chunks", 0),)
-    limit = max(_sorted_up_to(pinned(variant, family.points)), _chosen_from(family, variant)) // CHUNK_TOKENS
+    limit = (
+        max(_sorted_up_to(pinned(variant, family.points)), _chosen_from(family, variant))
+        // CHUNK_TOKENS
+    )
     if variant.flags.get("sorted_in_place"):
         return sorted({count for count in (limit, 5, 3, 2) if count <= min(limit, 5)}, reverse=True)
     return [max(5, limit + 1), *(count for count in (3, 2) if count > limit)]
@@ -163,27 +180,43 @@ def checking_points(family: ModelFamily, variant: Variant) -> list[Numbers]:
         ends |= {"s": (CHUNKED_ROW_ENDS[0], longest)} if flags.get("one_row") else CHUNKED_ENDS
         more = () if flags.get("one_row") else CHUNKED_MORE
     elif "chunks" in flags and "length" not in flags:
-        ends["s"] = tuple(CHUNK_TOKENS * (flags["chunks"] - 1) + rest for rest in (3, CHUNK_TOKENS + 1))
+        ends["s"] = tuple(
+            CHUNK_TOKENS * (flags["chunks"] - 1) + rest for rest in (3, CHUNK_TOKENS + 1)
+        )
     if len(ends["s"]) > 1:
-        low, high = _aligned(variant, ends["s"][0]), ends["s"][1] // 8 * 8 if flags.get("aligned") else ends["s"][1]
+        low, high = (
+            _aligned(variant, ends["s"][0]),
+            ends["s"][1] // 8 * 8 if flags.get("aligned") else ends["s"][1],
+        )
         if chosen := _chosen_from(family, variant):
             low = max(low, chosen + 3)
         elif family.chooses:
             high = min(high, variant.particular[family.chooses])
         if limit := _sorted_up_to(ends):
             beyond = limit + 1
-            if flags.get("in_chunks"):  # with so many chunks as are taught, the last one of several tokens
+            if flags.get(
+                "in_chunks"
+            ):  # with so many chunks as are taught, the last one of several tokens
                 beyond = max(beyond, limit // CHUNK_TOKENS * CHUNK_TOKENS + 3)
-            low, high = (low, min(high, limit)) if flags.get("sorted_in_place") else (max(low, beyond), high)
+            low, high = (
+                (low, min(high, limit))
+                if flags.get("sorted_in_place")
+                else (max(low, beyond), high)
+            )
         ends["s"] = _aligned(variant, low), high
     draw = random.Random(2)
     low, high = ({symbol: own[at] for symbol, own in ends.items()} for at in (0, -1))
     between = [
-        {symbol: round(own[0] * (own[-1] / own[0]) ** draw.random()) for symbol, own in ends.items()}
+        {
+            symbol: round(own[0] * (own[-1] / own[0]) ** draw.random())
+            for symbol, own in ends.items()
+        }
         for _ in range(CHECKS)
     ]
     for point in between:
-        if flags.get("in_chunks"):  # a trace takes as long as there are chunks: the largest have many
+        if flags.get(
+            "in_chunks"
+        ):  # a trace takes as long as there are chunks: the largest have many
             shorter = max(min(point["s"], FEW_CHUNKS), low["s"])
             point |= {"b": min(point["b"], 8), "s": _aligned(variant, shorter)}
         for symbol in {"d", "h", "m", "S", *("s" * bool(flags.get("aligned")))} & {*point}:
@@ -195,7 +228,9 @@ def checking_points(family: ModelFamily, variant: Variant) -> list[Numbers]:
 class _Cut:
     """The traces of one model at several numbers, cut into stretches whose sizes are as many numbers."""
 
-    def __init__(self, takes: Sequence[Taken], kinds: Sequence[str], told: dict[tuple[str, str, str], int]) -> None:
+    def __init__(
+        self, takes: Sequence[Taken], kinds: Sequence[str], told: dict[tuple[str, str, str], int]
+    ) -> None:
         self.takes, self.first, self.told = takes, takes[0], told
         self._about: dict[int, int] = {}  # by place
         first = self.first
@@ -250,14 +285,20 @@ class _Cut:
             return [_SeenSize(name, fixed, slot, listed), about]
         if at in first.cublas:
             return [_SeenSize("cublas"), about]
-        if at == 0 and first.kinds[1] == 2 and first.targets[1] == 0:  # transformers warms the allocator up
+        if (
+            at == 0 and first.kinds[1] == 2 and first.targets[1] == 0
+        ):  # transformers warms the allocator up
             return [_SeenSize("warm"), about]
         return [self._counted(tuple(int(each.sizes[at]) for each in self.takes), at), about]
 
     def _counted(self, sizes: tuple[int, ...], at: int) -> _SeenSize:
         """Sizes as they are, or as numbers for each trained tensor."""
         count = self.trained
-        if any(at in span for span in self._optimizing) and set(sizes) in ({count}, {2 * count}, {4 * count}):
+        if any(at in span for span in self._optimizing) and set(sizes) in (
+            {count},
+            {2 * count},
+            {4 * count},
+        ):
             return _SeenSize("trained", sizes=(sizes[0] // count,))
         return _SeenSize("", sizes=sizes)
 
@@ -277,7 +318,11 @@ class _Fitted:
     """The expressions and rules of a variant, each once."""
 
     def __init__(
-        self, points: Sequence[Numbers], names: Sequence[str], library: Sequence[Any], capability: Capability
+        self,
+        points: Sequence[Numbers],
+        names: Sequence[str],
+        library: Sequence[Any],
+        capability: Capability,
     ) -> None:
         self._known = [with_rounded(point, capability) for point in points]
         self._names, self._given, self._capability = names, library, capability
@@ -291,7 +336,12 @@ class _Fitted:
         if size.rule == "trained":
             return self._place([[[size.sizes[0], 1, [["T", 1]]]], EXACT])
         if size.rule:
-            own = [size.rule, [*map(_plain, size.fixed)], size.slot, [self.number(one) for one in size.arguments]]
+            own = [
+                size.rule,
+                [*map(_plain, size.fixed)],
+                size.slot,
+                [self.number(one) for one in size.arguments],
+            ]
             if own not in self.rules:
                 self.rules.append(own)
             return -1 - self.rules.index(own)
@@ -328,12 +378,21 @@ def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-def _taken(family: ModelFamily, variant: Variant, points: Sequence[Numbers], first: Taken | None = None) -> list[Taken]:
+def _taken(
+    family: ModelFamily, variant: Variant, points: Sequence[Numbers], first: Taken | None = None
+) -> list[Taken]:
     """Traces at all numbers, which have to leave the events as they are, or as in the first one that was traced."""
     takes: list[Taken] = []
     for point in points:
         step = scenario_of(family, variant, point, sequence_of(family, variant)[0])
-        takes.append(take(step, variant.capability, origins=first is None, in_chunks="in_chunks" in variant.flags))
+        takes.append(
+            take(
+                step,
+                variant.capability,
+                origins=first is None,
+                in_chunks="in_chunks" in variant.flags,
+            )
+        )
         first = first or takes[0]
         if takes[-1].structure != first.structure:
             raise OtherEvents(f"{point} changes the events")
@@ -364,7 +423,9 @@ def taught(family: ModelFamily, variant: Variant, library: Sequence[Any] = ()) -
         fewer.append((_taken(family, variant, others), others))
     if library:
         with suppress(NotFitted):
-            return _content(family, variant, _Fitted(few, (), library, variant.capability), takes, fewer)
+            return _content(
+                family, variant, _Fitted(few, (), library, variant.capability), takes, fewer
+            )
     rest = [point for point in points if point not in few]
     takes += _taken(family, variant, rest, takes[0])
     takes = [takes[[*few, *rest].index(point)] for point in points]
@@ -374,11 +435,27 @@ def taught(family: ModelFamily, variant: Variant, library: Sequence[Any] = ()) -
 def _at_length(expression: Any, length: int) -> Iterator[Any]:
     """What an expression for one length may be for another: each term as it is, or in proportion to it."""
     terms, width = expression
-    ratios = {Fraction(length + more, other + more) for other in LENGTHS if other != length for more in (0, -1, 3)}
+    ratios = {
+        Fraction(length + more, other + more)
+        for other in LENGTHS
+        if other != length
+        for more in (0, -1, 3)
+    }
     for ratio in ratios:
-        for factors in itertools.islice(itertools.product((Fraction(1), ratio), repeat=len(terms)), 1, None):
-            new = [Fraction(own[0], own[1]) * factor for own, factor in zip(terms, factors, strict=True)]
-            yield [[[each.numerator, each.denominator, own[2]] for own, each in zip(terms, new, strict=True)], width]
+        for factors in itertools.islice(
+            itertools.product((Fraction(1), ratio), repeat=len(terms)), 1, None
+        ):
+            new = [
+                Fraction(own[0], own[1]) * factor
+                for own, factor in zip(terms, factors, strict=True)
+            ]
+            yield [
+                [
+                    [each.numerator, each.denominator, own[2]]
+                    for own, each in zip(terms, new, strict=True)
+                ],
+                width,
+            ]
 
 
 def _content(
@@ -393,7 +470,9 @@ def _content(
     templates: list[Any] = []
     kinds, _ = sequence_of(family, variant)
     cut = _Cut(takes, kinds, told)
-    counts = chunk_counts(family, variant)  # of few chunks, all of which are taught, each number has its own templates
+    counts = chunk_counts(
+        family, variant
+    )  # of few chunks, all of which are taught, each number has its own templates
     radius = CHUNK_RADIUS if counts[0] > 2 * CHUNK_RADIUS else 2 * CHUNK_RADIUS
     listed, choices = _chosen(family, kinds, radius, cut, values, templates)
     for others, points in fewer:
@@ -405,35 +484,56 @@ def _content(
         for at, chosen in more.items():
             for layer, (around, template) in enumerate(chosen.items()):
                 known = choices[at].setdefault(around, template)
-                if known != template and (at not in loops or not _same(templates, known, template, (at, layer), loops)):
-                    raise OtherEvents(f"chunks or layers with the neighbours {around} do different things")
+                if known != template and (
+                    at not in loops or not _same(templates, known, template, (at, layer), loops)
+                ):
+                    raise OtherEvents(
+                        f"chunks or layers with the neighbours {around} do different things"
+                    )
     arriving = {}
     if cut.first.arrivals:
         loader = WeightLoader.installed()
         workers = loader.workers if variant.settings["method"] == "qlora" else loader.dense_workers
-        arriving = {"workers": workers, "arrivals": [*cut.arrivals(all_of_them=workers > 1).items()]}
+        arriving = {
+            "workers": workers,
+            "arrivals": [*cut.arrivals(all_of_them=workers > 1).items()],
+        }
     return {
         **arriving,
-        "program": listed, "templates": templates, "sizes": values.sizes, "rules": values.rules,
-        "choices": {str(at): [[list(around), own] for around, own in chosen.items()] for at, chosen in choices.items()},
+        "program": listed,
+        "templates": templates,
+        "sizes": values.sizes,
+        "rules": values.rules,
+        "choices": {
+            str(at): [[list(around), own] for around, own in chosen.items()]
+            for at, chosen in choices.items()
+        },
         "told": [list(about) for about in told],
-    }  # fmt: skip
+    }
 
 
-def _same(templates: Sequence[Any], left: int, right: int, own: Place, loops: Mapping[int, Kinds]) -> bool:
+def _same(
+    templates: Sequence[Any], left: int, right: int, own: Place, loops: Mapping[int, Kinds]
+) -> bool:
     """Whether two templates do the same in this chunk: of few chunks one may be the next and the last but one."""
 
     def resolved(event: Any) -> Any:
         parts = event if isinstance(event, list) else [event]
         return [
-            absolute(own, part, "", loops) if isinstance(part, list) and part[1] in loops else part for part in parts
+            absolute(own, part, "", loops) if isinstance(part, list) and part[1] in loops else part
+            for part in parts
         ]
 
     return [*map(resolved, templates[left])] == [*map(resolved, templates[right])]
 
 
 def _chosen(
-    family: ModelFamily, kinds: Kinds, around_chunks: int, cut: _Cut, values: _Fitted, templates: list[Any]
+    family: ModelFamily,
+    kinds: Kinds,
+    around_chunks: int,
+    cut: _Cut,
+    values: _Fitted,
+    templates: list[Any],
 ) -> tuple[list[Any], dict[int, dict[Any, int]]]:
     """A record's program and, by pass, the templates of layers and chunks; new ones are added to ``templates``."""
     loops = loops_of(cut.items)
@@ -459,7 +559,9 @@ def _chosen(
             for layer in range(len(passed)):
                 own, around = template((item[1], layer)), window(passed, layer, radius)
                 if chosen.setdefault(around, own) != own:
-                    raise OtherEvents(f"chunks or layers with the neighbours {around} do different things")
+                    raise OtherEvents(
+                        f"chunks or layers with the neighbours {around} do different things"
+                    )
     return listed, choices
 
 
@@ -503,7 +605,9 @@ def differs(form: Form, scenario: Scenario, capability: Capability) -> str | Non
     return f"{len(own.events)} events derived, {len(traced)} traced; marks {own.marks == marks}"
 
 
-def checked(family: ModelFamily, variant: Variant, content: Mapping[str, Any], log: Log) -> dict[str, Any]:
+def checked(
+    family: ModelFamily, variant: Variant, content: Mapping[str, Any], log: Log
+) -> dict[str, Any]:
     """The content with the ranges of numbers and the capabilities at which its events equal the trace's.
 
     Raises
@@ -515,7 +619,10 @@ def checked(family: ModelFamily, variant: Variant, content: Mapping[str, Any], l
     points = checking_points(family, variant)
     sequence, order = sequence_of(family, variant)
     orders = [order] + [sequence] * (len(points) - 1)  # what an order does depends on no number
-    steps = [scenario_of(family, variant, point, kinds) for point, kinds in zip(points, orders, strict=True)]
+    steps = [
+        scenario_of(family, variant, point, kinds)
+        for point, kinds in zip(points, orders, strict=True)
+    ]
     for point, step in zip(points, steps, strict=True):
         if why := differs(form, step, variant.capability):
             raise OtherEvents(f"at {point}: {why}")
@@ -527,7 +634,10 @@ def checked(family: ModelFamily, variant: Variant, content: Mapping[str, Any], l
             capabilities.append(list(capability))
     asked = [StepKey.of(step).numbers for step in steps]
     ranges = {
-        symbol: [min(numbers[symbol] for numbers in asked), max(numbers[symbol] for numbers in asked)]
+        symbol: [
+            min(numbers[symbol] for numbers in asked),
+            max(numbers[symbol] for numbers in asked),
+        ]
         for symbol in asked[0]
     }
     return {**content, "ranges": ranges, "capabilities": capabilities}
@@ -536,7 +646,9 @@ def checked(family: ModelFamily, variant: Variant, content: Mapping[str, Any], l
 def base_key(family: ModelFamily, variant: Variant) -> StepKey:
     """What a variant's record answers, by the step that it is taught with."""
     _, points = teaching_points(family, variant)
-    return StepKey.of(scenario_of(family, variant, points[0], sequence_of(family, variant)[0]), variant.capability)
+    return StepKey.of(
+        scenario_of(family, variant, points[0], sequence_of(family, variant)[0]), variant.capability
+    )
 
 
 def alike_keys(family: ModelFamily, variant: Variant) -> dict[str, Scenario]:
@@ -549,7 +661,11 @@ def alike_keys(family: ModelFamily, variant: Variant) -> dict[str, Scenario]:
 
 
 def alike(
-    family: ModelFamily, variant: Variant, form: Callable[[], Form], known: Collection[str], log: Log
+    family: ModelFamily,
+    variant: Variant,
+    form: Callable[[], Form],
+    known: Collection[str],
+    log: Log,
 ) -> Iterator[str]:
     """Keys of configurations of the family's other models whose events are the same, but for those that are known."""
     for key, step in alike_keys(family, variant).items():

@@ -45,7 +45,9 @@ def _slots(name: str, fixed: tuple[Any, ...], arguments: Sequence[int]) -> list[
 _of_reduction = kernels.CudaKernels._of_reduction
 
 
-def _reduction(self: Any, func: Any, kind: Any, name: str, args: Sequence, kwargs: dict) -> tuple[list, list]:
+def _reduction(
+    self: Any, func: Any, kind: Any, name: str, args: Sequence, kwargs: dict
+) -> tuple[list, list]:
     given: list[Any] = []
 
     def noted(*arguments: Any) -> tuple[int, ...]:
@@ -64,7 +66,9 @@ def _reduction(self: Any, func: Any, kind: Any, name: str, args: Sequence, kwarg
 
 def _embedding(self: Any, _: str, args: Sequence, __: dict) -> tuple[list, list]:
     grad, indices, words = args[:3]
-    return _slots("embedding", (indices.element_size(),), (indices.numel(), words, grad.shape[-1])), []
+    return _slots(
+        "embedding", (indices.element_size(),), (indices.numel(), words, grad.shape[-1])
+    ), []
 
 
 @contextmanager
@@ -92,7 +96,11 @@ class _Sources(Workspaces):
         if self._tracker._phase not in ("optimizer", "between") or not args:
             return
         given, made = args[0], output
-        if isinstance(made, list | tuple) and isinstance(given, list | tuple) and len(made) == len(given):
+        if (
+            isinstance(made, list | tuple)
+            and isinstance(given, list | tuple)
+            and len(made) == len(given)
+        ):
             pairs = list(zip(made, given, strict=True))
         else:
             pairs = [(made, given)]
@@ -130,7 +138,9 @@ class _NotingSources(Tracker):
 def _chunk_noted(starts: list[tuple[int, int]]) -> Callable[..., Any]:
     """In the place of ``checkpoint``: notes before which event each chunk of a loss begins, and its number."""
 
-    def noted(loss_of: Callable[..., Any], states: torch.Tensor, targets: torch.Tensor, **options: Any) -> Any:
+    def noted(
+        loss_of: Callable[..., Any], states: torch.Tensor, targets: torch.Tensor, **options: Any
+    ) -> Any:
         number = states.storage_offset() // (CHUNK_TOKENS * states.shape[-1])
 
         def run(*given: torch.Tensor) -> torch.Tensor:
@@ -192,7 +202,9 @@ class Taken:
     @property
     def structure(self) -> tuple[Any, ...]:
         """What has to be the same at all numbers."""
-        rules = tuple((*size.rule[:3],) if isinstance(size, BySize) else None for size in self.sizes)
+        rules = tuple(
+            (*size.rule[:3],) if isinstance(size, BySize) else None for size in self.sizes
+        )
         return self.kinds, self.targets, self.about, rules, self.marks, self.cublas
 
 
@@ -201,21 +213,37 @@ def experts_whole(arrivals: dict[int, int]) -> Iterator[None]:
     """Load experts as the one tensor that the model has: how they arrive is :mod:`dryfit.derived.arrivals`'s."""
     parts_of, load = loading._checkpoint_bytes, loading._load_on_device
 
-    def noted(device: Any, model: Any, base: dict[str, torch.Tensor], scenario: Scenario, loader: WeightLoader) -> None:
+    def noted(
+        device: Any,
+        model: Any,
+        base: dict[str, torch.Tensor],
+        scenario: Scenario,
+        loader: WeightLoader,
+    ) -> None:
         load(device, model, base, scenario, loader)
         for name, tensor in base.items():
             count = len(parts_of(name, tensor, scenario))
-            arrivals[device.ids[tensor.untyped_storage()._cdata]] = count // tensor.shape[0] if count > 1 else 0
+            arrivals[device.ids[tensor.untyped_storage()._cdata]] = (
+                count // tensor.shape[0] if count > 1 else 0
+            )
 
-    with patched([
-        (loading, "_checkpoint_bytes", lambda *given: [sum(parts_of(*given))]),
-        (loading, "_load_on_device", noted),
-        (WeightLoader, "order_is_random", lambda *_: False),
-    ]):  # fmt: skip
+    with patched(
+        [
+            (loading, "_checkpoint_bytes", lambda *given: [sum(parts_of(*given))]),
+            (loading, "_load_on_device", noted),
+            (WeightLoader, "order_is_random", lambda *_: False),
+        ]
+    ):
         yield
 
 
-def take(scenario: Scenario, capability: tuple[int, int], *, origins: bool = False, in_chunks: bool = False) -> Taken:
+def take(
+    scenario: Scenario,
+    capability: tuple[int, int],
+    *,
+    origins: bool = False,
+    in_chunks: bool = False,
+) -> Taken:
     """Trace a step of one GPU for recording. ``in_chunks``: note where chunks of the loss begin.
 
     UnknownOrder: if chance decides about the loading.
@@ -229,22 +257,35 @@ def take(scenario: Scenario, capability: tuple[int, int], *, origins: bool = Fal
     arrivals: dict[int, int] = {}
     with tracing.one_thread(), rules_kept(), patched(places), experts_whole(arrivals):
         record, _ = tracing._stepped(
-            scenario, "cuda", prepare, kinds_of_ranks(scenario)[0], capability=capability, costs=False,
-            report=tracing._as_record, origins=origins,
-        )  # fmt: skip
+            scenario,
+            "cuda",
+            prepare,
+            kinds_of_ranks(scenario)[0],
+            capability=capability,
+            costs=False,
+            report=tracing._as_record,
+            origins=origins,
+        )
     return Taken(record, sources, arrivals, chunks)
 
 
-def events(scenario: Scenario, capability: tuple[int, int]) -> tuple[list[tuple[int, int]], list[tuple[str, int, int]]]:
+def events(
+    scenario: Scenario, capability: tuple[int, int]
+) -> tuple[list[tuple[int, int]], list[tuple[str, int, int]]]:
     """A step's events and marks as :class:`dryfit.derived.layers.Composition` has them: what a record has to equal.
 
     Where chance decides about the loading, they are those of the first order.
     """
     with tracing.one_thread(), patched([(preparing, "ORDERS", 1)]):
         record, _ = tracing._stepped(
-            scenario, "cuda", prepare, kinds_of_ranks(scenario)[0], capability=capability, costs=False,
+            scenario,
+            "cuda",
+            prepare,
+            kinds_of_ranks(scenario)[0],
+            capability=capability,
+            costs=False,
             report=tracing._as_record,
-        )  # fmt: skip
+        )
     numbers: dict[int, int] = {}
     listed = []
     for identity, size in record.events:

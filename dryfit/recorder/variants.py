@@ -19,12 +19,20 @@ OPTIONS: dict[str, Mapping[str, Any]] = {
 }
 BEFORE_8 = "trl_before_8"  # the same as `trl` on a GPU of an older compute capability
 METHODS: dict[str, Mapping[str, Any]] = {
-    "qlora": {"autocast": "bf16", "precision": "fp32", "adapter_precision": "bf16", "quantization": {"double": False}},
+    "qlora": {
+        "autocast": "bf16",
+        "precision": "fp32",
+        "adapter_precision": "bf16",
+        "quantization": {"double": False},
+    },
     "lora": {"precision": "bf16-mixed"},
     "full": {"precision": "bf16-mixed"},
 }  # and what TRL's scripts set for each
 
-ALIKE = ("rope", "sliding")  # of what a model is beside numbers: the family's other models with the same events
+ALIKE = (
+    "rope",
+    "sliding",
+)  # of what a model is beside numbers: the family's other models with the same events
 LENGTHS = (512, 1024, 2048, 4096)
 
 
@@ -45,7 +53,9 @@ class Variant:
 
     def __str__(self) -> str:
         told = [name if on is True else f"{name} {on}" for name, on in self.flags.items() if on]
-        return ", ".join([self.called, self.settings["method"], *told, *map(str, self.particular.items())])
+        return ", ".join(
+            [self.called, self.settings["method"], *told, *map(str, self.particular.items())]
+        )
 
 
 def variants_of(family: ModelFamily) -> Iterator[Variant]:
@@ -53,13 +63,17 @@ def variants_of(family: ModelFamily) -> Iterator[Variant]:
     seen = set()
     models = family.catalogue()
     all_options = [*OPTIONS.items(), (BEFORE_8, OPTIONS["trl"])]
-    for rows, (called, options), method, length, name in product((1, 2), all_options, METHODS, LENGTHS, models):
+    for rows, (called, options), method, length, name in product(
+        (1, 2), all_options, METHODS, LENGTHS, models
+    ):
         settings = {"method": method, **options, **(METHODS[method] if "loss" in options else {})}
         if rows > 1 and ("e" in family.keys or family.exact_length):
             continue
         step = {"model": name, "sequence_length": length, "micro_batch": rows, **settings}
         try:
-            asked = StepKey.of(Scenario.from_mapping(step, {}), (7, 5) if called == BEFORE_8 else None)
+            asked = StepKey.of(
+                Scenario.from_mapping(step, {}), (7, 5) if called == BEFORE_8 else None
+            )
         except (NoRecord, UserError):  # or it has not so many positions
             continue
         particular = {key: value for key, value in asked.particular.items() if key not in ALIKE}

@@ -13,7 +13,9 @@ from dryfit.common.text import yaml_text
 from dryfit.scenario.objectives import OBJECTIVES
 from dryfit.scenario.strategies import AXES, NONE
 
-MOST = 2**24  # of any count: beyond the longest context there is, and sizes of tensors still fit 64 bits
+MOST = (
+    2**24
+)  # of any count: beyond the longest context there is, and sizes of tensors still fit 64 bits
 MOST_ELEMENTS = 2**50  # of a buffer: DeepSpeed's files say up to 1e12 where they mean all
 ANY = ("*",)  # every value
 
@@ -71,7 +73,11 @@ class Field:
         elif self.words:
             schema |= {"enum": [*self.words, *([None] if self.nullable else [])]}
         elif self.least is not None:
-            schema |= {"type": ["integer", *null] if null else "integer", "minimum": self.least, "maximum": MOST}
+            schema |= {
+                "type": ["integer", *null] if null else "integer",
+                "minimum": self.least,
+                "maximum": MOST,
+            }
         elif self.below is not None:
             schema |= {"type": "number", "minimum": 0, "exclusiveMaximum": self.below}
         elif self.parts:
@@ -92,7 +98,12 @@ def described(about: str, *, parts: type | None = None, **more: Any) -> Any:
 
     The example is the default where no other is given.
     """
-    description = Field("", about, parts=fields_of(parts) if parts else (), **{"example": more.get("default"), **more})
+    description = Field(
+        "",
+        about,
+        parts=fields_of(parts) if parts else (),
+        **{"example": more.get("default"), **more},
+    )
     default = MISSING if parts else more.get("default", None if more.get("nullable") else MISSING)
     return field(default=default, metadata={"description": description})
 
@@ -137,8 +148,16 @@ def goes_without_saying(field: Field, value: Any, scenario: Mapping[str, Any]) -
 # --- what it says of fields whose value alone says too little ------------------------------------------
 
 # Adapters' settings that take neither memory nor time.
-IDLE = {"peft_type", "lora_alpha", "base_model_name_or_path", "inference_mode", "auto_mapping", "revision",
-         "peft_version", "task_type"}  # fmt: skip
+IDLE = {
+    "peft_type",
+    "lora_alpha",
+    "base_model_name_or_path",
+    "inference_mode",
+    "auto_mapping",
+    "revision",
+    "peft_version",
+    "task_type",
+}
 
 
 def say_name(name: Any, scenario: Mapping[str, Any]) -> str:
@@ -153,7 +172,11 @@ def say_name(name: Any, scenario: Mapping[str, Any]) -> str:
 
 def say_method(method: str, scenario: Mapping[str, Any]) -> str:
     """The method with its adapters: their kind, rank and layers."""
-    lora, adapter, quantization = scenario["lora"], scenario["adapter"], scenario["quantization"] or {}
+    lora, adapter, quantization = (
+        scenario["lora"],
+        scenario["adapter"],
+        scenario["quantization"] or {},
+    )
     if method == "full":
         return "full fine-tuning"
     kind = str((adapter or {}).get("peft_type") or "LORA").upper()
@@ -164,7 +187,9 @@ def say_method(method: str, scenario: Mapping[str, Any]) -> str:
         return shown
     targets = lora["target_modules"]
     on = "all linear layers" if targets == "all-linear" else ", ".join(targets)
-    return f"{shown} of rank {lora['rank']} on {on}" + (f", dropout {lora['dropout']:g}" if lora["dropout"] else "")
+    return f"{shown} of rank {lora['rank']} on {on}" + (
+        f", dropout {lora['dropout']:g}" if lora["dropout"] else ""
+    )
 
 
 def say_quantization(value: Mapping[str, Any] | None, _: Mapping[str, Any]) -> str:
@@ -173,13 +198,17 @@ def say_quantization(value: Mapping[str, Any] | None, _: Mapping[str, Any]) -> s
     words = ["on a base of LLM.int8" if value["type"] == "int8" else value["type"]]
     words[0] += " double-quantized" if value.get("double") else ""
     words += [f"stored as {value['storage']}"] if value.get("storage", "uint8") != "uint8" else []
-    return ", ".join([*words, *([f"computing in {value['compute']}"] if value.get("compute") else [])])
+    return ", ".join(
+        [*words, *([f"computing in {value['compute']}"] if value.get("compute") else [])]
+    )
 
 
 def say_adapter(value: Mapping[str, Any] | None, _: Mapping[str, Any]) -> str:
     """A PEFT configuration by its keys."""
     kept = {
-        key: item for key, item in (value or {}).items() if key not in IDLE and item not in (None, False, "", [], {})
+        key: item
+        for key, item in (value or {}).items()
+        if key not in IDLE and item not in (None, False, "", [], {})
     }
     return ", ".join(f"{key} {yaml_text(item)}" for key, item in sorted(kept.items()))
 
@@ -187,7 +216,9 @@ def say_adapter(value: Mapping[str, Any] | None, _: Mapping[str, Any]) -> str:
 def say_images(value: Mapping[str, Any] | None, _: Mapping[str, Any]) -> str:
     if not value or not value.get("height"):
         return ""
-    trained = "the vision tower trained too" if value["trained"] == "all" else "the vision tower frozen"
+    trained = (
+        "the vision tower trained too" if value["trained"] == "all" else "the vision tower frozen"
+    )
     many = "s" if (value["count"] or 1) > 1 else ""
     return f"{value['count'] or 1} image{many} of {value['height']} x {value['width']} in a row, {trained}"
 
@@ -201,13 +232,17 @@ def say_way(parallel: Mapping[str, Any], *, as_title: bool = False) -> str:
         mesh.append(f"schedule {parallel['schedule']}")
     if parallel.get("stage_layers"):
         mesh.append(f"layers {'+'.join(map(str, parallel['stage_layers']))}")
-    return " x ".join([*([strategy.upper() if as_title else strategy] if strategy != NONE else []), *mesh])
+    return " x ".join(
+        [*([strategy.upper() if as_title else strategy] if strategy != NONE else []), *mesh]
+    )
 
 
 def say_parallel(value: Mapping[str, Any], _: Mapping[str, Any]) -> str:
     if value["gpus"] < 2:
         return ""
-    kept = "" if value.get("reshard_after_forward", True) else ", gathered weights kept until backward"
+    kept = (
+        "" if value.get("reshard_after_forward", True) else ", gathered weights kept until backward"
+    )
     offload = ", offloaded to the CPU" if value.get("offload", "none") != "none" else ""
     summed = ", gradients summed in fp32" if value.get("reduce_in_fp32") else ""
     summed += ", weights gathered in 8 bits" if value.get("float8_all_gather") else ""
@@ -217,7 +252,11 @@ def say_parallel(value: Mapping[str, Any], _: Mapping[str, Any]) -> str:
 def say_precision(value: str, scenario: Mapping[str, Any]) -> str:
     if value.endswith("-mixed"):
         return value
-    return f"{value} under {scenario['autocast']} autocast" if scenario["autocast"] else f"{value} without autocast"
+    return (
+        f"{value} under {scenario['autocast']} autocast"
+        if scenario["autocast"]
+        else f"{value} without autocast"
+    )
 
 
 def say_of_adapters(words: Mapping[str, str]) -> Callable[[Any, Mapping[str, Any]], str]:
@@ -229,6 +268,10 @@ def say_generations(value: int, scenario: Mapping[str, Any]) -> str:
     return f"{value} answers to a prompt" if OBJECTIVES[scenario["objective"]].grouped else ""
 
 
-def where_generated(say: Callable[[Any, Mapping[str, Any]], str]) -> Callable[[Any, Mapping[str, Any]], str]:
+def where_generated(
+    say: Callable[[Any, Mapping[str, Any]], str],
+) -> Callable[[Any, Mapping[str, Any]], str]:
     """Describe a value if the objective generates rows; else the description is empty."""
-    return lambda value, scenario: say(value, scenario) if OBJECTIVES[scenario["objective"]].generates else ""
+    return lambda value, scenario: (
+        say(value, scenario) if OBJECTIVES[scenario["objective"]].generates else ""
+    )

@@ -21,7 +21,9 @@ def _divisor(number: int, most: int) -> int:
     return max(count for count in range(1, max(most, 1) + 1) if number % count == 0)
 
 
-def divides(parallel: Any, axis: str, number: int | None, what: str, common: int = 0) -> Iterator[Problem]:
+def divides(
+    parallel: Any, axis: str, number: int | None, what: str, common: int = 0
+) -> Iterator[Problem]:
     """``common``: what an axis has to divide besides."""
     count = getattr(parallel, axis)
     if number and number % count:
@@ -38,12 +40,20 @@ def _parts(scenario: Any, parts: int, what: str) -> Iterator[Problem]:
     tokens = scenario.sequence_length
     if tokens % parts:
         change = {"sequence_length": -(-tokens // parts) * parts}
-        yield Problem(f"`sequence_length: {tokens}` {what}.", f"a multiple of {parts}", change, "sequence_length")
+        yield Problem(
+            f"`sequence_length: {tokens}` {what}.",
+            f"a multiple of {parts}",
+            change,
+            "sequence_length",
+        )
 
 
 def sequence_and_loss(scenario: Any) -> Iterator[Problem]:
     """Sequence and loss parallel, by torchtitan's plan for transformers' models."""
-    parallel, named = scenario.parallel, [name for name in OF_TITAN if getattr(scenario.parallel, name)]
+    parallel, named = (
+        scenario.parallel,
+        [name for name in OF_TITAN if getattr(scenario.parallel, name)],
+    )
     if parallel.expert > 1:
         yield Problem(
             f"`parallel.{named[0]}` and `parallel.expert: {parallel.expert}` are not predicted together: the plan is"
@@ -54,7 +64,9 @@ def sequence_and_loss(scenario: Any) -> Iterator[Problem]:
     if not parallel.sequence_parallel:
         return
     count = parallel.tensor
-    yield from _parts(scenario, count, f"can't be divided among `parallel.tensor: {count}` (sequence_parallel)")
+    yield from _parts(
+        scenario, count, f"can't be divided among `parallel.tensor: {count}` (sequence_parallel)"
+    )
     if scenario.attention == "eager":
         yield Problem(
             "With `parallel.sequence_parallel` transformers makes a mask for a GPU's part of the tokens, and attention"
@@ -64,7 +76,9 @@ def sequence_and_loss(scenario: Any) -> Iterator[Problem]:
             "attention",
         )
     yield from _full_attention(
-        scenario, {"sequence_parallel": False}, "transformers would make its mask for a GPU's part of the tokens"
+        scenario,
+        {"sequence_parallel": False},
+        "transformers would make its mask for a GPU's part of the tokens",
     )
 
 
@@ -72,7 +86,11 @@ def _full_attention(scenario: Any, change: dict[str, Any], why: str) -> Iterator
     """A model with layers that attend to a part of the row."""
     text = scenario.model.get("text_config") or scenario.model
     kinds = set(text.get("layer_types") or ()) - {"full_attention"}
-    if kinds or (text.get("sliding_window") and text.get("use_sliding_window", True) and not text.get("layer_types")):
+    if kinds or (
+        text.get("sliding_window")
+        and text.get("use_sliding_window", True)
+        and not text.get("layer_types")
+    ):
         name = next(iter(change))
         yield Problem(
             f"`parallel.{name}` is not for a model with sliding-window or chunked attention: {why}.",
@@ -91,7 +109,9 @@ def context(scenario: Any) -> Iterator[Problem]:
         f"can't be split by `parallel.context: {parallel.context}`: each GPU takes a part from the beginning and one"
         f" from the end, so {parts} parts have to be alike",
     )
-    yield from _full_attention(scenario, {"context": 1}, "accelerate refuses it, since it would drop the mask")
+    yield from _full_attention(
+        scenario, {"context": 1}, "accelerate refuses it, since it would drop the mask"
+    )
     if scenario.attention != "sdpa":
         yield Problem(
             f"Context parallel needs scaled_dot_product_attention, and `attention` says {scenario.attention}.",

@@ -44,9 +44,15 @@ from dryfit.scenario.value_fields import (
     say_zero,
 )
 
-CHUNK_TOKENS = 256  # whose logits exist at once with `loss: chunked`; 156 MB in fp32 for 152,064 words
-MICRO_BATCHES = 2  # of an accumulated step on `meta`: from the second on gradients are alive, and all are alike
-_NO_ADAPTERS = {"full": Excluded("method full trains every weight and has no adapters", "method: lora")}
+CHUNK_TOKENS = (
+    256  # whose logits exist at once with `loss: chunked`; 156 MB in fp32 for 152,064 words
+)
+MICRO_BATCHES = (
+    2  # of an accumulated step on `meta`: from the second on gradients are alive, and all are alike
+)
+_NO_ADAPTERS = {
+    "full": Excluded("method full trains every weight and has no adapters", "method: lora")
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +92,9 @@ class Fields:
         said=lambda value, _: "" if value == "sft" else value.upper().replace("_", " "),
     )
     preference: Preference = described(
-        "What an objective takes beside its rows.", example={"reference": "adapter_off"}, parts=Preference
+        "What an objective takes beside its rows.",
+        example={"reference": "adapter_off"},
+        parts=Preference,
     )
     generation: Generation = GENERATION
     precision: str = described(
@@ -109,9 +117,13 @@ class Fields:
         nullable=True,
         example={"type": "nf4", "double": True},
         excluded={
-            "full": Excluded("method full trains every weight, and 4-bit weights can't be trained", "method: qlora"),
+            "full": Excluded(
+                "method full trains every weight, and 4-bit weights can't be trained",
+                "method: qlora",
+            ),
             "lora": Excluded(
-                "method lora keeps the base in the precision; a quantized base is method qlora", "method: qlora"
+                "method lora keeps the base in the precision; a quantized base is method qlora",
+                "method: qlora",
             ),
         },
         said=say_quantization,
@@ -131,11 +143,16 @@ class Fields:
         default="none",
         excluded={
             "full": Excluded(
-                "PEFT's k-bit preparation freezes the base, which method full trains", "kbit_preparation: none"
+                "PEFT's k-bit preparation freezes the base, which method full trains",
+                "kbit_preparation: none",
             )
         },
         said=say_of_adapters(
-            {"none": "no k-bit preparation", "peft": "PEFT's k-bit preparation", "trl": "TRL's k-bit preparation"}
+            {
+                "none": "no k-bit preparation",
+                "peft": "PEFT's k-bit preparation",
+                "trl": "TRL's k-bit preparation",
+            }
         ),
         closed_form=ANY,
     )
@@ -216,7 +233,11 @@ class Fields:
         " exact.",
         words=("none", "rows", "shared_prefix"),
         default="none",
-        said={"none": "", "rows": "packed rows", "shared_prefix": "packed rows with a shared prefix"},
+        said={
+            "none": "",
+            "rows": "packed rows",
+            "shared_prefix": "packed rows with a shared prefix",
+        },
         closed_form=ANY,
     )  # rows in one sequence (dryfit.step.packing): the batch then has positions and a square mask
     previous_sequence_length: int | None = described(
@@ -238,7 +259,11 @@ class Fields:
         " way of `torch.utils.checkpoint`.",
         words=(True, False, "reentrant"),
         default=True,
-        said={True: "checkpointing", False: "no checkpointing", "reentrant": "reentrant checkpointing"},
+        said={
+            True: "checkpointing",
+            False: "no checkpointing",
+            "reentrant": "reentrant checkpointing",
+        },
         closed_form=ANY,
     )
     attention: str = described(
@@ -319,7 +344,12 @@ class Fields:
         words=("transformers", "packages", "liger", "unsloth"),
         default="transformers",
         example="liger",
-        said={"transformers": "", "packages": "", "liger": "Liger's kernels", "unsloth": "Unsloth's kernels"},
+        said={
+            "transformers": "",
+            "packages": "",
+            "liger": "Liger's kernels",
+            "unsloth": "Unsloth's kernels",
+        },
         closed_form=("transformers", "unsloth"),  # of Unsloth's step the upper end
     )
     packages: tuple[str, ...] | None = described(
@@ -331,7 +361,9 @@ class Fields:
         types=("array",),
         nullable=True,
         example=["fla"],
-        said=lambda value, _: "" if value is None else f"with {', '.join(value)}" if value else "without packages",
+        said=lambda value, _: (
+            "" if value is None else f"with {', '.join(value)}" if value else "without packages"
+        ),
         closed_form=ANY,
     )
     loop: str = described(
@@ -350,7 +382,9 @@ class Fields:
         in_training=False,
     )
     allocator: AllocatorSettings = described(
-        "Settings of PyTorch's caching allocator.", example={"expandable_segments": False}, parts=AllocatorSettings
+        "Settings of PyTorch's caching allocator.",
+        example={"expandable_segments": False},
+        parts=AllocatorSettings,
     )
     platform: str = described(
         "What the GPU's PyTorch is built for. `windows`: without FlashAttention, so that grouped keys take the plain"
@@ -413,7 +447,11 @@ UNSAID = {
 
 def line(scenario: Mapping[str, Any]) -> str:
     """What a scenario's answer is for, on one line: every field that decides memory or time."""
-    parts = (said(field, scenario.get(field.name), scenario) for field in FIELDS if field.name not in UNSAID)
+    parts = (
+        said(field, scenario.get(field.name), scenario)
+        for field in FIELDS
+        if field.name not in UNSAID
+    )
     return "; ".join(filter(None, parts))
 
 
@@ -421,7 +459,9 @@ def line(scenario: Mapping[str, Any]) -> str:
 def scenario_defaults() -> dict[str, Any]:
     """The value of each field that a scenario leaves out; ``model`` and ``model_name`` have none."""
     return {
-        field.name: {part.name: part.default for part in field.parts} if field.parts else field.default
+        field.name: {part.name: part.default for part in field.parts}
+        if field.parts
+        else field.default
         for field in FIELDS
         if not field.name.startswith("model")
     }
@@ -434,20 +474,37 @@ def schema() -> dict[str, dict[str, Any]]:
 
 # What other tools call a field of ours: transformers, TRL, axolotl, LLaMA-Factory.
 ELSEWHERE = {
-    **dict.fromkeys(("model_name_or_path", "base_model", "pretrained_model_name_or_path", "model_id"), "model"),
-    **dict.fromkeys(("per_device_train_batch_size", "micro_batch_size", "batch_size"), "micro_batch"),
-    **dict.fromkeys(("cutoff_len", "max_seq_length", "max_seq_len", "sequence_len"), "sequence_length"),
+    **dict.fromkeys(
+        ("model_name_or_path", "base_model", "pretrained_model_name_or_path", "model_id"), "model"
+    ),
+    **dict.fromkeys(
+        ("per_device_train_batch_size", "micro_batch_size", "batch_size"), "micro_batch"
+    ),
+    **dict.fromkeys(
+        ("cutoff_len", "max_seq_length", "max_seq_len", "sequence_len"), "sequence_length"
+    ),
     **dict.fromkeys(("max_length", "model_max_length"), "sequence_length"),
     **dict.fromkeys(("lora_r", "lora_rank"), "lora.rank"),
     **dict.fromkeys(("lora_target", "lora_target_modules"), "lora.target_modules"),
-    **{"lora_alpha": "lora.alpha", "lora_dropout": "lora.dropout", "attn_implementation": "attention"},
+    **{
+        "lora_alpha": "lora.alpha",
+        "lora_dropout": "lora.dropout",
+        "attn_implementation": "attention",
+    },
     "attn": "attention",
-    **{"gradient_accumulation_steps": "gradient_accumulation", "finetuning_type": "method", "optim": "optimizer"},
+    **{
+        "gradient_accumulation_steps": "gradient_accumulation",
+        "finetuning_type": "method",
+        "optim": "optimizer",
+    },
 }
 # What a training aims at, which `method` does not say.
 _AIM = "this is what a training aims at, and `method` says which weights it trains"
 NO_METHODS = {
-    **dict.fromkeys(("pt", "ipo", "simpo", "cpo", "rloo", "ppo", "rm"), f"{_AIM}; an aim is the field `objective`."),
+    **dict.fromkeys(
+        ("pt", "ipo", "simpo", "cpo", "rloo", "ppo", "rm"),
+        f"{_AIM}; an aim is the field `objective`.",
+    ),
     **{word: f"{_AIM}: write `objective: {word}`." for word in OBJECTIVES},
 }
 
@@ -456,6 +513,11 @@ NO_METHODS = {
 def file_schema() -> dict[str, Any]:
     """The schema of a scenario with its defaults; its model, adapter and GPU have checks of their own."""
     own = {key: {} for key in ("model", "adapter", "gpu")}
-    form = {"type": "object", "additionalProperties": False, "properties": schema() | own, "x-elsewhere": ELSEWHERE}
+    form = {
+        "type": "object",
+        "additionalProperties": False,
+        "properties": schema() | own,
+        "x-elsewhere": ELSEWHERE,
+    }
     form["properties"]["method"] = {**form["properties"]["method"], "x-confused": NO_METHODS}
     return form

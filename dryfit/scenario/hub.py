@@ -53,7 +53,11 @@ def profiled(model: str) -> tuple[str, HubId | None]:
 
     ``model`` is ``memory.model`` of a configuration: a name in config/models/, or an id.
     """
-    hub = None if (MODELS / f"{model}.json").is_file() else named_repository(model) or HubId.read(model)
+    hub = (
+        None
+        if (MODELS / f"{model}.json").is_file()
+        else named_repository(model) or HubId.read(model)
+    )
     if hub is None:
         return model, None
     if hub.revision is None and (known := catalogued(hub)):
@@ -64,7 +68,11 @@ def profiled(model: str) -> tuple[str, HubId | None]:
 def named_repository(name: str) -> HubId | None:
     """The repository that a name without an account means: of `fetched`, or an id of the catalogue's without it."""
     entry = index()["fetched"].get(name.lower())
-    ids = [entry["hub"]] if entry else [hub for hub in _ids().values() if hub.partition("/")[2].lower() == name.lower()]
+    ids = (
+        [entry["hub"]]
+        if entry
+        else [hub for hub in _ids().values() if hub.partition("/")[2].lower() == name.lower()]
+    )
     return HubId.read(ids[0]) if ids else None
 
 
@@ -85,7 +93,11 @@ def index() -> dict[str, Any]:
 def _index() -> tuple[dict[str, str], frozenset[str], tuple[str, ...]]:
     content = index()
     names = {hub.lower(): name for name, entry in content["models"].items() for hub in entry["hub"]}
-    return names, frozenset(owner.lower() for owner in content["mirrors"]), tuple(content["endings"])
+    return (
+        names,
+        frozenset(owner.lower() for owner in content["mirrors"]),
+        tuple(content["endings"]),
+    )
 
 
 def catalogued(hub: HubId) -> str | None:
@@ -121,7 +133,9 @@ def published_dtype(hub: HubId) -> str:
     is_mirror = owner in _index()[1]
     for dtype in ("float16", "float32"):
         names = [name.lower() for name in by_dtype[dtype]]
-        if hub.name.lower() in names or (is_mirror and short in [name.partition("/")[2] for name in names]):
+        if hub.name.lower() in names or (
+            is_mirror and short in [name.partition("/")[2] for name in names]
+        ):
             return dtype
     return by_dtype["all_others"]
 
@@ -167,11 +181,20 @@ def nearest(text: str) -> list[str]:
     wanted = text.lower().partition("@")[0]
     family, versions, sizes = _parts(wanted)
     alike = {name: _parts(name) for name in (names if "/" in wanted else known)}
-    alike = {name: one for name, one in alike.items() if sizes <= one[2] and _continue(versions, one[1])}
-    bare = {name: one[0] if versions else re.sub(r"-?\d[\d.x]*b?$", "", one[0]) for name, one in alike.items()}
-    likeness = {name: difflib.SequenceMatcher(None, family, one).ratio() for name, one in bare.items()}
+    alike = {
+        name: one for name, one in alike.items() if sizes <= one[2] and _continue(versions, one[1])
+    }
+    bare = {
+        name: one[0] if versions else re.sub(r"-?\d[\d.x]*b?$", "", one[0])
+        for name, one in alike.items()
+    }
+    likeness = {
+        name: difflib.SequenceMatcher(None, family, one).ratio() for name, one in bare.items()
+    }
     newest = {name: sorted(map(float, one[1]), reverse=True) for name, one in alike.items()}
-    near = sorted((name for name in alike if likeness[name] >= 0.6), key=newest.__getitem__, reverse=True)
+    near = sorted(
+        (name for name in alike if likeness[name] >= 0.6), key=newest.__getitem__, reverse=True
+    )
     near.sort(key=lambda name: -likeness[name])
     return list(dict.fromkeys(_as_written(known.get(name, name)) for name in near))[:3]
 
@@ -184,7 +207,10 @@ def _spoken() -> dict[str, str]:
     """
     names = _index()[0]
     shorts = {hub.partition("/")[2]: hub for hub in names}
-    known = {short: names[hub] if _parts(names[hub])[0] in _parts(short)[0] else hub for short, hub in shorts.items()}
+    known = {
+        short: names[hub] if _parts(names[hub])[0] in _parts(short)[0] else hub
+        for short, hub in shorts.items()
+    }
     return known | {name: name for name in (*names.values(), *index()["fetched"])}
 
 
@@ -205,7 +231,9 @@ def called(text: str) -> str | None:
     A text without a version names the newest, if all versions at hand have the same layers: ``mistral 7b``. One without
     a size names the only model of its family: ``mistral nemo``. None: it names no model, or several.
     """
-    dated = re.search(r"-(\d{4})(?![\d.])", text)  # else a card or a length that stands behind the name
+    dated = re.search(
+        r"-(\d{4})(?![\d.])", text
+    )  # else a card or a length that stands behind the name
     if "/" in text or (dated and not any(dated[0] in name for name in _spoken())):
         return None
     wanted, keys = _key(text.lower()), {name: _key(name) for name in _spoken()}
@@ -231,13 +259,21 @@ def _layers(name: str) -> tuple[int, ...]:
     """The sizes of a model of the catalogue that decide its memory; of the vocabulary the magnitude."""
     config = json.loads((MODELS / f"{name}.json").read_text(encoding="utf-8"))
     config = config.get("text_config", config)
-    keys = ("hidden_size", "num_hidden_layers", "intermediate_size", "num_attention_heads", "num_key_value_heads")
+    keys = (
+        "hidden_size",
+        "num_hidden_layers",
+        "intermediate_size",
+        "num_attention_heads",
+        "num_key_value_heads",
+    )
     return (*(config.get(key, 0) for key in keys), round(4 * log2(config["vocab_size"])))
 
 
 def _is_copy(name: str, other: str) -> bool:
     """Whether names are of one family and version: a model, and its copy or its packed weights."""
-    return _parts(name.lower().rpartition("/")[2])[:2] == _parts(other.lower().rpartition("/")[2])[:2]
+    return (
+        _parts(name.lower().rpartition("/")[2])[:2] == _parts(other.lower().rpartition("/")[2])[:2]
+    )
 
 
 def likely_id(text: str) -> str | None:
@@ -272,7 +308,9 @@ def fetch_file(hub: HubId, file: str) -> Path:
     try:
         if not constants.HF_HUB_OFFLINE:
             # One question without repetitions: a download would try for half a minute where there is no network.
-            library.get_hf_file_metadata(library.hf_hub_url(**place), timeout=constants.HF_HUB_ETAG_TIMEOUT)
+            library.get_hf_file_metadata(
+                library.hf_hub_url(**place), timeout=constants.HF_HUB_ETAG_TIMEOUT
+            )
         return Path(library.hf_hub_download(**place))
     except Exception:
         cached = library.try_to_load_from_cache(**place)
@@ -327,5 +365,7 @@ def explained(failure: Failure, hub: HubId, where: object) -> UserError:
         allowed=allowed,
         field="model",
         # A Hub that is not reached may have the model: only another copy of it is as good.
-        change={"model": near[0]} if near and (failure.status or _is_copy(near[0], hub.name)) else None,
+        change={"model": near[0]}
+        if near and (failure.status or _is_copy(near[0], hub.name))
+        else None,
     )

@@ -15,7 +15,14 @@ _IMAGES = {"images": {"count": 1, "height": 896, "width": 896, "trained": "langu
 _FIXED = ("gemma3", "llava")
 _FIXED_SIZE, _FIXED_PATCH = 224, 14
 # A picture of any size becomes patches, of which merge x merge together are a token; the usual patch.
-_GRIDS = {"qwen2_vl": 14, "qwen2_5_vl": 14, "qwen3_vl": 16, "qwen3_vl_moe": 16, "qwen3_5": 16, "qwen3_5_moe": 16}
+_GRIDS = {
+    "qwen2_vl": 14,
+    "qwen2_5_vl": 14,
+    "qwen3_vl": 16,
+    "qwen3_vl_moe": 16,
+    "qwen3_5": 16,
+    "qwen3_5_moe": 16,
+}
 # A picture of any size becomes patches, which are filled up to the most that the model takes; pool x pool together are
 # a token (models/gemma4/image_processing_gemma4.py).
 _PADDED = {"gemma4": 16}
@@ -31,7 +38,10 @@ class Images:
 
     count: int = described("Images of a row; `null`: one.", least=1, nullable=True, example=1)
     height: int = described(
-        "Pixels, as the model's processor hands them on; `null`: no images.", least=1, nullable=True, example=896
+        "Pixels, as the model's processor hands them on; `null`: no images.",
+        least=1,
+        nullable=True,
+        example=896,
     )
     width: int = described("Pixels, likewise.", least=1, nullable=True, example=896)
     trained: str = described(
@@ -63,7 +73,11 @@ class Images:
         """Refuse a model without images, a family that is not known, a size that the model doesn't take."""
         kind, vision = model.get("model_type"), model.get("vision_config")
         if kind not in FAMILIES or not isinstance(vision, Mapping):
-            problem = "this model has no part for them" if not vision else "images of this family are not known here"
+            problem = (
+                "this model has no part for them"
+                if not vision
+                else "images of this family are not known here"
+            )
             raise UserError(
                 f"`images` can't be predicted: {problem}.",
                 where=where,
@@ -79,8 +93,17 @@ class Images:
                 f"A model of type {kind} takes no images of this size: its processor makes others of them.",
                 where=where,
                 found=f"{self.height} x {self.width}",
-                allowed=f"{height} x {width}" if kind in _FIXED else f"multiples of {self._step(model)}",
-                change={"images": {"count": self.count, "height": height, "width": width, "trained": self.trained}},
+                allowed=f"{height} x {width}"
+                if kind in _FIXED
+                else f"multiples of {self._step(model)}",
+                change={
+                    "images": {
+                        "count": self.count,
+                        "height": height,
+                        "width": width,
+                        "trained": self.trained,
+                    }
+                },
             )
         if kind in _PADDED and self.tokens(model) > (most := self._most_tokens(model)):
             small = _EXAMPLE_SIZE // self._step(model) * self._step(model)
@@ -89,7 +112,14 @@ class Images:
                 where=where,
                 found=f"{self.height} x {self.width}, {self.tokens(model)} tokens",
                 allowed=f"at most {most} tokens of {self._step(model)} x {self._step(model)} pixels",
-                change={"images": {"count": self.count, "height": small, "width": small, "trained": self.trained}},
+                change={
+                    "images": {
+                        "count": self.count,
+                        "height": small,
+                        "width": small,
+                        "trained": self.trained,
+                    }
+                },
             )
         needed = 1 + self.count * (self.tokens(model) + 1)
         if needed > sequence_length:
@@ -104,10 +134,15 @@ class Images:
     @classmethod
     def example(cls, model: Mapping[str, Any]) -> dict[str, Any] | None:
         """Fields that add an image to each row of a model, whose size it takes; None where its images are not known."""
-        if model.get("model_type") not in FAMILIES or not isinstance(model.get("vision_config"), Mapping):
+        if model.get("model_type") not in FAMILIES or not isinstance(
+            model.get("vision_config"), Mapping
+        ):
             return None
         one = cls(1, *cls(1, _EXAMPLE_SIZE, _EXAMPLE_SIZE, "language")._nearest(model), "language")
-        return {"images": {"count": 1, "height": one.height, "width": one.width}, "tokens": one.tokens(model)}
+        return {
+            "images": {"count": 1, "height": one.height, "width": one.width},
+            "tokens": one.tokens(model),
+        }
 
     def tokens(self, model: Mapping[str, Any]) -> int:
         """Tokens that one image takes in a row."""
@@ -116,7 +151,9 @@ class Images:
             return model.get("mm_tokens_per_image") or 256
         if kind == "llava":
             patch = model["vision_config"].get("patch_size") or _FIXED_PATCH
-            whole = model.get("vision_feature_select_strategy") == "full"  # with the token of the whole image
+            whole = (
+                model.get("vision_feature_select_strategy") == "full"
+            )  # with the token of the whole image
             return (self.height // patch) * (self.width // patch) + whole
         return (self.height // self._step(model)) * (self.width // self._step(model))
 
@@ -149,7 +186,9 @@ class Images:
             size = model["vision_config"].get("image_size") or _FIXED_SIZE
             return size, size
         step = self._step(model)
-        return max(step, round(self.height / step) * step), max(step, round(self.width / step) * step)
+        return max(step, round(self.height / step) * step), max(
+            step, round(self.width / step) * step
+        )
 
     def _patch(self, model: Mapping[str, Any]) -> int:
         return model["vision_config"].get("patch_size") or (_GRIDS | _PADDED)[model["model_type"]]

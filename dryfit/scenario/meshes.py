@@ -11,7 +11,14 @@ from math import gcd
 from typing import Any
 
 from dryfit.common.errors import UserError
-from dryfit.scenario.divided_rows import OF_TITAN, Problem, context, divides, sequence_and_loss, ulysses
+from dryfit.scenario.divided_rows import (
+    OF_TITAN,
+    Problem,
+    context,
+    divides,
+    sequence_and_loss,
+    ulysses,
+)
 from dryfit.scenario.model import EXPERT_COUNTS
 from dryfit.scenario.optimizers import OPTIMIZERS
 from dryfit.scenario.strategies import AXES, DIVIDED, NONE, SCHEDULES, even_stages
@@ -30,7 +37,11 @@ def mesh_contradictions(scenario: Any, where: object) -> Iterator[UserError]:
         problems = _problems(scenario)
     for problem in problems:
         value = getattr(scenario, problem.field)
-        given = {"parallel": {**parallel.written, **problem.change}} if problem.field == "parallel" else problem.change
+        given = (
+            {"parallel": {**parallel.written, **problem.change}}
+            if problem.field == "parallel"
+            else problem.change
+        )
         yield UserError(
             problem.text,
             where=where,
@@ -82,7 +93,12 @@ def _problems(scenario: Any) -> Iterator[Problem]:
         yield from _pipeline(scenario)
     if parallel.expert > 1:
         yield from _expert(scenario)
-    if parallel.by_plan and not parallel.by_titan and parallel.reduce_in_fp32 and scenario.compute_precision != "bf16":
+    if (
+        parallel.by_plan
+        and not parallel.by_titan
+        and parallel.reduce_in_fp32
+        and scenario.compute_precision != "bf16"
+    ):
         yield Problem(
             "`parallel.reduce_in_fp32: true` with a tensor or expert plan is transformers' `fsdp_mixed_precision`, and"
             f" gathers weights in bf16, and this step computes in {scenario.compute_precision}.",
@@ -94,7 +110,9 @@ def _problems(scenario: Any) -> Iterator[Problem]:
 
 def _number_of_gpus(parallel: Any) -> Iterator[Problem]:
     """A mesh whose product is not the number of GPUs."""
-    said = " x ".join(f"{axis} {getattr(parallel, axis)}" for axis in AXES if _counts(parallel, axis))
+    said = " x ".join(
+        f"{axis} {getattr(parallel, axis)}" for axis in AXES if _counts(parallel, axis)
+    )
     if parallel.strategy != NONE and parallel.mesh > 1 and parallel.gpus % parallel.mesh:
         yield Problem(
             f"A mesh of {said} has {parallel.mesh} places, and `parallel.gpus: {parallel.gpus}` is no multiple.",
@@ -161,7 +179,11 @@ def _others(named: list[str]) -> list[str]:
 
 # What the installed versions can't combine, and why.
 _APART = (
-    ("context", "tensor", "accelerate's tensor parallel imports a name that transformers 5.24 no longer has"),
+    (
+        "context",
+        "tensor",
+        "accelerate's tensor parallel imports a name that transformers 5.24 no longer has",
+    ),
     ("context", "pipeline", "accelerate, whose context parallel this is, has no pipeline"),
     ("context", "expert", "accelerate, whose context parallel this is, divides no experts"),
     ("pipeline", "expert", "transformers refuses to send tokens to experts inside a pipeline"),
@@ -310,7 +332,9 @@ def _pipeline(scenario: Any) -> Iterator[Problem]:
 def _layers_of_stages(parallel: Any, layers: int) -> Iterator[Problem]:
     """Stages that are not as many as the pipeline's, or whose layers are not the model's."""
     given, even = parallel.stage_layers, list(even_stages(layers, parallel.stages))
-    if not all(isinstance(count, int) and not isinstance(count, bool) and count > 0 for count in given):
+    if not all(
+        isinstance(count, int) and not isinstance(count, bool) and count > 0 for count in given
+    ):
         wrong = "every stage has one layer or more, as a whole number"
     elif len(given) != parallel.stages:
         wrong = f"it names {len(given)} stages, and the pipeline has {parallel.stages}"
@@ -329,7 +353,11 @@ def _expert(scenario: Any) -> Iterator[Problem]:
     parallel = scenario.parallel
     experts = next((scenario.size(name) for name in EXPERT_COUNTS if scenario.size(name)), None)
     if experts is None:
-        yield Problem("`parallel.expert` divides experts, and this model has none.", "expert: 1", {"expert": 1})
+        yield Problem(
+            "`parallel.expert` divides experts, and this model has none.",
+            "expert: 1",
+            {"expert": 1},
+        )
         return
     yield from divides(parallel, "expert", experts, "the experts")
     places = parallel.shard * parallel.tensor
@@ -359,7 +387,11 @@ def _other_fields(scenario: Any) -> Iterator[Problem]:
         ("qat", scenario.qat == "none", "none"),
         ("kernels", scenario.kernels == "transformers", "transformers"),
         ("activation_offload", not scenario.activation_offload, False),
-        ("optimizer", OPTIMIZERS[scenario.optimizer].elementwise or scenario.parallel.divided, "adamw"),
+        (
+            "optimizer",
+            OPTIMIZERS[scenario.optimizer].elementwise or scenario.parallel.divided,
+            "adamw",
+        ),
         ("images", scenario.images is None, None),
     )
     for field, goes, instead in rows:
@@ -374,9 +406,13 @@ def _other_fields(scenario: Any) -> Iterator[Problem]:
 
 def _compiled_by_layers(scenario: Any) -> bool:
     """Whether compiled layers are followed on such a mesh: those that FSDP2 shards afterwards."""
-    return scenario.compile == "layers" and scenario.parallel.sharded and _by_layers(scenario.parallel)
+    return (
+        scenario.compile == "layers" and scenario.parallel.sharded and _by_layers(scenario.parallel)
+    )
 
 
 def _by_layers(parallel: Any) -> bool:
     """Whether the libraries exchange or compile layers on such a mesh: before FSDP2, and after torchtitan's plan."""
-    return parallel.pipeline == 1 and (parallel.by_titan or (parallel.sharded and not parallel.by_plan))
+    return parallel.pipeline == 1 and (
+        parallel.by_titan or (parallel.sharded and not parallel.by_plan)
+    )

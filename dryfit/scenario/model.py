@@ -72,7 +72,11 @@ MOST_LAYERS = 4096
 EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts")
 # Packages whose kernels transformers takes where it can import them: as pip and as Python name them.
 KERNEL_PACKAGES = {"causal-conv1d": "causal_conv1d", "fla": "fla", "mamba-ssm": "mamba_ssm"}
-PACKAGE, LOOP, LEAST = "package", "loop", "least"  # of such a kernel: the package's, transformers' own, no less than it
+PACKAGE, LOOP, LEAST = (
+    "package",
+    "loop",
+    "least",
+)  # of such a kernel: the package's, transformers' own, no less than it
 PACKAGE_TITLES = {"fla": "flash-linear-attention"}  # where people know a package by another name
 # Decoders of liger-kernel's MODEL_TYPE_TO_APPLY_LIGER_FN whose forward pass with the fused loss is that of lce_forward.
 LIGER_MODELS = (
@@ -115,7 +119,9 @@ def found_beside(path: str, where: object) -> Path | None:
     return next((file for file in (beside / path, Path(path)) if file.exists()), None)
 
 
-def read_model(value: Any, where: object, *, whole: bool = False) -> tuple[dict[str, Any], str | None]:
+def read_model(
+    value: Any, where: object, *, whole: bool = False
+) -> tuple[dict[str, Any], str | None]:
     """The configuration as a mapping, and a name for it.
 
     From a mapping, a path, a name in config/models/, or a model's id on the Hub (:mod:`dryfit.scenario.hub`).
@@ -157,7 +163,11 @@ def configuration(text: str, where: object) -> tuple[dict[str, Any], str]:
     path, name = _file(text, where)
     value = read_json(path)
     if not isinstance(value, dict):
-        raise UserError("The model's configuration is not a JSON object.", where=where, found=type(value).__name__)
+        raise UserError(
+            "The model's configuration is not a JSON object.",
+            where=where,
+            found=type(value).__name__,
+        )
     return value, name
 
 
@@ -185,7 +195,9 @@ def _text_positions(model: dict[str, Any]) -> dict[str, Any]:
     for key in ("rope_scaling", "rope_parameters"):
         rope = model.get(key)
         if isinstance(rope, Mapping) and "mrope" in (rope.get("type"), rope.get("rope_type")):
-            kept = {name: value for name, value in rope.items() if name not in ("type", "mrope_section")}
+            kept = {
+                name: value for name, value in rope.items() if name not in ("type", "mrope_section")
+            }
             changed[key] = {**kept, "rope_type": "default"}
     return changed
 
@@ -194,11 +206,19 @@ def language_model(model: dict[str, Any]) -> tuple[dict[str, Any], bool]:
     """The language model's configuration of a multimodal one, and whether it was one: its other parts are left out."""
     text, parts = model.get("text_config"), [part for part in _OTHER_PARTS if model.get(part)]
     if isinstance(text, Mapping) and parts:
-        shared = {key: model[key] for key in ("tie_word_embeddings", "quantization_config") if key in model}
+        shared = {
+            key: model[key]
+            for key in ("tie_word_embeddings", "quantization_config")
+            if key in model
+        }
         kind = text.get("model_type") or model.get("model_type")
-        return _text_positions({**shared, **text, "model_type": _LANGUAGE_MODELS.get(kind, kind)}), True
+        return _text_positions(
+            {**shared, **text, "model_type": _LANGUAGE_MODELS.get(kind, kind)}
+        ), True
     kind = model.get("model_type")
-    if parts and kind in _LANGUAGE_MODELS and size(model, "hidden_size"):  # older files: the sizes lie at the top
+    if (
+        parts and kind in _LANGUAGE_MODELS and size(model, "hidden_size")
+    ):  # older files: the sizes lie at the top
         kept = {key: value for key, value in model.items() if key not in _OTHER_PARTS}
         return _text_positions({**kept, "model_type": _LANGUAGE_MODELS[kind]}), True
     return model, False
@@ -209,18 +229,37 @@ _FOLDER = (
     " was made from"
 )
 # What folders for a training's own output are called, and no account of the Hub that is known.
-_OUTPUTS = ("checkpoint", "checkpoints", "ckpt", "ckpts", "model", "models", "out", "output", "outputs", "result",
-            "results", "run", "runs", "saves")  # fmt: skip
+_OUTPUTS = (
+    "checkpoint",
+    "checkpoints",
+    "ckpt",
+    "ckpts",
+    "model",
+    "models",
+    "out",
+    "output",
+    "outputs",
+    "result",
+    "results",
+    "run",
+    "runs",
+    "saves",
+)
 
 
 def _is_local(text: str, where: object) -> bool:
     """Whether a name can only be one of a folder here: by how it begins, or since its first part is one."""
     first = text.split("/")[0]
     return (
-        text.startswith(("/", "./", "../", "~")) or "\\" in text or text.endswith(("/", ".json"))
+        text.startswith(("/", "./", "../", "~"))
+        or "\\" in text
+        or text.endswith(("/", ".json"))
         or (text.count("/") > 1 and "@" not in text)
-        or ("/" in text and (first.lower() in _OUTPUTS or (found_beside(first, where) or Path("?")).is_dir()))
-    )  # fmt: skip
+        or (
+            "/" in text
+            and (first.lower() in _OUTPUTS or (found_beside(first, where) or Path("?")).is_dir())
+        )
+    )
 
 
 def language_model_only(value: Any, where: object) -> Mapping[str, Any] | None:
@@ -248,9 +287,12 @@ def _file(text: str, where: object) -> tuple[Path, str]:
     if path is not None and path.is_dir():
         if not (path / "config.json").is_file():
             raise UserError(
-                "`model` names a folder that holds no config.json.", where=where, found=text, allowed=_FOLDER,
+                "`model` names a folder that holds no config.json.",
+                where=where,
+                found=text,
+                allowed=_FOLDER,
                 change={"model": "qwen2.5-coder-7b"},
-            )  # fmt: skip
+            )
         path = path / "config.json"
     if path is not None:
         return path, path.parent.name if path.name == "config.json" else path.stem
@@ -281,7 +323,11 @@ def _file(text: str, where: object) -> tuple[Path, str]:
     near = nearest(text)
     if not near and (does := by_name(text)):
         raise not_a_language_model(text, where, does)
-    found_by = "" if near else f", as https://huggingface.co/models?search={'+'.join(text.split('-'))} finds"
+    found_by = (
+        ""
+        if near
+        else f", as https://huggingface.co/models?search={'+'.join(text.split('-'))} finds"
+    )
     raise UserError(
         "`model` is neither the name of a known configuration nor a path to a file, nor an id on the Hub.",
         where=where,
@@ -323,7 +369,13 @@ def _check_model(model: dict[str, Any], where: object) -> None:
     _check_padding(model, where)
     hidden, heads = size(model, "hidden_size"), size(model, "num_attention_heads")
     groups = model.get("num_key_value_heads")
-    if hidden and heads and not model.get("head_dim") and model["model_type"] not in OWN_HEAD_DIM and hidden % heads:
+    if (
+        hidden
+        and heads
+        and not model.get("head_dim")
+        and model["model_type"] not in OWN_HEAD_DIM
+        and hidden % heads
+    ):
         fits = [n for n in range(1, hidden + 1) if hidden % n == 0]
         near_heads = min(fits, key=lambda n: (abs(n - heads), -n))
         raise UserError(
@@ -345,7 +397,13 @@ def _check_model(model: dict[str, Any], where: object) -> None:
 
 
 # Lists with an entry for each layer, as configurations call them.
-_BY_LAYER = ("layer_types", "layers_block_type", "mlp_layer_types", "indexer_types", "no_rope_layers")
+_BY_LAYER = (
+    "layer_types",
+    "layers_block_type",
+    "mlp_layer_types",
+    "indexer_types",
+    "no_rope_layers",
+)
 
 
 def _check_layers(model: Mapping[str, Any], where: object) -> None:
@@ -373,7 +431,8 @@ def _check_padding(model: Mapping[str, Any], where: object) -> None:
         raise UserError(
             f"`model.pad_token_id` lies beyond `model.vocab_size` ({words}), so transformers can't build the model.",
             where=where,
-            found=f"{padding}" + ("" if "pad_token_id" in model else f", which {kind} has where the file has none"),
+            found=f"{padding}"
+            + ("" if "pad_token_id" in model else f", which {kind} has where the file has none"),
             allowed=f"null, or 0 to {words - 1}",
             write="model: {pad_token_id: null, ...}",
         )
@@ -391,7 +450,11 @@ def _refuse_unsupported(model: Mapping[str, Any], where: object) -> None:
     """Configurations whose answer would be about another model than the one that is asked for."""
     quantized = model.get("quantization_config")
     if quantized:
-        method = quantized.get("quant_method", "an unnamed method") if isinstance(quantized, Mapping) else quantized
+        method = (
+            quantized.get("quant_method", "an unnamed method")
+            if isinstance(quantized, Mapping)
+            else quantized
+        )
         raise UserError(
             f"The model's weights are quantized already ({method}), and only quantizing by bitsandbytes to 4 bits, of"
             " plain weights, is known.",

@@ -16,7 +16,14 @@ from dryfit.scenario.description import ANY, MOST, described, switch
 from dryfit.scenario.generation import Generation, Preference
 from dryfit.scenario.model import found_beside
 from dryfit.scenario.strategies import DIVIDED, NONE, SCHEDULES, STRATEGIES, Strategy, even_stages
-from dryfit.scenario.value_fields import AllocatorSettings, Experts, Lora, Quantization, Versions, ZeroFile
+from dryfit.scenario.value_fields import (
+    AllocatorSettings,
+    Experts,
+    Lora,
+    Quantization,
+    Versions,
+    ZeroFile,
+)
 
 
 @dataclass(frozen=True)
@@ -154,7 +161,9 @@ class Parallel:
     @property
     def pipelined(self) -> bool:
         """Whether anything is said of a pipeline."""
-        return self.pipeline > 1 or self.schedule != Parallel.schedule or self.stage_layers is not None
+        return (
+            self.pipeline > 1 or self.schedule != Parallel.schedule or self.stage_layers is not None
+        )
 
     @property
     def by_plan(self) -> bool:
@@ -276,9 +285,12 @@ def checked_adapter(value: Any, given: Mapping[str, Any], where: object) -> dict
         path = found_beside(value, where)
         if path is None:
             raise UserError(
-                "`adapter` is not a path to a file.", where=where, found=value,
-                allowed="an adapter_config.json, its folder, or the configuration as a mapping", change=example,
-            )  # fmt: skip
+                "`adapter` is not a path to a file.",
+                where=where,
+                found=value,
+                allowed="an adapter_config.json, its folder, or the configuration as a mapping",
+                change=example,
+            )
         path = path / "adapter_config.json" if path.is_dir() else path
         value = read_json(path)
     if not isinstance(value, Mapping) or not isinstance(value.get("peft_type"), str):
@@ -294,7 +306,8 @@ def checked_adapter(value: Any, given: Mapping[str, Any], where: object) -> dict
 
 # Several of a kind as people write it: "8 x h100", "h100 x8".
 _SEVERAL = re.compile(
-    r"^\s*(?:(?P<before>\d{1,3})\s*[x×*]\s*(?P<rest>.+?)|(?P<name>.+?)\s*[x×*]\s*(?P<after>\d{1,3}))\s*$", re.I
+    r"^\s*(?:(?P<before>\d{1,3})\s*[x×*]\s*(?P<rest>.+?)|(?P<name>.+?)\s*[x×*]\s*(?P<after>\d{1,3}))\s*$",
+    re.I,
 )
 
 
@@ -310,7 +323,9 @@ def gpu_count(value: Any) -> int:
     """How many GPUs a scenario's ``gpu`` means, as text or as a mapping; 1 where it does not say."""
     if isinstance(value, str):
         return counted(value)[1] or 1
-    count = (value.get("count") or gpu_count(value.get("name"))) if isinstance(value, Mapping) else 1
+    count = (
+        (value.get("count") or gpu_count(value.get("name"))) if isinstance(value, Mapping) else 1
+    )
     return count if isinstance(count, int) else 1
 
 
@@ -350,7 +365,11 @@ def checked_gpu(value: Any, where: object) -> str | dict[str, Any] | None:
             raise UserError.several(wrong)
         size = {"vram_gib": float(value["vram_gib"])} if "vram_gib" in value else {}
         return _counted_gpu({**value, **size}, where)
-    gib = value if isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0 else 24
+    gib = (
+        value
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0
+        else 24
+    )
     raise UserError(
         "`gpu` must be a name or a size.",
         where=where,
@@ -367,8 +386,10 @@ def _counted_gpu(gpu: dict[str, Any], where: object) -> str | dict[str, Any]:
         if count < 1 or gpu.get("count", count) != count:
             raise UserError(
                 "`gpu` says two numbers of GPUs." if count else "There is no such number of GPUs.",
-                where=where, found=gpu if "count" in gpu else gpu["name"], allowed="one number, of at least 1",
+                where=where,
+                found=gpu if "count" in gpu else gpu["name"],
+                allowed="one number, of at least 1",
                 change={"gpu": f"{gpu.get('count') or 2}x{name}"},
-            )  # fmt: skip
+            )
         gpu = {**gpu, "name": name} | ({"count": count} if count > 1 else {})
     return gpu["name"] if list(gpu) == ["name"] else gpu

@@ -12,8 +12,12 @@ REFERENCES = ("adapter_off", "model", "precomputed")
 class Objective:
     """What an objective takes."""
 
-    trainer: str | None = None  # TRL's trainer, by its name without ``Trainer``; None: the step is the pipeline's own
-    texts_in_a_row: int = 1  # texts that go through the model for each row of the micro-batch: a pair has two
+    trainer: str | None = (
+        None  # TRL's trainer, by its name without ``Trainer``; None: the step is the pipeline's own
+    )
+    texts_in_a_row: int = (
+        1  # texts that go through the model for each row of the micro-batch: a pair has two
+    )
     # What its answers may be compared with, of :data:`REFERENCES`; without one, what TRL does by default
     references: tuple[str, ...] = ()
     least_rows: int = 1  # of a micro-batch
@@ -23,7 +27,9 @@ class Objective:
     anew: bool = False  # answers are generated for each micro-batch
     taught: bool = False  # a second model, which is not trained, says how likely each token is
     scores: bool = False  # a head of one number replaces the output head
-    judged: bool = False  # each row is one answer with a mark, good or bad, instead of two that are compared
+    judged: bool = (
+        False  # each row is one answer with a mark, good or bad, instead of two that are compared
+    )
     module: str = "trl"  # where TRL keeps the trainer
 
     @property
@@ -42,8 +48,12 @@ OBJECTIVES = {
     "grpo": Objective("GRPO", references=("adapter_off", "model"), generates=True, grouped=True),
     "rloo": Objective("RLOO", references=("adapter_off", "model"), generates=True, grouped=True),
     "online_dpo": Objective(
-        "OnlineDPO", texts_in_a_row=2, references=("adapter_off", "model"), generates=True, anew=True,
+        "OnlineDPO",
+        texts_in_a_row=2,
+        references=("adapter_off", "model"),
+        generates=True,
+        anew=True,
         module="trl.experimental.online_dpo",
     ),
     "distillation": Objective("Distillation", generates=True, taught=True),
-}  # fmt: skip
+}

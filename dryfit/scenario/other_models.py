@@ -27,18 +27,24 @@ def _plain(name: str) -> str:
     return re.sub(r"[_\s]", "-", name.lower())
 
 
-def not_a_language_model(kind: str, where: object = "model.model_type", does: str | None = None) -> UserError:
+def not_a_language_model(
+    kind: str, where: object = "model.model_type", does: str | None = None
+) -> UserError:
     """The error of a model that does not continue a text; ``does``: what it does instead, where that is known."""
     what = does or _known().get(_plain(kind))
     return UserError(
-        f"This model {what}, and a scenario is about models that continue one." if what and "a text" in what
-        else f"This model {what}, and a scenario is about models that continue a text." if what
+        f"This model {what}, and a scenario is about models that continue one."
+        if what and "a text" in what
+        else f"This model {what}, and a scenario is about models that continue a text."
+        if what
         else "This model does not continue a text, as a scenario's does.",
-        where=where, found=kind,
+        where=where,
+        found=kind,
         allowed="your own training program as it stands, whatever it trains; a recipe, see `dryfit --recipe list`; or a"
         " model that continues a text",
-        write=RUN, field="model",
-    )  # fmt: skip
+        write=RUN,
+        field="model",
+    )
 
 
 def refuse_other_kinds(model: Mapping[str, Any], where: object) -> None:

@@ -37,7 +37,10 @@ class Scenario(Fields):
 
     @classmethod
     def from_mapping(
-        cls, mapping: Mapping[str, Any], defaults: Mapping[str, Any] | None = None, where: object = "scenario"
+        cls,
+        mapping: Mapping[str, Any],
+        defaults: Mapping[str, Any] | None = None,
+        where: object = "scenario",
     ) -> Scenario:
         """Check a mapping and make the scenario it describes.
 
@@ -58,7 +61,10 @@ class Scenario(Fields):
         """
         if not isinstance(mapping, Mapping):
             raise UserError(
-                "A scenario is a mapping of fields.", where=where, found=mapping, change={"model": "qwen2.5-coder-7b"}
+                "A scenario is a mapping of fields.",
+                where=where,
+                found=mapping,
+                change={"model": "qwen2.5-coder-7b"},
             )
         defaults = {**scenario_defaults(), **(defaults or {})}
         given = {key: value for key, value in mapping.items() if value is not None}
@@ -66,13 +72,19 @@ class Scenario(Fields):
         for field in FIELDS:
             if field.parts:
                 own, fallback = given.get(field.name), defaults.get(field.name) or {}
-                values[field.name] = {**fallback, **own} if isinstance(own, Mapping) else own or fallback
+                values[field.name] = (
+                    {**fallback, **own} if isinstance(own, Mapping) else own or fallback
+                )
         wrong = problems(values, file_schema(), where)
         method, with_images = values["method"], _asks_for_images(values["images"])
         wrong += _excluded(method, given, where)
         readers = {
-            "adapter": lambda: checked_adapter(given.get("adapter", defaults.get("adapter")), given, where),
-            "lora": lambda: checked_lora(values["lora"], where) if isinstance(values["lora"], Mapping) else None,
+            "adapter": lambda: checked_adapter(
+                given.get("adapter", defaults.get("adapter")), given, where
+            ),
+            "lora": lambda: (
+                checked_lora(values["lora"], where) if isinstance(values["lora"], Mapping) else None
+            ),
             "gpu": lambda: checked_gpu(values.get("gpu"), where),
             "images": lambda: Images.read(values["images"], where) if with_images else None,
             "model": lambda: read_model(values.get("model"), where, whole=with_images),
@@ -107,7 +119,10 @@ class Scenario(Fields):
 
     def changed(self, **changes: Any) -> Scenario:
         """The same scenario but for some fields, checked again; a field with parts as a value or as a mapping."""
-        changes = {key: _plain(asdict(value)) if is_dataclass(value) else value for key, value in changes.items()}
+        changes = {
+            key: _plain(asdict(value)) if is_dataclass(value) else value
+            for key, value in changes.items()
+        }
         return Scenario.from_mapping({**self.to_mapping(), **changes}, where="changed scenario")
 
     @property
@@ -151,7 +166,11 @@ class Scenario(Fields):
     @property
     def steps_per_generation(self) -> int:
         """Micro-batches that one generation serves."""
-        return 1 if self.aim.anew else self.generation.steps_per_generation or self.gradient_accumulation
+        return (
+            1
+            if self.aim.anew
+            else self.generation.steps_per_generation or self.gradient_accumulation
+        )
 
     @property
     def answers_at_once(self) -> int:
@@ -194,7 +213,11 @@ class Scenario(Fields):
         if self.adapter_precision != "base":
             return self.adapter_precision
         # PEFT makes adapters in fp32, and casts them to the base's dtype where that is not of integers.
-        return "fp32" if self.quantization and self.quantization.type == "int8" else self.weight_precision
+        return (
+            "fp32"
+            if self.quantization and self.quantization.type == "int8"
+            else self.weight_precision
+        )
 
     def size(self, name: str, default: Any = None) -> Any:
         """A size of the model under its usual name, whatever its configuration calls it (None counts as missing)."""
@@ -290,17 +313,56 @@ def check_packages(scenario: Scenario, where: object = "scenario") -> None:
     """Refuse a scenario whose optional package is not installed here, with the command that installs it."""
     optimizer, objective, parallel = scenario.optimizer, scenario.objective, scenario.parallel
     needed = (  # field, its value, the package that it needs, what does without, which extra brings the package
-        ("optimizer", optimizer, OPTIMIZERS[optimizer].package, "an optimizer that needs none", "optimizers"),
-        ("parallel.ulysses", parallel.ulysses, parallel.ulysses > 1 and "deepspeed",
-         "context, a ring of the same GPUs with fsdp2", "deepspeed"),
-        ("zero.other", scenario.zero.other, parallel.zero_stage and scenario.zero.other and "deepspeed",
-         "a configuration without these keys, which have no rule here", "deepspeed"),
-        ("objective", objective, scenario.aim.trainer and not scenario.pairs_by_rules and "trl",
-         "objective sft", "trl"),
-        ("float8", scenario.float8, None if scenario.float8 == "none" else "torchao", "float8 none", "optimizers"),
-        ("qat", scenario.qat, None if scenario.qat == "none" else "torchao", "qat none", "optimizers"),
-        ("compile", scenario.compile, None if scenario.compile == "none" else "triton", "compile none", "run"),
-    )  # fmt: skip
+        (
+            "optimizer",
+            optimizer,
+            OPTIMIZERS[optimizer].package,
+            "an optimizer that needs none",
+            "optimizers",
+        ),
+        (
+            "parallel.ulysses",
+            parallel.ulysses,
+            parallel.ulysses > 1 and "deepspeed",
+            "context, a ring of the same GPUs with fsdp2",
+            "deepspeed",
+        ),
+        (
+            "zero.other",
+            scenario.zero.other,
+            parallel.zero_stage and scenario.zero.other and "deepspeed",
+            "a configuration without these keys, which have no rule here",
+            "deepspeed",
+        ),
+        (
+            "objective",
+            objective,
+            scenario.aim.trainer and not scenario.pairs_by_rules and "trl",
+            "objective sft",
+            "trl",
+        ),
+        (
+            "float8",
+            scenario.float8,
+            None if scenario.float8 == "none" else "torchao",
+            "float8 none",
+            "optimizers",
+        ),
+        (
+            "qat",
+            scenario.qat,
+            None if scenario.qat == "none" else "torchao",
+            "qat none",
+            "optimizers",
+        ),
+        (
+            "compile",
+            scenario.compile,
+            None if scenario.compile == "none" else "triton",
+            "compile none",
+            "run",
+        ),
+    )
     for field, value, package, instead, extra in needed:
         if package and find_spec(package) is None:
             raise UserError(

@@ -14,7 +14,9 @@ class Strategy:
     """What a strategy does with the model."""
 
     title: str  # as people call it
-    divides: tuple[str, ...] = ()  # what each GPU holds a part of: :data:`WEIGHTS`, :data:`GRADIENTS`, :data:`STATES`
+    divides: tuple[
+        str, ...
+    ] = ()  # what each GPU holds a part of: :data:`WEIGHTS`, :data:`GRADIENTS`, :data:`STATES`
     replicates: bool = False  # each GPU holds the whole model, and gradients are averaged
     fsdp: int = 0  # the version of PyTorch's FSDP; 0: another library's
     zero: int = 0  # the stage of DeepSpeed's ZeRO; 0: another library's
@@ -27,7 +29,9 @@ STRATEGIES = {
     NONE: Strategy("one GPU", in_closed_form=True, trained=True),
     REPLICATED: Strategy("DDP", replicates=True, in_closed_form=True, trained=True),
     "fsdp1": Strategy("FSDP1", (WEIGHTS, GRADIENTS, STATES), fsdp=1),
-    DIVIDED: Strategy("FSDP", (WEIGHTS, GRADIENTS, STATES), fsdp=2, in_closed_form=True, trained=True),
+    DIVIDED: Strategy(
+        "FSDP", (WEIGHTS, GRADIENTS, STATES), fsdp=2, in_closed_form=True, trained=True
+    ),
     "zero1": Strategy("ZeRO-1", (STATES,), zero=1),
     "zero2": Strategy("ZeRO-2", (GRADIENTS, STATES), zero=2),
     "zero3": Strategy("ZeRO-3", (WEIGHTS, GRADIENTS, STATES), zero=3),

@@ -19,7 +19,9 @@ class Lora:
 
     rank: int = described("The rank of both factors.", least=1, default=16)
     alpha: int = described("The update is scaled by alpha / rank.", least=1, default=32)
-    dropout: float = described("Dropout on the adapter's input while training.", below=1.0, default=0.0)
+    dropout: float = described(
+        "Dropout on the adapter's input while training.", below=1.0, default=0.0
+    )
     target_modules: str | tuple[str, ...] = described(
         "`all-linear`, or the names of the layers that get an adapter.",
         types=("string", "array"),
@@ -99,7 +101,9 @@ class ZeroFile:
         "Gradients are copied into a bucket for their exchange.", default=True, closed_form=ANY
     )
     reduce_scatter: bool = switch(
-        "Each GPU gets its part of the gradients alone; `false`: all gradients.", default=True, closed_form=ANY
+        "Each GPU gets its part of the gradients alone; `false`: all gradients.",
+        default=True,
+        closed_form=ANY,
     )
     round_robin_gradients: bool = switch(
         "With stages 1 and 2 the GPUs take a weight each in turn, instead of many one after the other.",
@@ -176,7 +180,9 @@ class ZeroFile:
             "stage3_prefetch_bucket_size": int(0.9 * square),
             "stage3_param_persistence_threshold": 10 * width,
         }
-        return replace(self, **{name: size for name, size in filled.items() if getattr(self, name) == "auto"})
+        return replace(
+            self, **{name: size for name, size in filled.items() if getattr(self, name) == "auto"}
+        )
 
 
 def say_zero(value: Mapping[str, Any], scenario: Mapping[str, Any]) -> str:
@@ -184,7 +190,9 @@ def say_zero(value: Mapping[str, Any], scenario: Mapping[str, Any]) -> str:
     if not STRATEGIES[scenario["parallel"]["strategy"]].zero:
         return ""
     return ", ".join(
-        f"{part.name} {yaml_text(value[part.name])}" for part in fields_of(ZeroFile) if value[part.name] != part.default
+        f"{part.name} {yaml_text(value[part.name])}"
+        for part in fields_of(ZeroFile)
+        if value[part.name] != part.default
     )
 
 

@@ -21,7 +21,9 @@ from dryfit.serving.vllm import WIDTH, Server
 # Of a decoder's layer in vLLM: norm, queries and keys and values, rotation, cache, attention, output, norm, two of the
 # gated layer, activation (vllm/model_executor/models/llama.py).
 KERNELS_OF_A_LAYER = 10
-DECODING_SHARE = 0.85  # of the memory's rate, that reading weights and keys and values reaches: fitted
+DECODING_SHARE = (
+    0.85  # of the memory's rate, that reading weights and keys and values reaches: fitted
+)
 SMALL_KERNELS_SECONDS = 67e-6  # of a layer in a CUDA graph, beside what reads weights: fitted
 _SAMPLES = 16  # lengths at which a row is looked at while it grows
 
@@ -48,7 +50,9 @@ class Generating:
     decode_seconds: float
     waves: int  # how often the cache is filled: answers wait for each other where it holds fewer than there are
     tokens: int  # of all answers
-    reads_memory: bool  # whether decoding waits for memory; False: for products, or for the host's launches
+    reads_memory: (
+        bool  # whether decoding waits for memory; False: for products, or for the host's launches
+    )
 
     @property
     def seconds(self) -> float:
@@ -56,7 +60,9 @@ class Generating:
         return self.prefill_seconds + self.decode_seconds
 
 
-def generating(server: Server, rates: Rates, *, rows: int, prompts: int, prompt: int, answer: int) -> Generating:
+def generating(
+    server: Server, rates: Rates, *, rows: int, prompts: int, prompt: int, answer: int
+) -> Generating:
     """The time of ``rows`` answers of ``answer`` tokens each.
 
     ``prompts``: how many of their prompts differ: one that several answers share is computed once, since prefix caching
@@ -64,23 +70,35 @@ def generating(server: Server, rates: Rates, *, rows: int, prompts: int, prompt:
     """
     at_once = max(server.concurrent(prompt + answer)[0], 1)
     waves = [min(at_once, rows - first) for first in range(0, rows, at_once)]
-    passes = {running: list(_passes(server, rates, running, prompt, answer)) for running in set(waves)}
-    decoding = sum(answer * sum(seconds for seconds, _ in passes[running]) / _SAMPLES for running in waves)
+    passes = {
+        running: list(_passes(server, rates, running, prompt, answer)) for running in set(waves)
+    }
+    decoding = sum(
+        answer * sum(seconds for seconds, _ in passes[running]) / _SAMPLES for running in waves
+    )
     tokens = prompts * prompt
     computed = _flops(server, tokens, prompt / 2, scored=prompts) / rates.flops
     reach = rates.memory_bytes * DECODING_SHARE
-    read = ceil(tokens / server.tokens_at_once) * _weights_read(server, server.tokens_at_once) / reach
+    read = (
+        ceil(tokens / server.tokens_at_once) * _weights_read(server, server.tokens_at_once) / reach
+    )
     reads = [by_memory for _, by_memory in passes[waves[0]]]
-    return Generating(max(computed, read), decoding, len(waves), rows * answer, sum(reads) * 2 > len(reads))
+    return Generating(
+        max(computed, read), decoding, len(waves), rows * answer, sum(reads) * 2 > len(reads)
+    )
 
 
-def _passes(server: Server, rates: Rates, rows: int, prompt: int, answer: int) -> Iterator[tuple[float, bool]]:
+def _passes(
+    server: Server, rates: Rates, rows: int, prompt: int, answer: int
+) -> Iterator[tuple[float, bool]]:
     """Seconds of a pass over so many rows while they grow, and whether memory decides about it."""
     weights, layers = _weights_read(server, rows), len(_layers(server))
     launches = 0.0 if server.cuda_graphs else KERNELS_OF_A_LAYER * layers * rates.launch_seconds
     for sample in range(_SAMPLES):
         context = prompt + answer * (2 * sample + 1) / (2 * _SAMPLES)
-        reading = (weights + rows * _row_read(server, context)) / (rates.memory_bytes * DECODING_SHARE)
+        reading = (weights + rows * _row_read(server, context)) / (
+            rates.memory_bytes * DECODING_SHARE
+        )
         computing = _flops(server, rows, context, scored=rows) / rates.flops
         exchanged = _exchanged(server, rows) / rates.link_bytes
         busy = max(reading, computing) + exchanged + layers * SMALL_KERNELS_SECONDS
@@ -95,7 +113,8 @@ def _layers(server: Server) -> list:
 def _row_read(server: Server, context: float) -> float:
     """Bytes of keys, values and states that a token of one row reads; states are written too."""
     return sum(
-        2 * layer.state_bytes + layer.token_bytes * (min(context, layer.window) if layer.kind == SLIDING else context)
+        2 * layer.state_bytes
+        + layer.token_bytes * (min(context, layer.window) if layer.kind == SLIDING else context)
         for layer in _layers(server)
     )
 
@@ -103,7 +122,14 @@ def _row_read(server: Server, context: float) -> float:
 def _experts(server: Server) -> tuple[int, int, int]:
     """Parameters of all routed experts, how many a layer has, and how many a token takes; without experts 0."""
     text = server.text
-    count = next((text[name] for name in ("num_experts", "num_local_experts", "n_routed_experts") if text.get(name)), 0)
+    count = next(
+        (
+            text[name]
+            for name in ("num_experts", "num_local_experts", "n_routed_experts")
+            if text.get(name)
+        ),
+        0,
+    )
     chosen = text.get("num_experts_per_tok") or 0
     if not (count and chosen):
         return 0, 0, 0
@@ -136,7 +162,11 @@ def _flops(server: Server, tokens: float, context: float, *, scored: float) -> f
     head = text.get("head_dim") or text["hidden_size"] // heads
     seen = 0.0
     for layer in _layers(server):
-        width = 2 * text["kv_lora_rank"] + text["qk_rope_head_dim"] if layer.kind == LATENT else 2 * head
+        width = (
+            2 * text["kv_lora_rank"] + text["qk_rope_head_dim"]
+            if layer.kind == LATENT
+            else 2 * head
+        )
         if layer.kind in (FULL, SLIDING, LATENT):
             seen += 2 * heads * width * (min(context, layer.window) if layer.window else context)
     return (tokens * (2 * active + seen) + 2 * scored * table) / server.tensor_parallel

@@ -19,21 +19,29 @@ from dryfit.common.text import GIB, MIB
 from dryfit.serving.kv_cache import BLOCK_TOKENS, CACHE_BYTES, KvCache, kv_cache, layers_of
 
 NEWEST = "0.31.0"
-TOKENS_AT_ONCE = 4096  # `max_num_batched_tokens` that TRL passes (trl/generation/vllm_generation.py)
-NON_TORCH_BYTES = 50 * MIB  # cuBLAS and kernels beside PyTorch's allocator: 0.03 to 0.14 GiB in logs of one GPU
+TOKENS_AT_ONCE = (
+    4096  # `max_num_batched_tokens` that TRL passes (trl/generation/vllm_generation.py)
+)
+NON_TORCH_BYTES = (
+    50 * MIB
+)  # cuBLAS and kernels beside PyTorch's allocator: 0.03 to 0.14 GiB in logs of one GPU
 # With NCCL, on each of several GPUs: 0.20 GiB in a log of 16 without NVLink, 1.27 in one of 4 H100 (vllm_logs.csv).
 DIVIDED_NON_TORCH_BYTES = int(0.2 * GIB), int(1.27 * GIB)
 _GRAPH_LOW = 1 * MIB  # the least of a graph that vLLM's own estimate allows (cudagraph_utils.py)
 # Of a driver, for each kernel of a graph: 66 and 63 kB from 500 to 1,000 and to 2,000 kernels with driver 470
 # (forums.developer.nvidia.com, thread 244901). Newer drivers keep less: logs of 86 graphs show a tenth of it.
 _KERNEL_BYTES = MIB // 16
-_GRAPHS_ALONE = 150 * MIB  # kernels that are loaded and workspaces that are made while graphs are captured
+_GRAPHS_ALONE = (
+    150 * MIB
+)  # kernels that are loaded and workspaces that are made while graphs are captured
 # Kernels of a dense layer at most: two norms, norms of queries and keys, rotation, cache, three of attention (parts and
 # their sum), an activation, and four products of matrices, each with a sum of its parts.
 _LAYER_KERNELS = 18
 _SLOT_KERNELS = 12  # beside each product: a buffer of zeros, and both factors of an adapter
 _PACKED_KERNELS = 12  # before each product: scales, their offset, weights are unpacked
-_EXPERT_KERNELS = 13  # a router, five that sort tokens, a sum, and an MLP that every token goes through
+_EXPERT_KERNELS = (
+    13  # a router, five that sort tokens, a sum, and an MLP that every token goes through
+)
 _DIVIDED_KERNELS = 2  # sums over cards
 _OTHER_KERNELS = 4  # embedding, last norm, choice of rows
 # Buffers in which a trainer packs weights for a server of its own: vllm/distributed/weight_transfer/packed_tensor.py.
@@ -59,7 +67,9 @@ def believes_in_graphs(version: str) -> bool:
     return release(version) >= (0, 21)
 
 
-def serve_defaults(version: str, total_bytes: int, *, a100: bool = False, offline: bool = False) -> tuple[int, int]:
+def serve_defaults(
+    version: str, total_bytes: int, *, a100: bool = False, offline: bool = False
+) -> tuple[int, int]:
     """Tokens at once and requests of ``vllm serve``, or of ``LLM(...)`` where ``offline``, that are not told otherwise.
 
     ``engine/arg_utils.py``, ``get_batch_defaults`` (``_set_default_args_v1`` before): from 0.9 on cards of 70 GiB
@@ -96,7 +106,9 @@ class Server:
     tensor_parallel: int = 1
     cuda_graphs: bool = True
     lora_rank: int = 0  # of its slot for an adapter; 0: without
-    weights_bytes: int | None = None  # where they are known, such as quantized ones; None: of `parameters` in 16 bits
+    weights_bytes: int | None = (
+        None  # where they are known, such as quantized ones; None: of `parameters` in 16 bits
+    )
     version: str = NEWEST
     packed: bool = False  # whether weights are unpacked before each product, as bitsandbytes does
 
@@ -115,7 +127,11 @@ class Server:
         if self.weights_bytes is not None:
             return self.weights_bytes + self._slots()
         text = self.text
-        rows = -text["vocab_size"] % _VOCABULARY_ALIGNMENT * (1 if text.get("tie_word_embeddings") else 2)
+        rows = (
+            -text["vocab_size"]
+            % _VOCABULARY_ALIGNMENT
+            * (1 if text.get("tie_word_embeddings") else 2)
+        )
         numbers = self.parameters + rows * text["hidden_size"]
         return numbers * WIDTH // self.tensor_parallel + self._slots()
 
@@ -134,7 +150,10 @@ class Server:
     def _body(self, tokens: int) -> int:
         """What a layer holds at most of so many tokens."""
         text = self.text
-        hidden, inner = text["hidden_size"], (text.get("intermediate_size") or 0) // self.tensor_parallel
+        hidden, inner = (
+            text["hidden_size"],
+            (text.get("intermediate_size") or 0) // self.tensor_parallel,
+        )
         if experts := text.get("num_experts_per_tok") or 0:
             own = text.get("moe_intermediate_size") or text.get("intermediate_size") or 0
             return tokens * (experts * (max(2 * own, hidden) + own) + 3 * hidden) * WIDTH
@@ -142,7 +161,11 @@ class Server:
 
     def non_torch_bytes(self) -> Range:
         """What lies beside PyTorch's allocator, with NCCL's buffers where GPUs share the model."""
-        return DIVIDED_NON_TORCH_BYTES if self.tensor_parallel > 1 else (NON_TORCH_BYTES, NON_TORCH_BYTES)
+        return (
+            DIVIDED_NON_TORCH_BYTES
+            if self.tensor_parallel > 1
+            else (NON_TORCH_BYTES, NON_TORCH_BYTES)
+        )
 
     def activations(self) -> int:
         """The most that the profile run allocates: a layer on all tokens, or the logits of a token for each request.
@@ -152,14 +175,18 @@ class Server:
         each of its experts (fused_moe's two caches).
         """
         numbers = min(self.requests, self.tokens_at_once) * self.text["vocab_size"]
-        return max(self._body(self.tokens_at_once), int(numbers * sampler_bytes_a_logit(self.version)))
+        return max(
+            self._body(self.tokens_at_once), int(numbers * sampler_bytes_a_logit(self.version))
+        )
 
     def graphs(self) -> int:
         """How many CUDA graphs it captures: piecewise ones for all sizes, whole ones for sizes up to ``requests``."""
         if not self.cuda_graphs:
             return 0
         most = self._largest_graph()
-        sizes = [size for size in (1, 2, 4, *range(8, 256, 8), *range(256, most + 1, 16)) if size <= most]
+        sizes = [
+            size for size in (1, 2, 4, *range(8, 256, 8), *range(256, most + 1, 16)) if size <= most
+        ]
         return len(sizes) + sum(size <= self.requests for size in sizes)
 
     def _largest_graph(self) -> int:
@@ -167,7 +194,9 @@ class Server:
 
     def kernels(self) -> int:
         """The most kernels of one graph."""
-        layer = _LAYER_KERNELS + _SLOT_KERNELS * (self.lora_rank > 0) + _PACKED_KERNELS * self.packed
+        layer = (
+            _LAYER_KERNELS + _SLOT_KERNELS * (self.lora_rank > 0) + _PACKED_KERNELS * self.packed
+        )
         layer += _DIVIDED_KERNELS * (self.tensor_parallel > 1)
         layer += _EXPERT_KERNELS if self.text.get("num_experts_per_tok") else 0
         return self.text["num_hidden_layers"] * layer + _OTHER_KERNELS
@@ -181,7 +210,10 @@ class Server:
         count = self.graphs()
         if not count:
             return 0, 0
-        return count * _GRAPH_LOW, _GRAPHS_ALONE + self._pool() + count * self.kernels() * _KERNEL_BYTES
+        return (
+            count * _GRAPH_LOW,
+            _GRAPHS_ALONE + self._pool() + count * self.kernels() * _KERNEL_BYTES,
+        )
 
     def _pool(self) -> int:
         return self._body(self._largest_graph())
@@ -214,13 +246,22 @@ class Server:
     def least_budget_bytes(self) -> int:
         """The budget with which a request of ``longest`` tokens fits for sure, and the null block."""
         needed = self.request_bytes(self.longest) + self.cache().block_bytes
-        return self.weights() + self.activations() + self.non_torch_bytes()[1] + self.believed_bytes()[1] + needed
+        return (
+            self.weights()
+            + self.activations()
+            + self.non_torch_bytes()[1]
+            + self.believed_bytes()[1]
+            + needed
+        )
 
     def concurrent(self, tokens: int) -> Range:
         """How many requests of so many tokens run at once."""
         cache = self.cache()
         each = cache.blocks_of_request(tokens, self.tokens_at_once)
-        return tuple(min(max(cache.blocks(size) - 1, 0) // each, self.requests) for size in self.cache_bytes())
+        return tuple(
+            min(max(cache.blocks(size) - 1, 0) // each, self.requests)
+            for size in self.cache_bytes()
+        )
 
 
 def nf4_bytes(model: Mapping[str, Any], parameters: int) -> int:
@@ -230,7 +271,9 @@ def nf4_bytes(model: Mapping[str, Any], parameters: int) -> int:
     head stay in 16 bits.
     """
     text = model.get("text_config") or model
-    tables = text["vocab_size"] * text["hidden_size"] * (1 if text.get("tie_word_embeddings") else 2)
+    tables = (
+        text["vocab_size"] * text["hidden_size"] * (1 if text.get("tie_word_embeddings") else 2)
+    )
     packed = parameters - tables
     return packed // 2 + packed // 64 * 4 + tables * WIDTH
 
@@ -241,4 +284,6 @@ def merging_bytes(model: Mapping[str, Any]) -> int:
     ``peft/tuners/lora/layer.py``: one layer after the other, of which the largest counts.
     """
     text = model.get("text_config") or model
-    return 2 * 4 * text["hidden_size"] * max(text.get("intermediate_size") or 0, text["hidden_size"])
+    return (
+        2 * 4 * text["hidden_size"] * max(text.get("intermediate_size") or 0, text["hidden_size"])
+    )

@@ -39,18 +39,34 @@ from dryfit.planner.largest_fit import LONGEST, steps
 from dryfit.planner.tools import by_tool, tool_lines
 from dryfit.scenario.fields import BY_NAME
 from dryfit.scenario.hub import FETCH, HubId, explained
-from dryfit.site.choice import beside_the_file, choice_of, named_fields, options_of, run_words, words_of
+from dryfit.site.choice import (
+    beside_the_file,
+    choice_of,
+    named_fields,
+    options_of,
+    run_words,
+    words_of,
+)
 
 MOST_CHANGES = 4
 MOST_REPLAYS = 2  # of changes, for which the peak alone is too close to call
-_STATES = {Word.FITS: "fits", Word.DOES_NOT_FIT: "too-large", Word.TOO_CLOSE: "close", None: "close"}
+_STATES = {
+    Word.FITS: "fits",
+    Word.DOES_NOT_FIT: "too-large",
+    Word.TOO_CLOSE: "close",
+    None: "close",
+}
 # What the estimate does not describe, and what comes nearest of what it does.
 _NEAR = (("loss", "liger", "chunked"), ("attention_mask", "padding", "none"))
 _GROUP = {component: group for group, components in GROUPS.items() for component in components}
 _PALER = 0.3  # of the way to white, from one part of a group to the next
 # What huggingface_hub calls the Hub's refusals, by the code in its answer.
-_REFUSALS = {"GatedRepo": "GatedRepoError", "RepoNotFound": "RepositoryNotFoundError",
-             "RevisionNotFound": "RevisionNotFoundError", "EntryNotFound": "RemoteEntryNotFoundError"}  # fmt: skip
+_REFUSALS = {
+    "GatedRepo": "GatedRepoError",
+    "RepoNotFound": "RepositoryNotFoundError",
+    "RevisionNotFound": "RevisionNotFoundError",
+    "EntryNotFound": "RemoteEntryNotFoundError",
+}
 EXACTNESS = (
     "An estimate. Near the border it replays what the estimate knows of allocations on a GPU of this very size. Where"
     " that hangs on details, it is too close to call, and only the trace can tell."
@@ -97,9 +113,18 @@ def reply(request: str) -> str:
 
 def _error(error: UserError) -> dict[str, Any]:
     where = None if error.where == "the command line" else error.where  # here it's the form
-    parts = {"problem": error.problem, "where": where, "found": error.found, "allowed": error.allowed,
-             "write": error.write}  # fmt: skip
-    return {name: yaml_text(part) if name == "found" else str(part) for name, part in parts.items() if part is not None}
+    parts = {
+        "problem": error.problem,
+        "where": where,
+        "found": error.found,
+        "allowed": error.allowed,
+        "write": error.write,
+    }
+    return {
+        name: yaml_text(part) if name == "found" else str(part)
+        for name, part in parts.items()
+        if part is not None
+    }
 
 
 def _reply(request: Mapping[str, Any], folder: Path) -> dict[str, Any]:
@@ -112,7 +137,9 @@ def _reply(request: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         if request["ask"] == "answer":
             return _answer(asked, words, run_words(request, asked)) | {"added": added}
         if request["ask"] == "others":
-            return {"others": list(tool_lines({"tools": by_tool(asked.asked, asked.where)}, "--like "))}
+            return {
+                "others": list(tool_lines({"tools": by_tool(asked.asked, asked.where)}, "--like "))
+            }
         asked, _ = _nearest(asked)
         if request["ask"] == "methods":
             return {"methods": _by_method(asked)}
@@ -137,7 +164,9 @@ def _kept(hub: HubId, where: object, fetched: Mapping[str, Any], folder: Path) -
         return path
     names = {_REFUSALS.get(answer.get("code") or "", "") if answer["status"] else "ConnectionError"}
     error = explained(Failure(names, answer["status"] or None), hub, "the model")
-    raise UserError(error.problem, where="the model", found=error.found, allowed=_ON_A_PAGE, write=error.write)
+    raise UserError(
+        error.problem, where="the model", found=error.found, allowed=_ON_A_PAGE, write=error.write
+    )
 
 
 def _place(hub: HubId) -> dict[str, str]:
@@ -175,22 +204,35 @@ def _answer(asked: Question, words: list[str], run_options: list[str]) -> dict[s
     shown = quick(near, others=False, recorded=False) if instead else estimated
     run = parse_run_options(parse([*words, *run_options]))
     rule = (shown["rule_of_thumb"] or {}).get("peak_allocated_bytes")
-    parts = sorted((shown["analytic"] or {"components": {}})["components"].items(), key=lambda item: -item[1])
+    parts = sorted(
+        (shown["analytic"] or {"components": {}})["components"].items(), key=lambda item: -item[1]
+    )
     colours = _colours([name for name, size in parts if size >= 2**20])
     return {
         "answer": estimated,
         "state": _state(estimated),
         "tight": bool(shown["gpu"]) and shown["fits"] is not True,
-        "verdict": _near_sentence(shown, instead) if instead and not estimated["verdict"] else _sentence(estimated),
+        "verdict": _near_sentence(shown, instead)
+        if instead and not estimated["verdict"]
+        else _sentence(estimated),
         "step": step_line(estimated["scenario"]),
         "exactness": EXACTNESS,
         "evidence": _evidence(shown),
         "rule": f"The rule of thumb, bytes per parameter, says {gib(rule)}." if rule else "",
         "hours": _hours(asked, run),
-        "assumed": {name: yaml_text(value) for name, value in asked.asked.assumed.items() if value is not None},
+        "assumed": {
+            name: yaml_text(value)
+            for name, value in asked.asked.assumed.items()
+            if value is not None
+        },
         "peak_bytes": shown["analytic"]["peak_allocated_bytes"] if shown["analytic"] else None,
         "parts": [
-            {"title": WORDS.get(name, name), "bytes": size, "shown": gib(size), "colour": colours[name]}
+            {
+                "title": WORDS.get(name, name),
+                "bytes": size,
+                "shown": gib(size),
+                "colour": colours[name],
+            }
             for name, size in parts
             if size >= 2**20
         ],
@@ -207,14 +249,20 @@ def _colours(names: list[str]) -> dict[str, str]:
         group = _GROUP[name]
         white = 1 - (1 - _PALER) ** taken[group]
         channels = (int(COLOURS[group][place : place + 2], 16) for place in (1, 3, 5))
-        colours[name] = "#" + "".join(f"{round(value + (255 - value) * white):02x}" for value in channels)
+        colours[name] = "#" + "".join(
+            f"{round(value + (255 - value) * white):02x}" for value in channels
+        )
         taken[group] += 1
     return colours
 
 
 def _evidence(shown: Mapping[str, Any]) -> str:
     """The measured steps that are like this one, and where traced peaks lay beside the estimate's."""
-    bound = f" Of the estimate: {text.bound_text(shown['analytic']['bound'])}." if shown["analytic"] else ""
+    bound = (
+        f" Of the estimate: {text.bound_text(shown['analytic']['bound'])}."
+        if shown["analytic"]
+        else ""
+    )
     return f"{shown['evidence']['text']}.{bound}"
 
 
@@ -235,8 +283,12 @@ def _nearest(asked: Question) -> tuple[Question, list[str]]:
         analytic_estimate(near, asked.where, blocks=False)
     except (NotDescribed, UserError):
         return asked, []
-    values = ((name, yaml_text(changes[name]), yaml_text(getattr(scenario, name))) for name in changes)
-    return replace(asked, scenario=near), [f"{name}: {instead} in place of {value}" for name, instead, value in values]
+    values = (
+        (name, yaml_text(changes[name]), yaml_text(getattr(scenario, name))) for name in changes
+    )
+    return replace(asked, scenario=near), [
+        f"{name}: {instead} in place of {value}" for name, instead, value in values
+    ]
 
 
 def _state(answer: Mapping[str, Any]) -> str:
@@ -255,7 +307,9 @@ def _sentence(answer: Mapping[str, Any]) -> str:
     analytic, gpu = answer["analytic"], answer["gpu"]
     if gpu is None:
         enough = smallest(analytic["enough_bytes"] or inf)
-        return f"At its peak the step takes about {gib(analytic['peak_allocated_bytes'])}: {enough}."
+        return (
+            f"At its peak the step takes about {gib(analytic['peak_allocated_bytes'])}: {enough}."
+        )
     return f"{answer['sentence']}."
 
 
@@ -263,7 +317,9 @@ def _near_sentence(shown: Mapping[str, Any], instead: list[str]) -> str:
     peak, gpu = shown["analytic"]["peak_allocated_bytes"], shown["gpu"]
     counted = f"Counted with {' and '.join(instead)}, it needs about {gib(peak)}."
     room = f" {_room(gpu)}" if gpu else ""
-    return f"No estimate of this very step. {counted}{room} The command below traces the step itself."
+    return (
+        f"No estimate of this very step. {counted}{room} The command below traces the step itself."
+    )
 
 
 def _room(gpu: Mapping[str, Any]) -> str:
@@ -300,10 +356,16 @@ def _on_all_gpus(asked: Question) -> list[dict[str, Any]]:
         # Only the GPU that was asked about is replayed: that takes a browser seconds.
         replayed = asked.gpu is not None and gpu.name == asked.gpu.name
         peak, state = needs.peak_bytes, _STATES[needs.word(gpu, replayed=replayed)]
-        rows.append({
-            "name": gpu.name, "title": _short(gpu), "state": state,
-            "peak": gib(peak), "usable": gib(gpu.usable_bytes), "share": round(peak / gpu.usable_bytes, 3),
-        })  # fmt: skip
+        rows.append(
+            {
+                "name": gpu.name,
+                "title": _short(gpu),
+                "state": state,
+                "peak": gib(peak),
+                "usable": gib(gpu.usable_bytes),
+                "share": round(peak / gpu.usable_bytes, 3),
+            }
+        )
     return rows
 
 
@@ -313,7 +375,9 @@ def _short(gpu: Gpu) -> str:
 
 def _by_method(asked: Question) -> list[dict[str, Any]]:
     """The same step by each method: its peak, its verdict on the GPU, and the smallest card that should hold it."""
-    cards = sorted((gpu for gpu in catalogue().values() if gpu.capability), key=lambda gpu: gpu.usable_bytes)
+    cards = sorted(
+        (gpu for gpu in catalogue().values() if gpu.capability), key=lambda gpu: gpu.usable_bytes
+    )
     rows = []
     for method in BY_NAME["method"].words:
         try:
@@ -321,13 +385,20 @@ def _by_method(asked: Question) -> list[dict[str, Any]]:
             found = _on_each(step, [*cards, *([asked.gpu] if asked.gpu else [])])
         except (NotDescribed, UserError):
             continue
-        least = next((gpu for gpu in cards if found[gpu.name].word(gpu, replayed=False) is Word.FITS), None)
+        least = next(
+            (gpu for gpu in cards if found[gpu.name].word(gpu, replayed=False) is Word.FITS), None
+        )
         needs = found[(asked.gpu or least or cards[-1]).name]
-        rows.append({
-            "method": method, "chosen": method == asked.scenario.method, "peak": gib(needs.peak_bytes),
-            "state": _STATES[needs.word(asked.gpu, replayed=False)] if asked.gpu else "size",
-            "least": least and {"name": least.name, "title": _short(least), "usable": gib(least.usable_bytes)},
-        })  # fmt: skip
+        rows.append(
+            {
+                "method": method,
+                "chosen": method == asked.scenario.method,
+                "peak": gib(needs.peak_bytes),
+                "state": _STATES[needs.word(asked.gpu, replayed=False)] if asked.gpu else "size",
+                "least": least
+                and {"name": least.name, "title": _short(least), "usable": gib(least.usable_bytes)},
+            }
+        )
     return rows
 
 
@@ -342,14 +413,25 @@ def _what_would_fit(asked: Question, words: list[str]) -> list[dict[str, Any]]:
                 changed = replace(asked, scenario=apply(asked.scenario, changes))
                 needs = _needs(changed, gpu)
                 word = needs.word(gpu, replayed=False)
-                if word is Word.TOO_CLOSE and replays and needs.may_fit(gpu):  # which takes a browser seconds
+                if (
+                    word is Word.TOO_CLOSE and replays and needs.may_fit(gpu)
+                ):  # which takes a browser seconds
                     word, replays = needs.word(gpu), replays - 1
             except (NotDescribed, UserError):
                 continue
             if word is Word.FITS:
                 command = text.suggested(words, changes)
-                fields = [f"{name}.{part}" if part else name for name, part in named_fields(changes)]
-                choices.append({"cost": move.cost, "command": command, "choice": choice_of(command), "fields": fields})
+                fields = [
+                    f"{name}.{part}" if part else name for name, part in named_fields(changes)
+                ]
+                choices.append(
+                    {
+                        "cost": move.cost,
+                        "command": command,
+                        "choice": choice_of(command),
+                        "fields": fields,
+                    }
+                )
                 break
         if len(choices) == MOST_CHANGES:
             break

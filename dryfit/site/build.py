@@ -29,22 +29,59 @@ from dryfit.site.documents import documents, installation, with_address
 from dryfit.site.python import ROOT, archive, pyodide
 
 SOURCES = data_path("site")
-CHOSEN = {"model": "qwen2.5-coder-7b", "gpu": "rtx-4090", "gpus": 1, "method": "", "strategy": "",
-          "sequence_length": 2048, "micro_batch": 1, "settings": {}}  # fmt: skip
+CHOSEN = {
+    "model": "qwen2.5-coder-7b",
+    "gpu": "rtx-4090",
+    "gpus": 1,
+    "method": "",
+    "strategy": "",
+    "sequence_length": 2048,
+    "micro_batch": 1,
+    "settings": {},
+}
 SWEEP = ROOT / "results" / "tiny-sweep"  # of tests/config/sweep.yaml
-PICKS = ("t4", "rtx-3090", "rtx-4090", "rtx-5090", "l40s", "a100-80gb", "h100-80gb")  # offered beside the list
+PICKS = (
+    "t4",
+    "rtx-3090",
+    "rtx-4090",
+    "rtx-5090",
+    "l40s",
+    "a100-80gb",
+    "h100-80gb",
+)  # offered beside the list
 ROWS = (1, 2, 4, 8, 16, 32)  # micro-batches whose longest rows are shown
 # Fields that the form has above, or that need more than one word.
-_ABOVE = ("model", "model_name", "method", "sequence_length", "micro_batch", "adapter", "parallel", "gpu")
+_ABOVE = (
+    "model",
+    "model_name",
+    "method",
+    "sequence_length",
+    "micro_batch",
+    "adapter",
+    "parallel",
+    "gpu",
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m dryfit.site.build", description=__doc__)
-    parser.add_argument("--output", type=Path, default=ROOT / "site", help="the folder to make (site)")
-    parser.add_argument("--cache", type=Path, default=ROOT / ".venv-site", help="where downloads are kept")
-    parser.add_argument("--run", type=Path, default=default_run(), help="the example; left out where it isn't finished")
     parser.add_argument(
-        "--sweep", type=Path, default=ROOT / "results" / "tiny-sweep", help="as --run: beside the example"
+        "--output", type=Path, default=ROOT / "site", help="the folder to make (site)"
+    )
+    parser.add_argument(
+        "--cache", type=Path, default=ROOT / ".venv-site", help="where downloads are kept"
+    )
+    parser.add_argument(
+        "--run",
+        type=Path,
+        default=default_run(),
+        help="the example; left out where it isn't finished",
+    )
+    parser.add_argument(
+        "--sweep",
+        type=Path,
+        default=ROOT / "results" / "tiny-sweep",
+        help="as --run: beside the example",
     )
     parser.add_argument("--without-documents", action="store_true", help="the calculator alone")
     options = parser.parse_args(arguments)
@@ -68,8 +105,13 @@ def _fill_in(readme: Path, address: str) -> None:
     UserError: if it is no address of the web.
     """
     if not re.fullmatch(r"https?://[^\s<>()\"']+", address):
-        raise UserError("SITE_URL is no address.", where="the environment", found=address, allowed="https://...",
-                        write="SITE_URL=https://owner.github.io/SecureCLI-Tuner make site")  # fmt: skip
+        raise UserError(
+            "SITE_URL is no address.",
+            where="the environment",
+            found=address,
+            allowed="https://...",
+            write="SITE_URL=https://owner.github.io/SecureCLI-Tuner make site",
+        )
     text = readme.read_text(encoding="utf-8")
     if (filled := with_address(text, address)) != text:
         write_text(readme, filled)
@@ -83,7 +125,9 @@ def default_run() -> Path:
 
 def calculator(folder: Path, cache: Path) -> None:
     """The calculator's files; those that a visit needs are listed for the service worker."""
-    files: dict[str, bytes] = {f"pyodide/{name}": content for name, content in pyodide(cache).items()}
+    files: dict[str, bytes] = {
+        f"pyodide/{name}": content for name, content in pyodide(cache).items()
+    }
     files["project.zip"] = archive()
     for name in ("calculator.js", "drawing.js", "worker.js"):
         files[name] = (SOURCES / name).read_bytes()
@@ -92,7 +136,9 @@ def calculator(folder: Path, cache: Path) -> None:
     files["index.html"] = page().encode()
     build = hashlib.sha256(b"".join(files[name] for name in sorted(files))).hexdigest()[:16]
     kept = json.dumps(["./", *sorted(set(files) - {"index.html"})])
-    files["service-worker.js"] = _template("service-worker.js.j2").render(build=build, files=kept).encode()
+    files["service-worker.js"] = (
+        _template("service-worker.js.j2").render(build=build, files=kept).encode()
+    )
     for name, content in files.items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -112,7 +158,10 @@ def page() -> str:
         installation=installation(),
         hub=os.environ.get("HF_ENDPOINT") or "https://huggingface.co",
         methods=METHODS,
-        picks=[(name, catalogue()[name].title.removeprefix("NVIDIA ").removeprefix("GeForce ")) for name in PICKS],
+        picks=[
+            (name, catalogue()[name].title.removeprefix("NVIDIA ").removeprefix("GeForce "))
+            for name in PICKS
+        ],
         models=sorted(path.stem for path in MODELS.glob("*.json")),
         settings=list(_settings(FIELDS, defaults)),
         strategies=list(STRATEGIES),
@@ -133,7 +182,9 @@ def first_answer() -> dict[str, Any]:
     return answers | {"longest": longest, "rows": ROWS}
 
 
-def _settings(fields: Sequence[Field], defaults: dict[str, Any], above: str = "") -> Iterator[dict[str, Any]]:
+def _settings(
+    fields: Sequence[Field], defaults: dict[str, Any], above: str = ""
+) -> Iterator[dict[str, Any]]:
     """What the form's second part asks for: the scenario's fields, and the parts of those that are mappings."""
     for field in fields:
         key, default = f"{above}{field.name}", defaults.get(field.name)
@@ -142,20 +193,29 @@ def _settings(fields: Sequence[Field], defaults: dict[str, Any], above: str = ""
         if field.parts:
             yield from _settings(field.parts, default or {}, f"{key}.")
             continue
-        words = [yaml_text(word) for word in (*field.words, *([None] if field.words and field.nullable else []))]
+        words = [
+            yaml_text(word)
+            for word in (*field.words, *([None] if field.words and field.nullable else []))
+        ]
         number = field.least is not None or field.below is not None
         yield {
-            "key": key, "label": key.replace("_", " ").replace(".", ": "), "words": words,
-            "default": "not set" if default is None else yaml_text(default), "type": "number" if number else "text",
-            "least": field.least or 0, "step": "any" if field.below is not None else 1,
+            "key": key,
+            "label": key.replace("_", " ").replace(".", ": "),
+            "words": words,
+            "default": "not set" if default is None else yaml_text(default),
+            "type": "number" if number else "text",
+            "least": field.least or 0,
+            "step": "any" if field.below is not None else 1,
             "about": re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(field.about, quote=False)),
-        }  # fmt: skip
+        }
 
 
 def commit() -> str:
     """The commit that the site is made from, shortened; empty outside a clone."""
     try:
-        done = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], cwd=ROOT, capture_output=True, text=True)
+        done = subprocess.run(
+            ["git", "rev-parse", "--short=12", "HEAD"], cwd=ROOT, capture_output=True, text=True
+        )
     except OSError:
         return ""
     return done.stdout.strip()
@@ -164,7 +224,9 @@ def commit() -> str:
 def _template(name: str) -> Any:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-    made = Environment(loader=FileSystemLoader(SOURCES), undefined=StrictUndefined, trim_blocks=True)
+    made = Environment(
+        loader=FileSystemLoader(SOURCES), undefined=StrictUndefined, trim_blocks=True
+    )
     return made.get_template(name)
 
 

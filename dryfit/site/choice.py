@@ -12,7 +12,9 @@ from dryfit.common.errors import UserError
 from dryfit.common.text import yaml_text
 
 
-def beside_the_file(request: Mapping[str, Any], folder: Path) -> tuple[Mapping[str, Any], list[str]]:
+def beside_the_file(
+    request: Mapping[str, Any], folder: Path
+) -> tuple[Mapping[str, Any], list[str]]:
     """A choice with a file: what the file says wins over the form, but for changes that the page itself offered.
 
     Returns the choice without what the file says, and a sentence for each field of the form: added to the file, in
@@ -24,14 +26,20 @@ def beside_the_file(request: Mapping[str, Any], folder: Path) -> tuple[Mapping[s
     path.write_text(request["file"]["text"], encoding="utf-8")
     said = said_by(path)
     settings = dict(request.get("settings") or {})
-    form = {name: request.get(name) for name in ("gpu", "method", "strategy", "sequence_length", "micro_batch")}
+    form = {
+        name: request.get(name)
+        for name in ("gpu", "method", "strategy", "sequence_length", "micro_batch")
+    }
     form |= settings
     kept, added = dict(request), []
     for name, value in form.items():
         field = {"strategy": "parallel"}.get(name, name)
         if value in (None, ""):
             continue
-        text, own = f"{name}: {yaml_text(value)}", said.get(field, said.get(field.partition(".")[0]))
+        text, own = (
+            f"{name}: {yaml_text(value)}",
+            said.get(field, said.get(field.partition(".")[0])),
+        )
         if own is None:
             added.append(f"the form adds {text}")
         elif name in (request.get("over") or ()):
@@ -60,7 +68,11 @@ def words_of(request: Mapping[str, Any], folder: Path) -> list[str]:
         what = file_name(file)
         (folder / what).write_text(file["text"], encoding="utf-8")
     elif not what:
-        raise UserError("No model is named.", allowed="a name, an id on the Hub, or a file", write="Qwen/Qwen3-8B")
+        raise UserError(
+            "No model is named.",
+            allowed="a name, an id on the Hub, or a file",
+            write="Qwen/Qwen3-8B",
+        )
     return [what, *options_of(request).words]
 
 
@@ -70,7 +82,11 @@ def file_name(file: Mapping[str, str]) -> str:
         return name
     if file["text"].lstrip().startswith("{"):
         return "config.json"
-    return "train.py" if re.search(r"^(?:from|import) \w", file["text"], re.MULTILINE) else "config.yaml"
+    return (
+        "train.py"
+        if re.search(r"^(?:from|import) \w", file["text"], re.MULTILINE)
+        else "config.yaml"
+    )
 
 
 def run_words(request: Mapping[str, Any], asked: Question) -> list[str]:
@@ -78,9 +94,15 @@ def run_words(request: Mapping[str, Any], asked: Question) -> list[str]:
     given = dict(request.get("run") or {})
     if price := given.get("price"):
         if asked.gpu is None:
-            raise UserError("A price needs a GPU: choose one.", allowed="a GPU of the list", write="rtx-4090")
+            raise UserError(
+                "A price needs a GPU: choose one.", allowed="a GPU of the list", write="rtx-4090"
+            )
         given["price"] = f"{asked.gpu.name}={price}"
-    return [word for name, value in sorted(given.items()) for word in (f"--{name.replace('_', '-')}", str(value))]
+    return [
+        word
+        for name, value in sorted(given.items())
+        for word in (f"--{name.replace('_', '-')}", str(value))
+    ]
 
 
 def named_fields(changes: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -98,6 +120,13 @@ def choice_of(command: str) -> dict[str, Any]:
     """A command line as the form's choice."""
     options = parsed(shlex.split(command)[1:])
     settings = dict(setting.split("=", 1) for setting in options.set)
-    return {"model": options.what[0], "gpu": options.gpu, "gpus": 1, "method": options.method or "",
-            "strategy": options.strategy or "", "sequence_length": options.sequence_length,
-            "micro_batch": options.micro_batch, "settings": settings}  # fmt: skip
+    return {
+        "model": options.what[0],
+        "gpu": options.gpu,
+        "gpus": 1,
+        "method": options.method or "",
+        "strategy": options.strategy or "",
+        "sequence_length": options.sequence_length,
+        "micro_batch": options.micro_batch,
+        "settings": settings,
+    }

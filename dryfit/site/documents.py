@@ -24,7 +24,9 @@ _FRONT_MATTER = re.compile(r"\A---\n.*?\n---\n", re.DOTALL)
 MORE = "More"  # where a document goes that dryfit/data/site/pages.yaml doesn't name
 
 
-def documents(folder: Path, commit: str, run: Path | None = None, sweep: Path | None = None) -> None:
+def documents(
+    folder: Path, commit: str, run: Path | None = None, sweep: Path | None = None
+) -> None:
     """Write the documents' pages into a folder; a finished run's are an example, with a sweep's page beside it.
 
     UserError: if Zensical is not installed, or refuses: a link that leads nowhere, for example.
@@ -40,12 +42,16 @@ def documents(folder: Path, commit: str, run: Path | None = None, sweep: Path | 
             missing = "No module named zensical" in said
             raise UserError(
                 "Zensical is not installed." if missing else f"Zensical made no site:\n{said}",
-                where="the extra `site`", allowed="the environment that make sets up", write="make site",
-            )  # fmt: skip
+                where="the extra `site`",
+                allowed="the environment that make sets up",
+                write="make site",
+            )
         shutil.copytree(project / "site", folder, dirs_exist_ok=True)
 
 
-def staged(docs: Path, commit: str, run: Path | None = None, sweep: Path | None = None) -> dict[str, dict[str, str]]:
+def staged(
+    docs: Path, commit: str, run: Path | None = None, sweep: Path | None = None
+) -> dict[str, dict[str, str]]:
     """Write all pages as Markdown; by section the titles of the pages and their files."""
     shutil.copytree(ROOT / "docs", docs, ignore=shutil.ignore_patterns("run.json"))
     shutil.copy(SOURCES / "documents.css", docs)
@@ -68,7 +74,11 @@ def staged(docs: Path, commit: str, run: Path | None = None, sweep: Path | None 
     titles = {}
     for path in sorted(docs.rglob("*.md")):
         name, text = path.relative_to(docs).as_posix(), path.read_text(encoding="utf-8")
-        came_from = ROOT / "config" / "README.md" if name == "reference/configuration.md" else ROOT / "docs" / name
+        came_from = (
+            ROOT / "config" / "README.md"
+            if name == "reference/configuration.md"
+            else ROOT / "docs" / name
+        )
         path.write_text(_linked(_pipes(text), came_from, name, commit), encoding="utf-8")
         titles[name] = re.search(r"^# (.+)$", text, re.MULTILINE)[1].replace("`", "")
     return sections(titles)
@@ -98,7 +108,10 @@ def sections(titles: Mapping[str, str]) -> dict[str, dict[str, str]]:
     order = read_yaml(SOURCES / "pages.yaml")
     named = {name for names in order.values() for name in names}
     order = {**order, MORE: sorted(set(titles) - named)}
-    in_order = {section: {name: titles[name] for name in names if name in titles} for section, names in order.items()}
+    in_order = {
+        section: {name: titles[name] for name in names if name in titles}
+        for section, names in order.items()
+    }
     return {section: pages for section, pages in in_order.items() if pages}
 
 
@@ -114,14 +127,22 @@ def installation() -> str:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     lines = re.search(r"```bash\n(.*?)\n```", readme, re.DOTALL)[1]
     server, repository = os.environ.get("GITHUB_SERVER_URL"), os.environ.get("GITHUB_REPOSITORY")
-    return lines.replace("REPOSITORY_URL", f"{server}/{repository}") if server and repository else lines
+    return (
+        lines.replace("REPOSITORY_URL", f"{server}/{repository}")
+        if server and repository
+        else lines
+    )
 
 
 def start_page() -> str:
     """The start page: the README's first question and its answer, as a terminal shows them, and how to get there."""
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    command, answer = re.search(r"```bash\n(dryfit [^\n]+)\n```\n+```\w*\n(.*?)```", readme, re.DOTALL).groups()
-    page = (SOURCES / "index.md").read_text(encoding="utf-8").replace("INSTALLATION", installation())
+    command, answer = re.search(
+        r"```bash\n(dryfit [^\n]+)\n```\n+```\w*\n(.*?)```", readme, re.DOTALL
+    ).groups()
+    page = (
+        (SOURCES / "index.md").read_text(encoding="utf-8").replace("INSTALLATION", installation())
+    )
     peak = re.search(r"^  analytic estimate +([\d.]+ GiB)", answer, re.MULTILINE)[1]
     return page.replace("PEAK", peak).replace("TERMINAL", f"$ {command}\n{answer.rstrip()}")
 
@@ -144,13 +165,17 @@ def _linked(text: str, came_from: Path, name: str, commit: str) -> str:
         if not target or "://" in target or target.startswith("mailto:"):
             return match[0]
         path = (came_from.parent / target).resolve()
-        if not path.exists() or path.is_relative_to(ROOT / "docs"):  # a page of the site, perhaps a generated one
+        if not path.exists() or path.is_relative_to(
+            ROOT / "docs"
+        ):  # a page of the site, perhaps a generated one
             return match[0]
         inside = path.relative_to(ROOT).as_posix()
         if inside == "config/README.md":
             return f"{words}({'../' * name.count('/')}reference/configuration.md{hash_sign}{place})"
         if server and repository:
-            return f"{words}({server}/{repository}/blob/{commit or 'main'}/{inside}{hash_sign}{place})"
+            return (
+                f"{words}({server}/{repository}/blob/{commit or 'main'}/{inside}{hash_sign}{place})"
+            )
         return words[1:-1]
 
     return LINK.sub(link, text)
@@ -159,7 +184,9 @@ def _linked(text: str, came_from: Path, name: str, commit: str) -> str:
 def _settings(pages: Mapping[str, Mapping[str, str]]) -> str:
     order = [
         f"  {{ {json.dumps(section)} = ["
-        + ", ".join(f"{{ {json.dumps(title)} = {json.dumps(name)} }}" for name, title in names.items())
+        + ", ".join(
+            f"{{ {json.dumps(title)} = {json.dumps(name)} }}" for name, title in names.items()
+        )
         + "] },"
         for section, names in pages.items()
     ]

@@ -19,13 +19,31 @@ from dryfit.data import data_path
 
 VERSION = "314.0.7"
 INTEGRITY = "sha512-0YvXxEhfEdpLfb/XkM2BFAeMROq0iMUX2bzzH9pOttyMcWkwq+HbE5uyuGD82LN7y2q+SNvi/6V5JEsOlD2R1A=="
-PYODIDE = ("pyodide.mjs", "pyodide.asm.mjs", "pyodide.asm.wasm", "python_stdlib.zip", "pyodide-lock.json")
+PYODIDE = (
+    "pyodide.mjs",
+    "pyodide.asm.mjs",
+    "pyodide.asm.wasm",
+    "python_stdlib.zip",
+    "pyodide-lock.json",
+)
 # Pure Python, as it is installed here; dryfit/data/site/rpds.py stands in for the one that is compiled.
 PACKAGES = ("attr", "attrs", "jsonschema", "jsonschema_specifications", "referencing", "yaml")
-ROOT = Path(__file__).resolve().parents[2]  # of the repository: the site is built there, with its documents
+ROOT = (
+    Path(__file__).resolve().parents[2]
+)  # of the repository: the site is built there, with its documents
 DATA = ("*.csv", "*.yaml", "models/*", "readers/*")
-NOT_ASKED = ("program_calls.yaml", "writers.yaml")  # programs are not read there, and no tool's file is written
-_TIME = (1980, 1, 1, 0, 0, 0)  # of every member of an archive, so that equal files are equal archives
+NOT_ASKED = (
+    "program_calls.yaml",
+    "writers.yaml",
+)  # programs are not read there, and no tool's file is written
+_TIME = (
+    1980,
+    1,
+    1,
+    0,
+    0,
+    0,
+)  # of every member of an archive, so that equal files are equal archives
 
 
 def pyodide(cache: Path) -> dict[str, bytes]:
@@ -52,14 +70,19 @@ def _fetched() -> bytes:
             content = answer.read()
     except (OSError, urllib.error.URLError) as error:
         raise UserError(
-            f"Pyodide can't be fetched: {error}.", where=address, allowed="a network that reaches npm's registry",
+            f"Pyodide can't be fetched: {error}.",
+            where=address,
+            allowed="a network that reaches npm's registry",
             write="NPM_CONFIG_REGISTRY=https://registry.npmjs.org make site",
-        ) from None  # fmt: skip
+        ) from None
     if _integrity(content) != INTEGRITY:
         raise UserError(
-            "Pyodide's archive is not the pinned one.", where=address, found=_integrity(content), allowed=INTEGRITY,
+            "Pyodide's archive is not the pinned one.",
+            where=address,
+            found=_integrity(content),
+            allowed=INTEGRITY,
             write="NPM_CONFIG_REGISTRY=https://registry.npmjs.org make site",
-        )  # fmt: skip
+        )
     return content
 
 
@@ -73,7 +96,9 @@ def archive() -> bytes:
     made = io.BytesIO()
     with zipfile.ZipFile(made, "w", zipfile.ZIP_DEFLATED) as packed:
         for name, path in sorted(_members()):
-            packed.writestr(zipfile.ZipInfo(name, _TIME), path.read_bytes(), zipfile.ZIP_DEFLATED, 9)
+            packed.writestr(
+                zipfile.ZipInfo(name, _TIME), path.read_bytes(), zipfile.ZIP_DEFLATED, 9
+            )
     return made.getvalue()
 
 
@@ -81,18 +106,28 @@ def project_modules(script: Path) -> set[Path]:
     """The files of a module of the project and of every project module that it imports, anywhere in it."""
     finder = ModuleFinder(path=[str(ROOT)])
     finder.load_file(str(script))
-    return {script} | {Path(module.__file__) for module in finder.modules.values() if module.__file__}
+    return {script} | {
+        Path(module.__file__) for module in finder.modules.values() if module.__file__
+    }
 
 
 def _members() -> Iterator[tuple[str, Path]]:
-    by_name = (ROOT / "dryfit" / "readers").glob("*.py")  # which `dryfit.readers` imports by their tools' names
+    by_name = (ROOT / "dryfit" / "readers").glob(
+        "*.py"
+    )  # which `dryfit.readers` imports by their tools' names
     files = set().union(*map(project_modules, (Path(__file__).with_name("answer.py"), *by_name)))
-    files |= {path for pattern in DATA for path in data_path().glob(pattern) if path.name not in NOT_ASKED}
+    files |= {
+        path for pattern in DATA for path in data_path().glob(pattern) if path.name not in NOT_ASKED
+    }
     yield from ((path.relative_to(ROOT).as_posix(), path) for path in files)
     yield "rpds.py", data_path("site", "rpds.py")
     for package in PACKAGES:
         folder = Path(find_spec(package).submodule_search_locations[0])
         for path in folder.rglob("*"):
             parts = path.relative_to(folder).parts
-            if path.is_file() and path.suffix in (".py", ".json", "") and not {"tests", "__pycache__"} & {*parts}:
+            if (
+                path.is_file()
+                and path.suffix in (".py", ".json", "")
+                and not {"tests", "__pycache__"} & {*parts}
+            ):
                 yield "/".join((package, *parts)), path

@@ -49,23 +49,34 @@ def _allowed(field: Field) -> str:
     if field.below is not None:
         return f"a number from 0 to below {field.below:g}"
     kinds = {
-        "string": "text", "object": "a mapping", "array": "a list", "boolean": "`true`, `false`",
+        "string": "text",
+        "object": "a mapping",
+        "array": "a list",
+        "boolean": "`true`, `false`",
         "integer": "a whole number from 0",
-    }  # fmt: skip
+    }
     return ", ".join(kinds[kind] for kind in field.types or ("object",)) + null
 
 
 def engine() -> str:
     """What :mod:`dryfit.engine` offers, from its docstrings; the modules are read and not imported."""
-    parts = ["# Engine\n\n`from dryfit.engine import trace_step`: the memory of any PyTorch training step.\n"]
+    parts = [
+        "# Engine\n\n`from dryfit.engine import trace_step`: the memory of any PyTorch training step.\n"
+    ]
     for name, module in ENGINE.items():
-        tree = ast.parse(Path(engine_package.__file__).with_name(f"{module}.py").read_text(encoding="utf-8"))
+        tree = ast.parse(
+            Path(engine_package.__file__).with_name(f"{module}.py").read_text(encoding="utf-8")
+        )
         node = next(node for node in tree.body if isinstance(node, Defined) and node.name == name)
-        parts.append(f"## `{name}`\n\n```python\n{_signature(node)}\n```\n\n{_text(ast.get_docstring(node) or '')}\n")
+        parts.append(
+            f"## `{name}`\n\n```python\n{_signature(node)}\n```\n\n{_text(ast.get_docstring(node) or '')}\n"
+        )
         methods = (one for one in getattr(node, "body", ()) if isinstance(one, ast.FunctionDef))
         for method in methods if isinstance(node, ast.ClassDef) else ():
             if not method.name.startswith("_") and (text := ast.get_docstring(method)):
-                parts.append(f"### `{name}.{method.name}`\n\n```python\n{_signature(method)}\n```\n\n{_text(text)}\n")
+                parts.append(
+                    f"### `{name}.{method.name}`\n\n```python\n{_signature(method)}\n```\n\n{_text(text)}\n"
+                )
     return "\n".join(parts)
 
 
@@ -74,7 +85,9 @@ def _signature(node: Defined) -> str:
     if isinstance(node, ast.FunctionDef):
         returns = f" -> {ast.unparse(node.returns)}" if node.returns else ""
         words = ast.unparse(node.args)
-        if len(words) > MOST_ON_A_LINE:  # one a line: commas between parameters are those outside brackets
+        if (
+            len(words) > MOST_ON_A_LINE
+        ):  # one a line: commas between parameters are those outside brackets
             words = "\n    " + re.sub(r", (?![^\[(]*[\])])", ",\n    ", words) + ",\n"
         return f"def {node.name}({words}){returns}"
     fields = [f"    {ast.unparse(line)}" for line in node.body if isinstance(line, ast.AnnAssign)]

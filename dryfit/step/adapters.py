@@ -42,7 +42,11 @@ VALUED = frozenset({"BOFT", "SHIRA", "UNILORA"})
 # (peft 0.21 tuners/tuners_utils.py, `_check_lora_target_modules_mamba`). The others are linear layers by their class,
 # and not by their outputs: a router has two, a grouped projection's have another shape.
 _STATE_SPACES = ("falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h")
-WITHOUT_ADAPTER = {**dict.fromkeys(_STATE_SPACES, "out_proj"), "llama4_text": "router", "deepseek_v4": "o_a_proj"}
+WITHOUT_ADAPTER = {
+    **dict.fromkeys(_STATE_SPACES, "out_proj"),
+    "llama4_text": "router",
+    "deepseek_v4": "o_a_proj",
+}
 
 
 def left_out(scenario: Scenario) -> str | None:
@@ -74,7 +78,9 @@ def add_adapters(model: nn.Module, scenario: Scenario) -> nn.Module:
         config.target_parameters = whole_names(model, config.target_parameters)
     if kind == "SHIRA" and on_meta:
         config.mask_fn = _any_mask
-    if kind == "PROMPT_TUNING" and on_meta:  # of a text the tokenizer would have to be fetched; the sizes are the same
+    if (
+        kind == "PROMPT_TUNING" and on_meta
+    ):  # of a text the tokenizer would have to be fetched; the sizes are the same
         config.prompt_tuning_init = "RANDOM"
     try:
         with (
@@ -85,7 +91,9 @@ def add_adapters(model: nn.Module, scenario: Scenario) -> nn.Module:
         ):
             # PEFT corrects fan_in_fan_out for GPT-2's transposed layers by itself, and warns that it did.
             warnings.filterwarnings("ignore", message="fan_in_fan_out")
-            model = get_peft_model(model, config, autocast_adapter_dtype=scenario.adapter_precision == "fp32")
+            model = get_peft_model(
+                model, config, autocast_adapter_dtype=scenario.adapter_precision == "fp32"
+            )
     except Exception as error:  # each method checks its fields and the model in its own way
         raise _refusal(model, scenario, kind, error) from error
     if on_meta and kind in VALUED:
@@ -94,7 +102,9 @@ def add_adapters(model: nn.Module, scenario: Scenario) -> nn.Module:
     def of_base(name: str, tensor: torch.Tensor) -> bool:
         # Addresses are used again: who had one must have it still. PiSSA gives weights of the base new values.
         before = base[_storage(tensor)]() if _storage(tensor) in base else None
-        return (before is not None and _storage(before) == _storage(tensor)) or unwrapped(name) in known
+        return (before is not None and _storage(before) == _storage(tensor)) or unwrapped(
+            name
+        ) in known
 
     names = {name for name, tensor in _tensors(model) if not of_base(name, tensor)}
     model.adapter_names = frozenset(names)
@@ -141,8 +151,12 @@ def _empty(model: nn.Module) -> None:
     for module in model.modules():
         for name, parameter in module._parameters.items():
             if parameter is not None and parameter.device.type != "meta":
-                module._parameters[name] = nn.Parameter(parameter.data.to("meta"), parameter.requires_grad)
-        for name, value in vars(module).items():  # buffers, and what some methods keep in plain dictionaries
+                module._parameters[name] = nn.Parameter(
+                    parameter.data.to("meta"), parameter.requires_grad
+                )
+        for name, value in vars(
+            module
+        ).items():  # buffers, and what some methods keep in plain dictionaries
             if isinstance(value, dict) and name not in ("_parameters", "_modules"):
                 for key, tensor in value.items():
                     if isinstance(tensor, torch.Tensor):
@@ -171,7 +185,11 @@ def peft_config(scenario: Scenario) -> Any:
 
     if scenario.lora is not None:
         lora = scenario.lora
-        targets = lora.target_modules if isinstance(lora.target_modules, str) else list(lora.target_modules)
+        targets = (
+            lora.target_modules
+            if isinstance(lora.target_modules, str)
+            else list(lora.target_modules)
+        )
         return LoraConfig(
             r=lora.rank,
             lora_alpha=lora.alpha,
@@ -206,10 +224,13 @@ def peft_config(scenario: Scenario) -> Any:
     for name in fields:
         if name not in taken and name not in ("auto_mapping", "peft_version"):
             near = (
-                [SHORT[name]] if SHORT.get(name) in taken else difflib.get_close_matches(name, taken, n=1, cutoff=0.5)
+                [SHORT[name]]
+                if SHORT.get(name) in taken
+                else difflib.get_close_matches(name, taken, n=1, cutoff=0.5)
             )
             raise UserError(
-                f"PEFT's {kind} has no field `{name}`" + (f"; did you mean `{near[0]}`?" if near else "."),
+                f"PEFT's {kind} has no field `{name}`"
+                + (f"; did you mean `{near[0]}`?" if near else "."),
                 where="adapter",
                 found=name,
                 allowed=", ".join(sorted(set(taken) - {"self"})),
@@ -243,27 +264,43 @@ def _cast_on_meta() -> AbstractContextManager[None]:
         if hasattr(self, "get_param"):  # adapters of a parameter, such as all experts' weights
             dtype = self.get_param().dtype
         else:
-            dtype = getattr(base, "compute_dtype", None) or getattr(getattr(base, "weight", None), "dtype", None)
+            dtype = getattr(base, "compute_dtype", None) or getattr(
+                getattr(base, "weight", None), "dtype", None
+            )
         if dtype is None or not dtype.is_floating_point:
             return
         for name in (*self.adapter_layer_names, *self.other_param_names):
             layer = getattr(self, name, None)
-            if isinstance(layer, nn.ModuleDict | nn.ParameterDict | BufferDict) and adapter_name in layer:
+            if (
+                isinstance(layer, nn.ModuleDict | nn.ParameterDict | BufferDict)
+                and adapter_name in layer
+            ):
                 item = layer[adapter_name]
                 if getattr(item, "dtype", dtype).is_floating_point:  # modules have no dtype
                     layer[adapter_name] = item.to(dtype=dtype)
 
-    kinds = [BaseTunerLayer, *filter(None, [getattr(layers, "ParamWrapper", None)])]  # the second from PEFT 0.17 on
+    kinds = [
+        BaseTunerLayer,
+        *filter(None, [getattr(layers, "ParamWrapper", None)]),
+    ]  # the second from PEFT 0.17 on
     return patched([(kind, "_move_adapter_to_device_of_base_layer", cast) for kind in kinds])
 
 
 def _refusal(model: nn.Module, scenario: Scenario, kind: str, error: Exception) -> UserError:
     text = str(error).strip() or type(error).__name__
     linear = sorted(
-        {name.rsplit(".", 1)[-1] for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+        {
+            name.rsplit(".", 1)[-1]
+            for name, module in model.named_modules()
+            if isinstance(module, nn.Linear)
+        }
     )
-    targets = scenario.lora.target_modules if scenario.lora else scenario.adapter.get("target_modules")
-    if ("target" in text.lower() and "not found" in text.lower()) or "No modules were targeted" in text:
+    targets = (
+        scenario.lora.target_modules if scenario.lora else scenario.adapter.get("target_modules")
+    )
+    if (
+        "target" in text.lower() and "not found" in text.lower()
+    ) or "No modules were targeted" in text:
         return UserError(
             f"The adapters fit nothing in this model: {text}",
             where="lora.target_modules" if scenario.lora else "adapter.target_modules",
@@ -318,6 +355,14 @@ def _quiet(name: str) -> Iterator[None]:
 
 def outside_language(model: nn.Module) -> dict[str, nn.Module]:
     """A vision-language model's modules beside its language model: the vision tower, the projector."""
-    within = {id(module) for module in model.get_decoder().modules()} | {id(model.get_output_embeddings())}
-    parents = {id(module) for module in model.modules() if any(id(part) in within for part in module.modules())}
-    return {name: module for name, module in model.named_modules() if id(module) not in within | parents}
+    within = {id(module) for module in model.get_decoder().modules()} | {
+        id(model.get_output_embeddings())
+    }
+    parents = {
+        id(module)
+        for module in model.modules()
+        if any(id(part) in within for part in module.modules())
+    }
+    return {
+        name: module for name, module in model.named_modules() if id(module) not in within | parents
+    }

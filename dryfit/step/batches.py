@@ -65,7 +65,12 @@ def padded_length(lengths: Iterable[int], parts: int = 1) -> int:
 
 
 def collate(
-    rows: Sequence[Row], pad_token_id: int, device: torch.device | str, *, mask: bool = False, parts: int = 1
+    rows: Sequence[Row],
+    pad_token_id: int,
+    device: torch.device | str,
+    *,
+    mask: bool = False,
+    parts: int = 1,
 ) -> dict[str, torch.Tensor]:
     """Pad on the right to the longest row; with ``parts`` to a length that so many parts of a row have in common.
 

@@ -129,7 +129,9 @@ def expert_notes(model: nn.Module, scenario: Scenario) -> Iterator[str]:
             " and Unsloth do)"
         )
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    if scenario.experts.router_loss and not hasattr(sys.modules[type(base).__module__], "load_balancing_loss_func"):
+    if scenario.experts.router_loss and not hasattr(
+        sys.modules[type(base).__module__], "load_balancing_loss_func"
+    ):
         yield "`experts.router_loss` adds nothing: transformers has no routers' loss for this architecture"
     if scenario.experts.quantized == "mxfp4":
         yield (
@@ -146,9 +148,14 @@ def expert_notes(model: nn.Module, scenario: Scenario) -> Iterator[str]:
 
 def on_host(model: nn.Module) -> list[torch.Tensor]:
     """The tensors of experts that lie on the host, with the statistics of packed ones."""
-    kept = [parameter for parameter in model.parameters() if getattr(parameter, "lies_on_host", False)]
+    kept = [
+        parameter for parameter in model.parameters() if getattr(parameter, "lies_on_host", False)
+    ]
     return kept + [
-        tensor for part in model.modules() if isinstance(part, _HostWeight) for tensor in part.statistics.values()
+        tensor
+        for part in model.modules()
+        if isinstance(part, _HostWeight)
+        for tensor in part.statistics.values()
     ]
 
 
@@ -196,9 +203,13 @@ def _pack_by_bitsandbytes(module: nn.Module, name: str, scenario: Scenario) -> N
     if quantization.type == "int8":
         _pack_in_8_bits(module, name)
         return
-    replace_parameter_4bit(module, name, compress_statistics=quantization.double, quant_type=quantization.type)
+    replace_parameter_4bit(
+        module, name, compress_statistics=quantization.double, quant_type=quantization.type
+    )
     packed = module.parametrizations[name].original
-    packed.quant_state = module.parametrizations[name][0].quant_state  # where the engine looks for its tensors
+    packed.quant_state = module.parametrizations[name][
+        0
+    ].quant_state  # where the engine looks for its tensors
     packed.unpacked_shape = shape
 
 
@@ -222,8 +233,12 @@ def _pack_as_mxfp4(module: nn.Module, name: str) -> None:
     dense = getattr(module, name)
     experts, inputs, outputs = dense.shape
     groups = inputs // _MXFP4_GROUP
-    blocks = torch.zeros(experts, outputs, groups, _MXFP4_GROUP // 2, dtype=torch.uint8, device=dense.device)
-    scales = torch.full((experts, outputs, groups), 127, dtype=torch.uint8, device=dense.device)  # 2 ** 0
+    blocks = torch.zeros(
+        experts, outputs, groups, _MXFP4_GROUP // 2, dtype=torch.uint8, device=dense.device
+    )
+    scales = torch.full(
+        (experts, outputs, groups), 127, dtype=torch.uint8, device=dense.device
+    )  # 2 ** 0
     setattr(module, name, nn.Parameter(blocks, requires_grad=False))
     parametrize.register_parametrization(module, name, _Mxfp4(scales, dense.dtype), unsafe=True)
     module.parametrizations[name].original.unpacked_shape = dense.shape
@@ -235,7 +250,9 @@ class _HostWeight(nn.Module):
 
     def __init__(self, state: Any = None) -> None:
         super().__init__()
-        self.packed = SimpleNamespace(state=state)  # out of reach of who looks for tensors of the device
+        self.packed = SimpleNamespace(
+            state=state
+        )  # out of reach of who looks for tensors of the device
         self.statistics = quantization_state(SimpleNamespace(quant_state=state)) if state else {}
 
     @torch.no_grad()

@@ -35,8 +35,20 @@ READ_TOKENS = 1024  # prompts and expected answers in one pass: more makes a CPU
 LIKE = 3  # prompts so many times as long as the shortest go into another batch: each row has room for the longest
 DROP_AT = 8  # of so many rows one may have ended before rows are dropped, for that copies the others' keys and values
 # Settings of a model's own generation_config that change greedy answers, but for `repetition_penalty`.
-_OTHER_RULES = ("no_repeat_ngram_size", "bad_words_ids", "suppress_tokens", "begin_suppress_tokens", "sequence_bias")
-_OTHER_RULES += ("forced_bos_token_id", "forced_eos_token_id", "min_length", "min_new_tokens", "stop_strings")
+_OTHER_RULES = (
+    "no_repeat_ngram_size",
+    "bad_words_ids",
+    "suppress_tokens",
+    "begin_suppress_tokens",
+    "sequence_bias",
+)
+_OTHER_RULES += (
+    "forced_bos_token_id",
+    "forced_eos_token_id",
+    "min_length",
+    "min_new_tokens",
+    "stop_strings",
+)
 
 
 class Answered(NamedTuple):
@@ -67,7 +79,9 @@ def ask(
     shared, reason = _shared(model, rows)
     if shared is None:
         log.warning("loss and answers are computed apart, in twice the time: %s", reason)
-        return separately(model, tokenizer, rows, max_new_tokens=max_new_tokens, batch_size=batch_size)
+        return separately(
+            model, tokenizer, rows, max_new_tokens=max_new_tokens, batch_size=batch_size
+        )
     results: list[Answered | None] = [None] * len(rows)
     for chosen in progress(batches(shared.prompts, batch_size), "loss and answers", unit="batch"):
         losses, said = shared.ask(chosen, max_new_tokens)
@@ -90,7 +104,10 @@ def batches(prompts: Sequence[Sequence[int]], batch_size: int) -> list[list[int]
 
 def _texts(tokenizer: Any, said: list[list[int]]) -> list[str]:
     """Tokens as text; a NUL byte can stand in no file of commands."""
-    return [text.replace("\0", " ").strip() for text in tokenizer.batch_decode(said, skip_special_tokens=True)]
+    return [
+        text.replace("\0", " ").strip()
+        for text in tokenizer.batch_decode(said, skip_special_tokens=True)
+    ]
 
 
 def halves(row: Row) -> tuple[list[int], list[int]]:
@@ -109,7 +126,9 @@ class _Keys(DynamicCache):
     def __init__(self, count: int, length: int, head: _Keys | None = None) -> None:
         super().__init__()
         self.count, self.length, self.head = count, length, head
-        self.room: list[list[torch.Tensor]] = []  # of each layer: keys and values, (rows, heads, length, width)
+        self.room: list[
+            list[torch.Tensor]
+        ] = []  # of each layer: keys and values, (rows, heads, length, width)
         self.rows, self.begin = slice(0, count), 0
 
     def update(
@@ -117,7 +136,9 @@ class _Keys(DynamicCache):
     ) -> tuple[torch.Tensor, ...]:
         new = keys, values
         if layer_idx == len(self.room):
-            self.room.append([one.new_zeros(self.count, one.shape[1], self.length, one.shape[3]) for one in new])
+            self.room.append(
+                [one.new_zeros(self.count, one.shape[1], self.length, one.shape[3]) for one in new]
+            )
             if self.head is not None:
                 for whole, shared in zip(self.room[-1], self.head.room[layer_idx], strict=True):
                     whole[:, :, : shared.shape[2]] = shared
@@ -172,7 +193,10 @@ class Shared:
         return self.model.get_decoder()(
             input_ids=torch.as_tensor(tokens, device=self.device),
             attention_mask=attention_masks(
-                seen if valid is None else seen & valid[:, None, :], distance, self.config, self.model.dtype
+                seen if valid is None else seen & valid[:, None, :],
+                distance,
+                self.config,
+                self.model.dtype,
             ),
             position_ids=positions,
             cache=keys,
@@ -182,10 +206,14 @@ class Shared:
     def logits(self, output: Any, rows: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
         """Logits (n, vocabulary) at n places of the decoder's output, by the architecture's own head."""
         hidden = output.last_hidden_state[rows, places]
-        with decoder_returns(self.model.get_decoder(), type(output)(last_hidden_state=hidden[None])):
+        with decoder_returns(
+            self.model.get_decoder(), type(output)(last_hidden_state=hidden[None])
+        ):
             return self.model(inputs_embeds=hidden[None]).logits[0].float()
 
-    def ask(self, chosen: Sequence[int], max_new_tokens: int) -> tuple[list[float], list[list[int]]]:
+    def ask(
+        self, chosen: Sequence[int], max_new_tokens: int
+    ) -> tuple[list[float], list[list[int]]]:
         """Losses of the expected answers (nats) and tokens of the answers given, for some prompts at once."""
         with torch.inference_mode():
             batch = _Batch(self, chosen, max_new_tokens)
@@ -199,7 +227,9 @@ class _Batch:
 
     def __init__(self, shared: Shared, chosen: Sequence[int], max_new_tokens: int) -> None:
         self.shared, self.device = shared, shared.device
-        whole = {index: len(shared.prompts[index]) + len(shared.expected[index]) - 1 for index in chosen}
+        whole = {
+            index: len(shared.prompts[index]) + len(shared.expected[index]) - 1 for index in chosen
+        }
         self.chosen = sorted(chosen, key=whole.__getitem__)
         self.groups: list[list[int]] = []
         for index in self.chosen:  # each the longest of its group so far
@@ -214,9 +244,13 @@ class _Batch:
         self.lengths = torch.tensor(lengths, device=self.device)[:, None]
         places = torch.arange(length, device=self.device)[None]
         said = places >= self.read
-        self.positions = torch.where(said, self.lengths + places - self.read, places)  # of each row's keys
+        self.positions = torch.where(
+            said, self.lengths + places - self.read, places
+        )  # of each row's keys
         self.valid = said | (places < self.lengths)
-        self.first: list[torch.Tensor] = []  # logits of the answers' first tokens, (1, vocabulary) each
+        self.first: list[
+            torch.Tensor
+        ] = []  # logits of the answers' first tokens, (1, vocabulary) each
 
     def logits(self, group: list[int]) -> torch.Tensor:
         """Read a group's prompts and expected answers; the logits of all answers' tokens: (tokens, vocabulary)."""
@@ -224,11 +258,17 @@ class _Batch:
         parts = [shared.prompts[index][prefix:] + shared.expected[index][:-1] for index in group]
         begin, longest = self.chosen.index(group[0]), max(map(len, parts))
         self.keys.rows, self.keys.begin = slice(begin, begin + len(group)), prefix
-        tokens = [part + [part[-1]] * (longest - len(part)) for part in parts]  # padding that nothing looks at
+        tokens = [
+            part + [part[-1]] * (longest - len(part)) for part in parts
+        ]  # padding that nothing looks at
         places = torch.arange(prefix + longest, device=self.device).expand(len(group), -1)
         output = shared.run(self.keys, tokens, places[:, prefix:], places)
         own = [len(shared.prompts[index]) - prefix for index in group]
-        learned = [(row, place) for row, part in enumerate(parts) for place in range(own[row] - 1, len(part))]
+        learned = [
+            (row, place)
+            for row, part in enumerate(parts)
+            for place in range(own[row] - 1, len(part))
+        ]
         logits = shared.logits(output, *torch.tensor(learned, device=self.device).T)
         begin = 0
         for index in group:
@@ -239,8 +279,12 @@ class _Batch:
     def losses(self, group: list[int]) -> list[tuple[int, float]]:
         """Each expected answer's summed loss (nats); the prompts then stand in ``keys``."""
         logits, answers = self.logits(group), [self.shared.expected[index] for index in group]
-        targets = torch.tensor([token for answer in answers for token in answer], device=self.device)
-        rows = torch.tensor([row for row, answer in enumerate(answers) for _ in answer], device=self.device)
+        targets = torch.tensor(
+            [token for answer in answers for token in answer], device=self.device
+        )
+        rows = torch.tensor(
+            [row for row, answer in enumerate(answers) for _ in answer], device=self.device
+        )
         losses = nn.functional.cross_entropy(logits, targets, reduction="none")
         sums = losses.new_zeros(len(group)).index_add(0, rows, losses)
         return list(zip(group, sums.tolist(), strict=True))
@@ -249,7 +293,11 @@ class _Batch:
         """Logits (rows, vocabulary) after one more token of each row's answer, of which ``said`` stand there."""
         end = self.read + said
         self.keys.rows, self.keys.begin = slice(0, len(tokens)), end
-        places = self.positions[:, end : end + 1], self.positions[:, : end + 1], self.valid[:, : end + 1]
+        places = (
+            self.positions[:, end : end + 1],
+            self.positions[:, : end + 1],
+            self.valid[:, : end + 1],
+        )
         output = self.shared.run(self.keys, [[token] for token in tokens], *places)
         rows = torch.arange(len(tokens), device=self.device)
         return self.shared.logits(output, rows, torch.zeros_like(rows))
@@ -265,7 +313,9 @@ class _Batch:
                 for row, number in enumerate(alive):
                     met = sorted({*shared.prompts[self.chosen[number]], *said[number]})
                     score = logits[row, met]
-                    logits[row, met] = torch.where(score < 0, score * shared.penalty, score / shared.penalty)
+                    logits[row, met] = torch.where(
+                        score < 0, score * shared.penalty, score / shared.penalty
+                    )
             tokens = logits.argmax(dim=-1).tolist()
             for number, token in zip(alive, tokens, strict=True):
                 if number in going:
@@ -298,7 +348,9 @@ def _shared(model: nn.Module, rows: Sequence[Row]) -> tuple[Shared | None, str]:
             batch = _Batch(shared, pair, 2)
             logits = torch.cat([batch.logits(group) for group in batch.groups])
             said = batch.step([shared.expected[index][0] for index in batch.chosen], 0)
-        except Exception as error:  # architectures refuse masks, positions and caches each in their own way
+        except (
+            Exception
+        ) as error:  # architectures refuse masks, positions and caches each in their own way
             if is_of_the_device(error):
                 raise
             return None, f"{type(error).__name__}: {str(error)[:200]}"
@@ -310,7 +362,10 @@ def _shared(model: nn.Module, rows: Sequence[Row]) -> tuple[Shared | None, str]:
     apart = float((logits - expected).norm() / spread)
     if apart <= TOLERANCE.get(model.dtype, 1e-3):
         return shared, ""
-    return None, f"with a shared prefix the logits of two rows are {apart:.1e} of their spread from those alone"
+    return (
+        None,
+        f"with a shared prefix the logits of two rows are {apart:.1e} of their spread from those alone",
+    )
 
 
 def _alone(model: nn.Module, row: Row) -> torch.Tensor:
@@ -331,27 +386,39 @@ def separately(
     return [Answered(text, *loss) for text, loss in zip(texts, losses, strict=True)]
 
 
-def answer_losses(model: nn.Module, tokenizer: Any, rows: Sequence[Row], batch_size: int) -> list[tuple[float, int]]:
+def answer_losses(
+    model: nn.Module, tokenizer: Any, rows: Sequence[Row], batch_size: int
+) -> list[tuple[float, int]]:
     """Summed negative log-likelihood (nats) and number of tokens of each expected answer."""
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     results: list[tuple[float, int]] = [(0.0, 0)] * len(rows)
     for chosen in batches([row.input_ids for row in rows], batch_size):
         batch = collate([rows[index] for index in chosen], pad, model.device)
         labels = batch["labels"][:, 1:]
-        kept = (labels != IGNORED).any(dim=0).nonzero().squeeze(1)  # the positions where any row is learned
+        kept = (
+            (labels != IGNORED).any(dim=0).nonzero().squeeze(1)
+        )  # the positions where any row is learned
         labels = labels[:, kept]
         with torch.inference_mode():
             logits = model(input_ids=batch["input_ids"], logits_to_keep=kept).logits
             # Word by word in one row each: over the middle of three dimensions a CPU is off by 1e-4 nats.
             losses = nn.functional.cross_entropy(
-                logits.float().flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="none"
+                logits.float().flatten(0, 1),
+                labels.flatten(),
+                ignore_index=IGNORED,
+                reduction="none",
             ).view(labels.shape)
         for position, index in enumerate(chosen):
-            results[index] = (float(losses[position].sum()), int((labels[position] != IGNORED).sum()))
+            results[index] = (
+                float(losses[position].sum()),
+                int((labels[position] != IGNORED).sum()),
+            )
     return results
 
 
-def generate(model: nn.Module, tokenizer: Any, rows: Sequence[Row], max_new_tokens: int, batch_size: int) -> list[str]:
+def generate(
+    model: nn.Module, tokenizer: Any, rows: Sequence[Row], max_new_tokens: int, batch_size: int
+) -> list[str]:
     """Greedy answers by transformers' ``generate``, padded on the left, in batches of prompts of like length."""
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     prompts = [halves(row)[0] for row in rows]

@@ -34,7 +34,12 @@ from dryfit.scenario.scenario import Scenario
 from dryfit.step.model import architecture
 
 _PIP_NAMES = {module: name for name, module in KERNEL_PACKAGES.items()}
-_DECORATED = {"func_name", "is_new_implementation", "package", "torch_function"}  # variables of the decorator
+_DECORATED = {
+    "func_name",
+    "is_new_implementation",
+    "package",
+    "torch_function",
+}  # variables of the decorator
 
 
 @dataclass(frozen=True)
@@ -74,7 +79,11 @@ class KernelPackages:
 def functions_of(scenario: Scenario) -> list[Function]:
     """The functions of a scenario's model that transformers takes from a package where it can."""
     place = _file_of(scenario)
-    return [function for name, value in vars(place).items() if (function := _function(place, name, value))]
+    return [
+        function
+        for name, value in vars(place).items()
+        if (function := _function(place, name, value))
+    ]
 
 
 def _file_of(scenario: Scenario) -> ModuleType:
@@ -114,10 +123,20 @@ def ways_of(scenario: Scenario, target: str = "cuda") -> dict[str, str]:
     of a whole model with images or of TRL's trainers they are not followed, and the loop is.
     """
     ways, parallel = {}, scenario.parallel
-    unfollowed = target == "cpu" or scenario.images or scenario.aim.trainer or parallel.sharded or parallel.zero_stage
+    unfollowed = (
+        target == "cpu"
+        or scenario.images
+        or scenario.aim.trainer
+        or parallel.sharded
+        or parallel.zero_stage
+    )
     for name in packages_of(scenario):
         here = find_spec(_module(name)) is not None
-        has = here or scenario.kernels == "packages" if scenario.packages is None else name in scenario.packages
+        has = (
+            here or scenario.kernels == "packages"
+            if scenario.packages is None
+            else name in scenario.packages
+        )
         ways[name] = LOOP if unfollowed or not has else PACKAGE if here else LEAST
     return ways
 
@@ -126,7 +145,11 @@ def ways_of(scenario: Scenario, target: str = "cuda") -> dict[str, str]:
 def kernels_in_place(scenario: Scenario, ways: Mapping[str, str]) -> Iterator[KernelPackages]:
     """Let a model's functions run what :func:`ways_of` says. Packages are imported inside, on a simulated card."""
     kernels, places = KernelPackages(dict(ways), functions_of(scenario) if ways else ()), []
-    code = [value.__code__ for value in vars(_file_of(scenario)).values() if isinstance(value, FunctionType)]
+    code = [
+        value.__code__
+        for value in vars(_file_of(scenario)).values()
+        if isinstance(value, FunctionType)
+    ]
     kernels.from_hub = any("get_kernel" in each.co_names for each in code)
     for function in kernels.functions:
         way = ways[function.package]
@@ -140,7 +163,9 @@ def kernels_in_place(scenario: Scenario, ways: Mapping[str, str]) -> Iterator[Ke
 
 def _decorated(function: Function, *, seen: bool) -> Callable[..., Any]:
     """What transformers makes of a function, where the package is ``seen`` and where it is not."""
-    from transformers.integrations.hub_kernels import use_kernel_func_from_hub_with_fallback as decorate
+    from transformers.integrations.hub_kernels import (
+        use_kernel_func_from_hub_with_fallback as decorate,
+    )
 
     module = _module(function.package)
     before = sys.modules.get(module)
@@ -163,8 +188,12 @@ def _problem(function: Function) -> str:
     """Why transformers takes nothing of a package that is installed."""
     try:
         import_module(_module(function.package))
-    except Exception as error:  # whatever a package does while it is imported: transformers swallows it
-        return f"its import fails ({type(error).__name__}: {next(iter(str(error).splitlines()), '')})"
+    except (
+        Exception
+    ) as error:  # whatever a package does while it is imported: transformers swallows it
+        return (
+            f"its import fails ({type(error).__name__}: {next(iter(str(error).splitlines()), '')})"
+        )
     return f"it has no {function.kernel}"
 
 
@@ -182,12 +211,17 @@ def installed_version(package: str) -> str:
 def _least(function: Function) -> Callable[..., Any]:
     """A function that makes the loop's outputs, keeps its inputs and makes their gradients, and nothing else."""
     loop, known = function.loop, inspect.signature(function.loop)
-    outputs_of: dict[Any, tuple[list[Any], Any]] = {}  # by the sizes of the inputs: the loop may take seconds
+    outputs_of: dict[
+        Any, tuple[list[Any], Any]
+    ] = {}  # by the sizes of the inputs: the loop may take seconds
 
     def outputs(given: list[Any], spec: Any) -> tuple[list[Any], Any]:
         """What comes out, on ``meta`` and unseen by whoever records the step."""
         with _disable_current_modes(), torch.no_grad():
-            alone = [torch.empty_like(each, device="meta") if _is_tensor(each) else each for each in given]
+            alone = [
+                torch.empty_like(each, device="meta") if _is_tensor(each) else each
+                for each in given
+            ]
             args, named = tree_unflatten(alone, spec)
             if function.kernel in _FUSED:
                 return tree_flatten(_FUSED[function.kernel](**known.bind(*args, **named).arguments))
@@ -197,7 +231,10 @@ def _least(function: Function) -> Callable[..., Any]:
     def run(*args: Any, **kwargs: Any) -> Any:
         named = {name: value for name, value in kwargs.items() if name in known.parameters}
         given, spec = tree_flatten((args, named))
-        key = str(spec), *((each.shape, each.dtype) if _is_tensor(each) else str(each) for each in given)
+        key = (
+            str(spec),
+            *((each.shape, each.dtype) if _is_tensor(each) else str(each) for each in given),
+        )
         if key not in outputs_of:
             outputs_of[key] = outputs(given, spec)
         found, shape = outputs_of[key]
@@ -228,7 +265,9 @@ class _MinimalKernel(torch.autograd.Function):
     """In the place of a kernel that is not here."""
 
     @staticmethod
-    def forward(ctx: Any, sizes: Sequence[tuple[torch.Size, torch.dtype]], *tensors: torch.Tensor) -> tuple:
+    def forward(
+        ctx: Any, sizes: Sequence[tuple[torch.Size, torch.dtype]], *tensors: torch.Tensor
+    ) -> tuple:
         ctx.save_for_backward(*tensors)
         return tuple(tensors[0].new_empty(shape, dtype=dtype) for shape, dtype in sizes)
 

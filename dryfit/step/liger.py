@@ -73,7 +73,9 @@ def use_liger(model: nn.Module, *, kernels: bool = False) -> None:
 
 def _patched_by_package(model: nn.Module) -> None:
     """What the Trainer does for ``use_liger_kernel``, but for the functions of modules, which :func:`rotating` does."""
-    logging.getLogger("liger_kernel").setLevel(logging.ERROR)  # it names each backend of another maker
+    logging.getLogger("liger_kernel").setLevel(
+        logging.ERROR
+    )  # it names each backend of another maker
     from liger_kernel.transformers.monkey_patch import _apply_liger_kernel_to_instance
 
     own = sys.modules[type(model).__module__]
@@ -165,7 +167,9 @@ def fused_linear_cross_entropy(
 
 def _package() -> Any:
     try:
-        return importlib.import_module("liger_kernel.transformers.functional")  # optional: no environment brings it
+        return importlib.import_module(
+            "liger_kernel.transformers.functional"
+        )  # optional: no environment brings it
     except ImportError:
         raise UserError(
             "The package liger-kernel is not installed.",
@@ -182,7 +186,11 @@ def _package() -> Any:
 class _FusedLinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, target: torch.Tensor, softcap: float | None
+        ctx: Any,
+        hidden: torch.Tensor,
+        weight: torch.Tensor,
+        target: torch.Tensor,
+        softcap: float | None,
     ) -> torch.Tensor:
         tokens, vocabulary = len(hidden), len(weight)
         pieces = -(-vocabulary // hidden.shape[-1])
@@ -201,7 +209,9 @@ class _FusedLinearCrossEntropy(torch.autograd.Function):
                 torch.mm(hidden[part], weight.t(), out=logits)
             else:
                 logits = hidden[part] @ weight.t()
-            torch.ops.securecli.cross_entropy_in_place_(logits, target[part], losses[part], count, softcap or 0.0)
+            torch.ops.securecli.cross_entropy_in_place_(
+                logits, target[part], losses[part], count, softcap or 0.0
+            )
             if direct and logits.dtype == grad_hidden.dtype:
                 torch.mm(logits, weight, out=grad_hidden[part])
             else:
@@ -237,7 +247,9 @@ def _kernel(*written: str) -> Callable[[Callable], Any]:
     """An operator that writes into given tensors, as one kernel of Liger's: the engine counts nothing inside."""
 
     def define(function: Callable) -> Any:
-        operator = torch.library.custom_op(f"securecli::{function.__name__[1:]}_", function, mutates_args=written)
+        operator = torch.library.custom_op(
+            f"securecli::{function.__name__[1:]}_", function, mutates_args=written
+        )
         operator.one_kernel = True
         operator.register_fake(lambda *args: None)
         return operator
@@ -254,7 +266,10 @@ def _cross_entropy_in_place(
     bend = torch.tanh(scores / softcap) if softcap else None
     scores = scores if bend is None else softcap * bend
     share = (target != IGNORED) / max(count, 1)
-    losses.copy_(functional.cross_entropy(scores, target, ignore_index=IGNORED, reduction="none") / max(count, 1))
+    losses.copy_(
+        functional.cross_entropy(scores, target, ignore_index=IGNORED, reduction="none")
+        / max(count, 1)
+    )
     gradient = scores.softmax(-1)
     gradient[torch.arange(len(target)), target.clamp(min=0)] -= 1
     gradient *= share[:, None]
@@ -281,14 +296,18 @@ def _rotated(
 def _processors(device: torch.device) -> int:
     """Into as many partial sums a norm's gradient of its weight is split."""
     simulation = active_simulation()
-    return simulation.card.multiprocessors if simulation is not None and device.type == "meta" else 1
+    return (
+        simulation.card.multiprocessors if simulation is not None and device.type == "meta" else 1
+    )
 
 
 class _RmsNorm(torch.autograd.Function):
     """Keeps its input and one number a row; the input's gradient takes the place of the output's."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor:
+    def forward(
+        ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, epsilon: float
+    ) -> torch.Tensor:
         hidden = hidden.contiguous()
         rows = hidden.view(-1, hidden.shape[-1])
         out = torch.empty_like(rows)
@@ -304,7 +323,9 @@ class _RmsNorm(torch.autograd.Function):
         grad = given.view(rows.shape)
         sums = None
         if ctx.needs_input_grad[1]:
-            sums = torch.empty((_processors(rows.device), rows.shape[1]), dtype=torch.float32, device=rows.device)
+            sums = torch.empty(
+                (_processors(rows.device), rows.shape[1]), dtype=torch.float32, device=rows.device
+            )
         torch.ops.securecli.rms_norm_backward_(grad, sums, rows, weight, scale)
         return grad.view(given.shape), None if sums is None else sums.sum(0).to(weight.dtype), None
 
@@ -332,7 +353,11 @@ class _Rotation(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, queries: torch.Tensor, keys: torch.Tensor, cosines: torch.Tensor, sines: torch.Tensor
+        ctx: Any,
+        queries: torch.Tensor,
+        keys: torch.Tensor,
+        cosines: torch.Tensor,
+        sines: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         ctx.save_for_backward(cosines, sines)
         return _rotate(queries, keys, cosines, sines)
@@ -344,7 +369,11 @@ class _Rotation(torch.autograd.Function):
 
 
 def _rotate(
-    queries: torch.Tensor, keys: torch.Tensor, cosines: torch.Tensor, sines: torch.Tensor, back: bool = False
+    queries: torch.Tensor,
+    keys: torch.Tensor,
+    cosines: torch.Tensor,
+    sines: torch.Tensor,
+    back: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     both = []
     for heads in (queries, keys):
@@ -355,7 +384,9 @@ def _rotate(
 
 
 @_kernel("out", "scale")
-def _rms_norm(out: torch.Tensor, scale: torch.Tensor, rows: torch.Tensor, weight: torch.Tensor, epsilon: float) -> None:
+def _rms_norm(
+    out: torch.Tensor, scale: torch.Tensor, rows: torch.Tensor, weight: torch.Tensor, epsilon: float
+) -> None:
     wide = rows.float()
     scale.copy_(torch.rsqrt(wide.square().mean(-1) + epsilon))
     out.copy_((wide * scale[:, None]).to(rows.dtype) * weight)
@@ -363,7 +394,11 @@ def _rms_norm(out: torch.Tensor, scale: torch.Tensor, rows: torch.Tensor, weight
 
 @_kernel("grad", "sums")
 def _rms_norm_backward(
-    grad: torch.Tensor, sums: torch.Tensor | None, rows: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor
+    grad: torch.Tensor,
+    sums: torch.Tensor | None,
+    rows: torch.Tensor,
+    weight: torch.Tensor,
+    scale: torch.Tensor,
 ) -> None:
     """Put the input's gradient in the place of the output's, and the weight's into ``sums``."""
     normed, given = rows.float() * scale[:, None], grad.float()

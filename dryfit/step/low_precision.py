@@ -23,7 +23,9 @@ from torch import nn
 
 from dryfit.scenario.scenario import Scenario
 
-_MULTIPLE = 16  # torchao float8/float8_linear_utils.py, `_auto_filter_for_recipe`; 32 for blocks of mxfp4
+_MULTIPLE = (
+    16  # torchao float8/float8_linear_utils.py, `_auto_filter_for_recipe`; 32 for blocks of mxfp4
+)
 
 
 def exchange_products(model: nn.Module, scenario: Scenario) -> None:

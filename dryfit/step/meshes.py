@@ -61,11 +61,15 @@ def divided_by_plan(model: nn.Module, scenario: Scenario) -> nn.Module:
             return type(model).maybe_distribute_model(model, plan, mesh)
         base = model.get_base_model()
         with _adapters_aside(base):
-            type(base).maybe_distribute_model(base, replace(plan, fsdp_size=1, dp_replicate_size=1), mesh)
+            type(base).maybe_distribute_model(
+                base, replace(plan, fsdp_size=1, dp_replicate_size=1), mesh
+            )
             base.config.distributed_config = plan
             layers = base._resolve_parallel_plans(plan)[2]
         _divide_adapters(base)
-        if plan.dp_size > 1:  # PEFT's forward goes past that of the base, so its model is the outermost unit
+        if (
+            plan.dp_size > 1
+        ):  # PEFT's forward goes past that of the base, so its model is the outermost unit
             units = {f"base_model.model.{name}": style for name, style in layers.items()}
             model = apply_fully_sharded_data_parallelism(model, mesh, units, {})
         return model
@@ -80,7 +84,13 @@ def divided_by_plan(model: nn.Module, scenario: Scenario) -> nn.Module:
 
 
 # transformers' ways to divide a layer whose output is whole on each GPU; None: the layer is not divided.
-_WITH_WHOLE_ADAPTERS = (None, "colwise_gather_output", "colwise_rep", "rowwise_rep", "rowwise_split_input")
+_WITH_WHOLE_ADAPTERS = (
+    None,
+    "colwise_gather_output",
+    "colwise_rep",
+    "rowwise_rep",
+    "rowwise_split_input",
+)
 
 
 @contextmanager
@@ -112,18 +122,34 @@ def _divide_adapters(base: nn.Module) -> None:
             continue
         style, mesh = get_tp_plan_and_mesh(base, name)
         if style not in ("colwise", "rowwise", *_WITH_WHOLE_ADAPTERS):
-            raise ValueError(f"PEFT knows no adapter beside {name}, which its plan divides by `{style}`")
+            raise ValueError(
+                f"PEFT knows no adapter beside {name}, which its plan divides by `{style}`"
+            )
         factors = {"colwise": layer.lora_B, "rowwise": layer.lora_A}.get(style, {})
         for adapter, factor in factors.items():
             label = f"{name}.{adapter}"
-            add_lora_tp_hooks_dtensor(factor, style, mesh, base_layer=layer.base_layer, module_name=label)
+            add_lora_tp_hooks_dtensor(
+                factor, style, mesh, base_layer=layer.base_layer, module_name=label
+            )
 
 
 # --- torchtitan's plan for transformers' models -----------------------------------------------------------------------
 
-_COLUMNS = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "mlp.gate_proj", "mlp.up_proj", "mlp.fc1")
+_COLUMNS = (
+    "self_attn.q_proj",
+    "self_attn.k_proj",
+    "self_attn.v_proj",
+    "mlp.gate_proj",
+    "mlp.up_proj",
+    "mlp.fc1",
+)
 _ROWS = ("self_attn.o_proj", "self_attn.dense", "mlp.down_proj", "mlp.fc2")
-_NORMS = ("input_layernorm", "post_attention_layernorm", "pre_feedforward_layernorm", "post_feedforward_layernorm")
+_NORMS = (
+    "input_layernorm",
+    "post_attention_layernorm",
+    "pre_feedforward_layernorm",
+    "post_feedforward_layernorm",
+)
 _HEAD_NORMS = ("self_attn.q_norm", "self_attn.k_norm")
 
 
@@ -166,15 +192,21 @@ def divide_matrices(model: nn.Module, scenario: Scenario, mesh: Any) -> None:
     columns, rows, inputs = _styles(scenario)
     plan: dict[str, Any] = {name: columns() for name in _COLUMNS}
     plan |= {name: rows(output_layouts=between) for name in _ROWS}
-    plan |= {name: styles.SequenceParallel(sequence_dim=2, use_local_output=True) for name in _HEAD_NORMS}
+    plan |= {
+        name: styles.SequenceParallel(sequence_dim=2, use_local_output=True) for name in _HEAD_NORMS
+    }
     if parallel.sequence_parallel:
         layouts = {"hidden_states": between}, {"hidden_states": Replicate()}
-        plan["self_attn"] = inputs(input_kwarg_layouts=layouts[0], desired_input_kwarg_layouts=layouts[1])
+        plan["self_attn"] = inputs(
+            input_kwarg_layouts=layouts[0], desired_input_kwarg_layouts=layouts[1]
+        )
         plan["mlp"] = inputs(input_layouts=(between,), desired_input_layouts=(Replicate(),))
         plan |= {name: styles.SequenceParallel() for name in _NORMS}
     for layer in base.layers:
         present = {name for name, _ in layer.named_modules()}
-        styles.parallelize_module(layer, mesh, {name: style for name, style in plan.items() if name in present})
+        styles.parallelize_module(
+            layer, mesh, {name: style for name, style in plan.items() if name in present}
+        )
 
 
 def _styles(scenario: Scenario) -> tuple[Any, Any, Any]:
@@ -199,7 +231,13 @@ def _refuse_unknown_parts(model: nn.Module, scenario: Scenario) -> None:
                 where=f"parallel, model_type {scenario.model['model_type']}",
                 found="sequence_parallel or loss_parallel",
                 allowed="a dense decoder such as llama, qwen2, qwen3 or mistral; or both false",
-                change={"parallel": {**scenario.parallel.written, "sequence_parallel": False, "loss_parallel": False}},
+                change={
+                    "parallel": {
+                        **scenario.parallel.written,
+                        "sequence_parallel": False,
+                        "loss_parallel": False,
+                    }
+                },
             )
 
 
@@ -210,7 +248,9 @@ def _shard_units(model: nn.Module, scenario: Scenario, mesh: Any) -> None:
     parallel, dtype = scenario.parallel, DTYPES.get(scenario.autocast_precision)
     summed = torch.float32 if parallel.reduce_in_fp32 else None
     options: dict[str, Any] = {"mesh": mesh}
-    options["mp_policy"] = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=summed, cast_forward_inputs=False)
+    options["mp_policy"] = MixedPrecisionPolicy(
+        param_dtype=dtype, reduce_dtype=summed, cast_forward_inputs=False
+    )
     if parallel.offload == "cpu":
         options["offload_policy"] = CPUOffloadPolicy()
     again = {"reshard_after_forward": parallel.reshard_after_forward}
@@ -284,7 +324,9 @@ def split_tokens(model: nn.Module, batch: dict[str, Any], learned: int) -> Itera
     on_cpu = parts[0].device.type == "cpu"
     with (
         flash_attention_on_cpu() if on_cpu else nullcontext(),
-        context_parallel(mesh, buffers=parts, buffer_seq_dims=[1] * len(parts), no_restore_buffers=set(parts)),
+        context_parallel(
+            mesh, buffers=parts, buffer_seq_dims=[1] * len(parts), no_restore_buffers=set(parts)
+        ),
     ):
         yield
 
@@ -293,8 +335,12 @@ def flash_attention_on_cpu() -> AbstractContextManager[None]:
     """PyTorch's ring knows attention by CUDA's operators alone; here the CPU's own kernel answers for one of them."""
     _register_flash_attention()
 
-    def attention(query: Any, key: Any, value: Any, *, is_causal: bool = False, scale: Any = None, **_: Any) -> Any:
-        return torch.ops.aten._scaled_dot_product_flash_attention(query, key, value, 0.0, is_causal, scale=scale)[0]
+    def attention(
+        query: Any, key: Any, value: Any, *, is_causal: bool = False, scale: Any = None, **_: Any
+    ) -> Any:
+        return torch.ops.aten._scaled_dot_product_flash_attention(
+            query, key, value, 0.0, is_causal, scale=scale
+        )[0]
 
     # context_parallel exchanges the function by its own name
     attention.__name__ = functional.scaled_dot_product_attention.__name__
@@ -308,14 +354,37 @@ def _register_flash_attention() -> torch.library.Library:
     derivative = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
     def forward(
-        query: Any, key: Any, value: Any, dropout: float = 0.0, causal: bool = False, *_: Any, scale: Any = None
+        query: Any,
+        key: Any,
+        value: Any,
+        dropout: float = 0.0,
+        causal: bool = False,
+        *_: Any,
+        scale: Any = None,
     ) -> tuple[Any, ...]:
         output, sums = kernel(query, key, value, dropout, causal, scale=scale)
         seed, offset = torch.empty(2, dtype=torch.uint64), torch.empty((), dtype=torch.uint64)
-        return output, sums, None, None, query.shape[2], key.shape[2], seed, offset, query.new_empty(0)
+        return (
+            output,
+            sums,
+            None,
+            None,
+            query.shape[2],
+            key.shape[2],
+            seed,
+            offset,
+            query.new_empty(0),
+        )
 
     def backward(
-        gradient: Any, query: Any, key: Any, value: Any, output: Any, sums: Any, *others: Any, scale: Any = None
+        gradient: Any,
+        query: Any,
+        key: Any,
+        value: Any,
+        output: Any,
+        sums: Any,
+        *others: Any,
+        scale: Any = None,
     ) -> tuple[Any, ...]:
         dropout, causal = others[4:6]  # behind the rows' limits and longest lengths
         return derivative(gradient, query, key, value, output, sums, dropout, causal, scale=scale)

@@ -38,7 +38,11 @@ from dryfit.step.quantized import (
 )
 
 # `torch_dtype` became `dtype` in transformers 4.56; the A100 measurements are traced with 4.48.
-_DTYPE_ARGUMENT = "dtype" if tuple(map(int, transformers.__version__.split(".")[:2])) >= (4, 56) else "torch_dtype"
+_DTYPE_ARGUMENT = (
+    "dtype"
+    if tuple(map(int, transformers.__version__.split(".")[:2])) >= (4, 56)
+    else "torch_dtype"
+)
 # It recommends a package of kernels for inference on the CPU on every import, and says of each 8-bit product that its
 # inputs are cast.
 for _name in ("bitsandbytes.backends.cpu.ops", "bitsandbytes.autograd._functions"):
@@ -127,8 +131,13 @@ def build_model(
 
 def _checkpoint_activations(model: nn.Module, scenario: Scenario) -> None:
     """Let the backward pass compute activations again instead of keeping them."""
-    warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")  # PEFT asks by this name
-    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    warnings.filterwarnings(
+        "ignore", message="`is_gradient_checkpointing` is deprecated"
+    )  # PEFT asks by this name
+    enable = (
+        getattr(model, "activation_checkpointing_enable", None)
+        or model.gradient_checkpointing_enable
+    )
     try:
         enable({"use_reentrant": scenario.gradient_checkpointing == "reentrant"})
     except ValueError as error:
@@ -157,7 +166,9 @@ def cast_as_trl(model: nn.Module, dtype: torch.dtype) -> None:
 def parameter_count(model: nn.Module) -> int:
     """Parameters of the base model, quantized weights unpacked and adapters left out."""
     added = adapter_names(model)
-    return sum(weights_of(parameter) for name, parameter in model.named_parameters() if name not in added)
+    return sum(
+        weights_of(parameter) for name, parameter in model.named_parameters() if name not in added
+    )
 
 
 # --- weights --------------------------------------------------------------------------------------------------------
@@ -166,9 +177,13 @@ def parameter_count(model: nn.Module) -> int:
 def _load(scenario: Scenario, device: torch.device, folder: Path, attention: str) -> nn.Module:
     """Load safetensors with transformers, which quantizes each weight as it arrives on the device."""
     if not (folder / "config.json").is_file():
-        raise UserError("The folder holds no model.", where=folder, allowed="config.json and *.safetensors")
+        raise UserError(
+            "The folder holds no model.", where=folder, allowed="config.json and *.safetensors"
+        )
     _iterate_in_order(scenario)
-    if device.type == "cuda" and device.index is None:  # transformers copies in threads, whose own device is the first
+    if (
+        device.type == "cuda" and device.index is None
+    ):  # transformers copies in threads, whose own device is the first
         device = torch.device("cuda", torch.cuda.current_device())
     dtype, quantization = weight_dtype(scenario), {}
     if scenario.method == "qlora":
@@ -257,7 +272,9 @@ def notes(model: nn.Module, scenario: Scenario) -> list[str]:
         if hasattr(config, name) and not {name, config.attribute_map.get(name, name)} & given.keys()
     ]
     if untold:
-        texts.append(f"the configuration does not say, so transformers' default is taken: {', '.join(untold)}")
+        texts.append(
+            f"the configuration does not say, so transformers' default is taken: {', '.join(untold)}"
+        )
     if name := left_out(scenario):
         texts.append(
             f"all linear layers but {name} have adapters: PEFT's LoRA can't go around {name} of this architecture"
@@ -265,8 +282,10 @@ def notes(model: nn.Module, scenario: Scenario) -> list[str]:
     if scenario.activation_offload:
         texts.append("the time leaves out the copies of activations to the host and back")
     if OPTIMIZERS[scenario.optimizer].package == "galore_torch":
-        texts.append("figures are those of a step with GaLore's projections, every 200th; cuSOLVER's workspaces for"
-                     " their decompositions come on top")  # fmt: skip
+        texts.append(
+            "figures are those of a step with GaLore's projections, every 200th; cuSOLVER's workspaces for"
+            " their decompositions come on top"
+        )
     if scenario.lowers_products:
         texts.append(low_precision_note(scenario))
     return [*texts, *quantization_notes(model, scenario)]
@@ -277,7 +296,11 @@ def notes(model: nn.Module, scenario: Scenario) -> list[str]:
 
 def configuration(scenario: Scenario) -> transformers.PretrainedConfig:
     """The transformers configuration of a scenario's model."""
-    fields = {key: value for key, value in scenario.model.items() if key not in ("model_type", "quantization_config")}
+    fields = {
+        key: value
+        for key, value in scenario.model.items()
+        if key not in ("model_type", "quantization_config")
+    }
     kind = scenario.model["model_type"]
     if scenario.experts.router_loss:
         fields["output_router_logits"] = True
@@ -307,9 +330,16 @@ def auto_class(scenario: Scenario) -> type:
 def architecture(scenario: Scenario) -> type | None:
     """The model's own class; None where transformers has none."""
     whole = scenario.images is not None
-    mappings = transformers.MODEL_FOR_CAUSAL_LM_MAPPING, transformers.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+    mappings = (
+        transformers.MODEL_FOR_CAUSAL_LM_MAPPING,
+        transformers.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+    )
     kind = type(configuration(scenario))
-    return mappings[1].get(kind, None) if whole else mappings[0].get(kind, None) or mappings[1].get(kind, None)
+    return (
+        mappings[1].get(kind, None)
+        if whole
+        else mappings[0].get(kind, None) or mappings[1].get(kind, None)
+    )
 
 
 def _is_decoder(config: transformers.PretrainedConfig) -> bool:
@@ -335,10 +365,11 @@ def _refuse_other_models(config: transformers.PretrainedConfig) -> None:
     if text is not config and not both:
         raise UserError(
             "This model is more than a language model.",
-            where="model.model_type", found=config.model_type,
+            where="model.model_type",
+            found=config.model_type,
             allowed="its language model alone, as a configuration of its own",
             write=f"model: {{model_type: {text.model_type}, ...}}",
-        )  # fmt: skip
+        )
     is_encoder = (  # before transformers 5 every configuration has these fields
         int(transformers.__version__.split(".")[0]) >= 5
         and hasattr(config, "add_cross_attention")
@@ -398,7 +429,9 @@ def _register_attention() -> None:
         with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
             return sdpa_attention_forward(module, *args, **kwargs)
 
-    def mem_efficient(module: nn.Module, query: Any, key: Any, value: Any, *args: Any, **kwargs: Any) -> Any:
+    def mem_efficient(
+        module: nn.Module, query: Any, key: Any, value: Any, *args: Any, **kwargs: Any
+    ) -> Any:
         groups = query.shape[1] // key.shape[1]  # this kernel takes no grouped keys and values
         ungrouped = nn.Module()
         ungrouped.is_causal = getattr(module, "is_causal", True)
@@ -428,7 +461,10 @@ def unknown(scenario: Scenario) -> UserError:
 
 def unbuildable(scenario: Scenario, error: Exception) -> UserError:
     """transformers refuses a configuration, or its architecture makes no model of the sizes."""
-    kind, said = scenario.model["model_type"], f"unknown key {error}" if isinstance(error, KeyError) else error
+    kind, said = (
+        scenario.model["model_type"],
+        f"unknown key {error}" if isinstance(error, KeyError) else error,
+    )
     sizes = [name for name in SIZES if scenario.size(name) is not None]
     allowed = "a configuration that AutoModelForCausalLM.from_config can build"
     if len(sizes) < _FEW_SIZES:
@@ -436,7 +472,8 @@ def unbuildable(scenario: Scenario, error: Exception) -> UserError:
     return UserError(
         f"transformers can't build a model from this configuration: {said}",
         where=f"model (model_type {kind})",
-        found=(f"{', '.join(sizes) or 'no size'} alone" if len(sizes) < _FEW_SIZES else kind) + _least_bytes(scenario),
+        found=(f"{', '.join(sizes) or 'no size'} alone" if len(sizes) < _FEW_SIZES else kind)
+        + _least_bytes(scenario),
         allowed=allowed,
         write="model: owner/name    # its id on the Hub, or the path of its own config.json",
     )

@@ -35,11 +35,16 @@ from dryfit.step.reinforcement import (
 )
 
 UPDATES = 2  # the first makes the optimizer's states
-_KNOWN_BEFORE = {"dpo": ("ref_chosen_logps", "ref_rejected_logps"), "kto": ("ref_logps", "ref_KL_logps")}
+_KNOWN_BEFORE = {
+    "dpo": ("ref_chosen_logps", "ref_rejected_logps"),
+    "kto": ("ref_logps", "ref_KL_logps"),
+}
 _WORD, _PAD, _EOS = "w", "<pad>", "<eos>"
 
 
-def build_trainer(scenario: Scenario, device: str, folder: Path, *, attention_implementation: str | None = None) -> Any:
+def build_trainer(
+    scenario: Scenario, device: str, folder: Path, *, attention_implementation: str | None = None
+) -> Any:
     """Make TRL's trainer for a scenario's objective, ready for ``train()``.
 
     To be called where trainers take ``device`` for theirs (:func:`dryfit.engine.trainer.trace_trainer`).
@@ -47,9 +52,15 @@ def build_trainer(scenario: Scenario, device: str, folder: Path, *, attention_im
     """
     for library in ("transformers", "trl", "accelerate"):
         logging.getLogger(library).setLevel(logging.ERROR)
-    model = build_model(scenario, device, attention_implementation=attention_implementation, for_trainer=True)
+    model = build_model(
+        scenario, device, attention_implementation=attention_implementation, for_trainer=True
+    )
     kind, configuration = _trainer(scenario)
-    own, beside = _generated(scenario, device, attention_implementation) if scenario.aim.generates else ({}, [])
+    own, beside = (
+        _generated(scenario, device, attention_implementation)
+        if scenario.aim.generates
+        else ({}, [])
+    )
     if scenario.method == "full":
         model.requires_grad_(True)
     else:
@@ -59,9 +70,13 @@ def build_trainer(scenario: Scenario, device: str, folder: Path, *, attention_im
         own["ref_model"] = reference
     try:
         # A trainer whose answers are judged in groups loads its reference by the model's id, and there is none.
-        loading = [(import_module(kind.__module__), "create_model_from_path", lambda *_, **__: reference)]
+        loading = [
+            (import_module(kind.__module__), "create_model_from_path", lambda *_, **__: reference)
+        ]
         with patched(loading if scenario.aim.grouped else []), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "You are using 'rollout_func'")  # nobody who asks has written it
+            warnings.filterwarnings(
+                "ignore", "You are using 'rollout_func'"
+            )  # nobody who asks has written it
             trainer = kind(
                 model=model,
                 args=configuration(**_arguments(scenario, device, folder)),
@@ -69,7 +84,12 @@ def build_trainer(scenario: Scenario, device: str, folder: Path, *, attention_im
                 processing_class=_tokenizer(folder),
                 **own,
             )
-    except (ValueError, NotImplementedError, TypeError, AttributeError) as error:  # what it has to say of a model
+    except (
+        ValueError,
+        NotImplementedError,
+        TypeError,
+        AttributeError,
+    ) as error:  # what it has to say of a model
         raise UserError(
             f"TRL's {kind.__name__} refuses this model or its adapters: {' '.join(str(error).split())}",
             where="objective",
@@ -86,7 +106,9 @@ def build_trainer(scenario: Scenario, device: str, folder: Path, *, attention_im
         trainer.train_dataset = data
     base = trainer.model
     if scenario.method != "full":
-        base.adapter_names = frozenset(name for name, p in base.named_parameters() if p.requires_grad)
+        base.adapter_names = frozenset(
+            name for name, p in base.named_parameters() if p.requires_grad
+        )
     if scenario.aim.generates and scenario.generation.engine == "transformers":
         without_an_end(trainer, trainer.model.config.get_text_config().vocab_size)
         if device == "meta":
@@ -107,7 +129,9 @@ def _trainer(scenario: Scenario) -> tuple[type, type]:
     return getattr(module, f"{name}Trainer"), getattr(module, f"{name}Config")
 
 
-def _generated(scenario: Scenario, device: str, attention: str | None) -> tuple[dict[str, Any], list[torch.nn.Module]]:
+def _generated(
+    scenario: Scenario, device: str, attention: str | None
+) -> tuple[dict[str, Any], list[torch.nn.Module]]:
     """What a trainer that generates takes besides, and the model among it that judges the answers, or teaches."""
     if scenario.aim.taught:
         model = model_beside(scenario, "teacher", device, attention)
@@ -133,14 +157,19 @@ def _arguments(scenario: Scenario, device: str, folder: Path) -> dict[str, Any]:
         own |= _lengths(scenario)
         if scenario.aim.grouped:
             own |= {"num_generations": preference.generations, "steps_per_generation": cycle.steps}
-            own |= {"num_iterations": cycle.iterations, "beta": 0.0 if preference.reference is None else 0.04}
+            own |= {
+                "num_iterations": cycle.iterations,
+                "beta": 0.0 if preference.reference is None else 0.04,
+            }
     return own | {
         "output_dir": str(folder),
         "max_steps": updates,
         "per_device_train_batch_size": scenario.micro_batch,
         "gradient_accumulation_steps": accumulated,
         "gradient_checkpointing": bool(scenario.gradient_checkpointing),
-        "gradient_checkpointing_kwargs": {"use_reentrant": scenario.gradient_checkpointing == "reentrant"},
+        "gradient_checkpointing_kwargs": {
+            "use_reentrant": scenario.gradient_checkpointing == "reentrant"
+        },
         "optim": OPTIMIZERS[scenario.optimizer].in_trl,
         "bf16": scenario.autocast_precision == "bf16",
         "fp16": scenario.autocast_precision == "fp16",
@@ -156,7 +185,10 @@ def _arguments(scenario: Scenario, device: str, folder: Path) -> dict[str, Any]:
 def _lengths(scenario: Scenario) -> dict[str, int]:
     """How long answers may be, by the names that the trainer has for it."""
     if scenario.aim.anew:
-        return {"max_new_tokens": scenario.completion_length, "max_length": scenario.sequence_length}
+        return {
+            "max_new_tokens": scenario.completion_length,
+            "max_length": scenario.sequence_length,
+        }
     return {"max_completion_length": scenario.completion_length}
 
 
@@ -199,7 +231,10 @@ def _rows(scenario: Scenario, device: str) -> Any:
     ]
     columns: dict[str, list] = {"prompt": [prompt] * count}
     if scenario.aim.judged:
-        columns |= {"completion": list(map(_text, lengths)), "label": [number % 2 == 0 for number in range(count)]}
+        columns |= {
+            "completion": list(map(_text, lengths)),
+            "label": [number % 2 == 0 for number in range(count)],
+        }
     elif not scenario.aim.generates:
         columns |= {"chosen": list(map(_text, lengths)), "rejected": list(map(_text, lengths))}
     if scenario.aim.scores:

@@ -35,7 +35,9 @@ def build_optimizer(
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     options = {"lr": learning_rate, "weight_decay": weight_decay}
     fused_on_host = scenario.optimizer == "adamw_fused" and scenario.parallel.offload == "cpu"
-    build = BUILDERS["adamw" if fused_on_host else scenario.optimizer]  # there the GPU has no part in how it steps
+    build = BUILDERS[
+        "adamw" if fused_on_host else scenario.optimizer
+    ]  # there the GPU has no part in how it steps
     if build in BY_MATRICES:
         return build(*_matrices_and_others(model, trained), options, largest_steps)
     return build(_by_mesh(trained) if scenario.parallel.meshed else trained, **options)
@@ -63,7 +65,9 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
 
 def _class(module: str, name: str, **settings: Any) -> Callable[..., torch.optim.Optimizer]:
     """An optimizer's class, whose package is imported when the optimizer is made."""
-    return lambda parameters, **options: getattr(import_module(module), name)(parameters, **settings, **options)
+    return lambda parameters, **options: getattr(import_module(module), name)(
+        parameters, **settings, **options
+    )
 
 
 def _paged_adamw_8bit(parameters: Parameters, **options: Any) -> torch.optim.Optimizer:
@@ -161,10 +165,15 @@ BUILDERS: Mapping[str, Callable[..., torch.optim.Optimizer]] = {
     "paged_adamw_8bit": _paged_adamw_8bit,
     "lion_8bit": _class("bitsandbytes.optim", "Lion8bit"),
     # As transformers' Trainer has it: with the learning rate that it is given.
-    "adafactor": _class("transformers.optimization", "Adafactor", scale_parameter=False, relative_step=False),
+    "adafactor": _class(
+        "transformers.optimization", "Adafactor", scale_parameter=False, relative_step=False
+    ),
     "muon": _muon,
     "adamw_torchao_8bit": _class("torchao.optim", "AdamW8bit"),
     "adamw_torchao_4bit": _class("torchao.optim", "AdamW4bit"),
     "galore": _galore,
 }
-BY_MATRICES = (_muon, _galore)  # they treat the matrices of layers otherwise than the other parameters
+BY_MATRICES = (
+    _muon,
+    _galore,
+)  # they treat the matrices of layers otherwise than the other parameters

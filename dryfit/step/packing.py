@@ -38,7 +38,10 @@ def common_prefix(rows: Sequence[Row]) -> int:
     """
     if not rows:
         return 0
-    texts = [row.input_ids[: next((i for i, label in enumerate(row.labels) if label != IGNORED), None)] for row in rows]
+    texts = [
+        row.input_ids[: next((i for i, label in enumerate(row.labels) if label != IGNORED), None)]
+        for row in rows
+    ]
     alike = (len(set(tokens)) == 1 for tokens in zip(*texts, strict=False))
     return max(0, min(sum(takewhile(bool, alike)), min(map(len, texts)) - 1))
 
@@ -80,7 +83,10 @@ def micro_batches(rows: Sequence[Row], scenario: Scenario, prefix: int) -> list[
             )
         members = pack_lengths(lengths, scenario.sequence_length - prefix)
         packs = [[rows[index] for index in chosen] for chosen in members]
-    return [packs[start : start + scenario.micro_batch] for start in range(0, len(packs), scenario.micro_batch)]
+    return [
+        packs[start : start + scenario.micro_batch]
+        for start in range(0, len(packs), scenario.micro_batch)
+    ]
 
 
 def collate_packs(
@@ -117,7 +123,9 @@ def collate_packs(
     input_ids = torch.full(shape, pad_token_id, dtype=torch.long)
     labels = torch.full(shape, IGNORED, dtype=torch.long)
     positions = torch.full(shape, prefix, dtype=torch.long)  # of padding: any that the model has
-    segments = torch.full(shape, -1, dtype=torch.long)  # 0: the prefix; -1: padding, which sees itself
+    segments = torch.full(
+        shape, -1, dtype=torch.long
+    )  # 0: the prefix; -1: padding, which sees itself
     for number, pack in enumerate(packs):
         input_ids[number, :prefix] = torch.tensor(pack[0].input_ids[:prefix], dtype=torch.long)
         positions[number, :prefix] = torch.arange(prefix)
@@ -127,7 +135,9 @@ def collate_packs(
             end = begin + len(row.input_ids) - prefix
             input_ids[number, begin:end] = torch.tensor(row.input_ids[prefix:])
             labels[number, begin:end] = torch.tensor(row.labels[prefix:])
-            labels[number, begin] = IGNORED  # what stands before it is another row's last token, or the prefix
+            labels[number, begin] = (
+                IGNORED  # what stands before it is another row's last token, or the prefix
+            )
             positions[number, begin:end] = torch.arange(prefix, len(row.input_ids))
             segments[number, begin:end] = segment
             begin = end
@@ -141,7 +151,10 @@ def collate_packs(
 
 def is_of_the_device(error: Exception) -> bool:
     """Whether an error is one of the device or of where tensors lie, which no other way of computing mends."""
-    kinds = torch.OutOfMemoryError, getattr(torch, "AcceleratorError", torch.OutOfMemoryError)  # since PyTorch 2.8
+    kinds = (
+        torch.OutOfMemoryError,
+        getattr(torch, "AcceleratorError", torch.OutOfMemoryError),
+    )  # since PyTorch 2.8
     return isinstance(error, kinds) or "same device" in str(error) or "device type" in str(error)
 
 
@@ -169,7 +182,10 @@ def attention_masks(
         return mask.masked_fill_(~allowed, torch.finfo(dtype).min)[:, None]
 
     if "sliding_attention" in kinds:
-        return {kind: additive(seen if kind == "full_attention" else seen & (distance < window)) for kind in kinds}
+        return {
+            kind: additive(seen if kind == "full_attention" else seen & (distance < window))
+            for kind in kinds
+        }
     return additive(seen if window is None or kinds else seen & (distance < window))
 
 
@@ -195,7 +211,9 @@ def full_packs(scenario: Scenario, device: torch.device | str) -> dict[str, Any]
     if torch.device(device).type != "meta":
         return tree_map(lambda tensor: tensor.to(device), batch)
     shapes = {2: (rows, tokens), 4: (rows, 1, tokens, tokens)}
-    return tree_map(lambda tensor: torch.empty(shapes[tensor.ndim], dtype=tensor.dtype, device="meta"), batch)
+    return tree_map(
+        lambda tensor: torch.empty(shapes[tensor.ndim], dtype=tensor.dtype, device="meta"), batch
+    )
 
 
 def refusal(architecture: str, reason: str) -> UserError:

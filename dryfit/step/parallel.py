@@ -85,7 +85,11 @@ def parallelize(
         return _brought(divided_by_plan(model, scenario), device)
     if scenario.parallel.zero_stage:
         return _zero(model, scenario, device, optimizer)
-    wrap = _ddp if scenario.parallel.kind.replicates else (_fsdp1, _fsdp2)[scenario.parallel.kind.fsdp - 1]
+    wrap = (
+        _ddp
+        if scenario.parallel.kind.replicates
+        else (_fsdp1, _fsdp2)[scenario.parallel.kind.fsdp - 1]
+    )
     return wrap(model, scenario, device)
 
 
@@ -111,7 +115,10 @@ def full_tensor(value: Any) -> Any:
 
 def bare(model: nn.Module) -> nn.Module:
     """The model inside the wrapper of DDP or FSDP1; FSDP2 wraps none around it."""
-    wrapped = type(model).__name__ in ("DistributedDataParallel", "FullyShardedDataParallel") or _is_engine(model)
+    wrapped = type(model).__name__ in (
+        "DistributedDataParallel",
+        "FullyShardedDataParallel",
+    ) or _is_engine(model)
     return model.module if wrapped else model
 
 
@@ -125,11 +132,17 @@ def exchanging(model: nn.Module, *, last: bool) -> AbstractContextManager:
     DDP exchanges gradients once a step. FSDP does with each micro-batch: until it has, gradients are as large as on one
     GPU, which is what a divided model is to avoid.
     """
-    return nullcontext() if last or type(model).__name__ != "DistributedDataParallel" else model.no_sync()
+    return (
+        nullcontext()
+        if last or type(model).__name__ != "DistributedDataParallel"
+        else model.no_sync()
+    )
 
 
 def within_forward(
-    model: nn.Module, function: Callable[[nn.Module, dict[str, torch.Tensor]], torch.Tensor], batch: dict
+    model: nn.Module,
+    function: Callable[[nn.Module, dict[str, torch.Tensor]], torch.Tensor],
+    batch: dict,
 ) -> torch.Tensor:
     """``function(model, batch)``; with DDP, which prepares its exchange there, inside the wrapped model's forward."""
     inner = bare(model)
@@ -177,7 +190,11 @@ def clip_gradients(model: nn.Module, max_norm: float) -> torch.Tensor:
     if type(model).__name__ == "FullyShardedDataParallel":
         return model.clip_grad_norm_(max_norm)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    meshes = {getattr(parameter.grad, "device_mesh", None) for parameter in trained if parameter.grad is not None}
+    meshes = {
+        getattr(parameter.grad, "device_mesh", None)
+        for parameter in trained
+        if parameter.grad is not None
+    }
     if len(meshes) > 1:
         return clip_on_meshes(trained, max_norm)
     norm = nn.utils.clip_grad_norm_(trained, max_norm)
@@ -188,7 +205,9 @@ def _ddp(model: nn.Module, scenario: Scenario, device: torch.device) -> nn.Modul
     """As accelerate's ``prepare_model`` without a handler: PyTorch's defaults, buckets of 25 MiB."""
     from torch.nn.parallel import DistributedDataParallel
 
-    return DistributedDataParallel(model, device_ids=[device.index or 0] if device.type == "cuda" else None)
+    return DistributedDataParallel(
+        model, device_ids=[device.index or 0] if device.type == "cuda" else None
+    )
 
 
 def _brought(model: nn.Module, device: torch.device) -> nn.Module:
@@ -226,7 +245,9 @@ def _fsdp2(model: nn.Module, scenario: Scenario, device: torch.device) -> nn.Mod
     if scenario.parallel.meshed:
         parallelism, mesh = accelerates_mesh(scenario, device)
     else:
-        mesh = dist.device_mesh.init_device_mesh(device.type, (dist.get_world_size(),), mesh_dim_names=("dp_shard",))
+        mesh = dist.device_mesh.init_device_mesh(
+            device.type, (dist.get_world_size(),), mesh_dim_names=("dp_shard",)
+        )
     if scenario.parallel.context > 1:
         dividing_tokens(model, parallelism, mesh)
     accelerator = types.SimpleNamespace(
@@ -239,11 +260,15 @@ def _fsdp2(model: nn.Module, scenario: Scenario, device: torch.device) -> nn.Mod
     )
     present = {type(module).__name__ for module in model.modules()}
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    for each in {id(one): one for one in (model, base)}.values():  # a language model alone has no block of the tower
+    for each in {
+        id(one): one for one in (model, base)
+    }.values():  # a language model alone has no block of the tower
         if getattr(each, "_no_split_modules", None):
             each._no_split_modules = [name for name in each._no_split_modules if name in present]
     compile_parts(model, scenario)
-    model.state_dict = dict  # taken before sharding, and not used: each process has loaded its own weights
+    model.state_dict = (
+        dict  # taken before sharding, and not used: each process has loaded its own weights
+    )
     try:
         model = fsdp2_prepare_model(accelerator, model)
     finally:
@@ -256,7 +281,12 @@ def _fsdp1(model: nn.Module, scenario: Scenario, device: torch.device) -> nn.Mod
 
     Trained weights of 16 bits become fp32 under autocast, as accelerate turns them after wrapping.
     """
-    from torch.distributed.fsdp import BackwardPrefetch, FullyShardedDataParallel, MixedPrecision, ShardingStrategy
+    from torch.distributed.fsdp import (
+        BackwardPrefetch,
+        FullyShardedDataParallel,
+        MixedPrecision,
+        ShardingStrategy,
+    )
 
     if device.type == "cpu":
         raise UserError(
@@ -284,13 +314,17 @@ def _fsdp1(model: nn.Module, scenario: Scenario, device: torch.device) -> nn.Mod
                 limit_all_gathers=True,
                 mixed_precision=None if dtype is None else MixedPrecision(dtype, dtype, dtype),
                 param_init_fn=_leave if device.type == "meta" else None,
-                sharding_strategy=ShardingStrategy.FULL_SHARD if reshard else ShardingStrategy.SHARD_GRAD_OP,
+                sharding_strategy=ShardingStrategy.FULL_SHARD
+                if reshard
+                else ShardingStrategy.SHARD_GRAD_OP,
                 use_orig_params=True,
             )
     except ValueError as error:
         if "uniform dtype" not in str(error):
             raise
-        dtypes = sorted({str(parameter.dtype).removeprefix("torch.") for parameter in model.parameters()})
+        dtypes = sorted(
+            {str(parameter.dtype).removeprefix("torch.") for parameter in model.parameters()}
+        )
         raise UserError(
             "FSDP1 makes one flat tensor of a layer's parameters, and PyTorch refuses this model's: they are of several"
             " dtypes.",
@@ -302,7 +336,10 @@ def _fsdp1(model: nn.Module, scenario: Scenario, device: torch.device) -> nn.Mod
 
 
 def _zero(
-    model: nn.Module, scenario: Scenario, device: torch.device, optimizer: torch.optim.Optimizer | None
+    model: nn.Module,
+    scenario: Scenario,
+    device: torch.device,
+    optimizer: torch.optim.Optimizer | None,
 ) -> nn.Module:
     """DeepSpeed's engine, made as accelerate's ``_prepare_deepspeed`` makes it; or what follows its rules.
 
@@ -324,24 +361,35 @@ def _zero(
     configuration = zero_configuration(scenario)
     if before:
         alone = {name: value for name, value in configuration.items() if name != "train_batch_size"}
-        deepspeed.zero.Init(module=model, config_dict_or_path=alone)  # it knows no groups, and checks the product
+        deepspeed.zero.Init(
+            module=model, config_dict_or_path=alone
+        )  # it knows no groups, and checks the product
     if scenario.parallel.ulysses == 1:
         return deepspeed.initialize(model=model, optimizer=optimizer, config=configuration)[0]
     groups, attention = exchanging_heads(model, scenario)
-    engine = deepspeed.initialize(model=model, optimizer=optimizer, config=configuration, mpu=groups)[0]
+    engine = deepspeed.initialize(
+        model=model, optimizer=optimizer, config=configuration, mpu=groups
+    )[0]
     setattr(engine, HEADS, attention)
     return engine
 
 
 def _zero_by_rules(
-    model: nn.Module, scenario: Scenario, optimizer: torch.optim.Optimizer | None, before: list[nn.Parameter]
+    model: nn.Module,
+    scenario: Scenario,
+    optimizer: torch.optim.Optimizer | None,
+    before: list[nn.Parameter],
 ) -> nn.Module:
     from dryfit.engine.fake_device import active
     from dryfit.engine.zero import ZeroEngine
     from dryfit.engine.zero_flat import FlatPartitions
     from dryfit.engine.zero_gathered import GatheredWeights
 
-    dtype, device, settings = DTYPES.get(scenario.autocast_precision), active(), scenario.zero_settings
+    dtype, device, settings = (
+        DTYPES.get(scenario.autocast_precision),
+        active(),
+        scenario.zero_settings,
+    )
     if scenario.parallel.zero_stage == 3:
         return ZeroEngine(model, GatheredWeights(model, optimizer, settings, device, dtype, before))
     stage = scenario.parallel.zero_stage
@@ -357,7 +405,9 @@ def zero_configuration(scenario: Scenario) -> dict[str, Any]:
 
     stage, at_once = scenario.parallel.zero_stage, scenario.parallel.rows_at_once
     accumulation = scenario.gradient_accumulation
-    plugin = DeepSpeedPlugin(zero_stage=stage, gradient_accumulation_steps=accumulation, zero3_init_flag=stage == 3)
+    plugin = DeepSpeedPlugin(
+        zero_stage=stage, gradient_accumulation_steps=accumulation, zero3_init_flag=stage == 3
+    )
     plugin.set_mixed_precision(scenario.autocast_precision or "no")
     plugin.deepspeed_config["zero_allow_untested_optimizer"] = True
     plugin.deepspeed_config_process(
@@ -371,7 +421,9 @@ def zero_configuration(scenario: Scenario) -> dict[str, Any]:
     places = {name: {"device": said.pop(name)} for name in ("offload_optimizer", "offload_param")}
     configuration["zero_optimization"] |= said | places | other.pop("zero_optimization", {})
     for name, value in other.items():
-        configuration[name] = {**configuration.get(name, {}), **value} if isinstance(value, dict) else value
+        configuration[name] = (
+            {**configuration.get(name, {}), **value} if isinstance(value, dict) else value
+        )
     return configuration
 
 
@@ -404,7 +456,11 @@ def _wrapping_policy(model: nn.Module) -> Callable[..., bool]:
         return fsdp_auto_wrap_policy(model)
     from torch.distributed.fsdp.wrap import transformer_auto_wrap_policy
 
-    kinds = {type(module) for module in model.modules() if type(module).__name__ in (model._no_split_modules or ())}
+    kinds = {
+        type(module)
+        for module in model.modules()
+        if type(module).__name__ in (model._no_split_modules or ())
+    }
     return functools.partial(transformer_auto_wrap_policy, transformer_layer_cls=kinds)
 
 

@@ -33,7 +33,9 @@ class PipelineStage(nn.Module):
 
     def __init__(self, model: nn.Module, index: int, stage_layers: Sequence[int]) -> None:
         super().__init__()
-        self.model = _cut(model, span_of(index, stage_layers), index == 0, index == len(stage_layers) - 1)
+        self.model = _cut(
+            model, span_of(index, stage_layers), index == 0, index == len(stage_layers) - 1
+        )
         self.index, self.count = index, len(stage_layers)
 
     def forward(self, given: torch.Tensor) -> torch.Tensor:
@@ -64,7 +66,9 @@ class Pipeline(nn.Module):
         first, last = self.stages[0], self.stages[-1]
         given = {"target": labels, "losses": []} if last.index == last.count - 1 else {}
         with dividing_loss(self.parallel):
-            self.schedule.step(*([tokens] if first.index == 0 else []), **given, return_outputs=False)
+            self.schedule.step(
+                *([tokens] if first.index == 0 else []), **given, return_outputs=False
+            )
 
 
 def _cut(model: nn.Module, own: range, is_first: bool, is_last: bool) -> nn.Module:
@@ -99,7 +103,9 @@ def pipeline_of(model: nn.Module, scenario: Scenario, device: torch.device) -> P
     own = range(group.rank(), parallel.stages, parallel.pipeline)
     models = [model, *(copy.deepcopy(model) for _ in own[1:])]
     stage_layers = parallel.layers_of_stages(scenario.size("num_hidden_layers"))
-    parts = [PipelineStage(one, index, stage_layers) for one, index in zip(models, own, strict=True)]
+    parts = [
+        PipelineStage(one, index, stage_layers) for one, index in zip(models, own, strict=True)
+    ]
     for part in parts if parallel.sequence_parallel else ():
         part.tokens = scenario.sequence_length
     shapes = _shapes(scenario, model.config)
@@ -117,7 +123,9 @@ def pipeline_of(model: nn.Module, scenario: Scenario, device: torch.device) -> P
     ]
     kind = getattr(pipelining.schedules, _SCHEDULES[parallel.schedule])
     several = parallel.stages > parallel.pipeline
-    schedule = kind(stages if several else stages[0], scenario.gradient_accumulation, loss_fn=_loss(model))
+    schedule = kind(
+        stages if several else stages[0], scenario.gradient_accumulation, loss_fn=_loss(model)
+    )
     return Pipeline(parts, schedule, parallel)
 
 
@@ -126,7 +134,9 @@ def _shapes(scenario: Scenario, config: Any) -> dict[str, torch.Tensor]:
     shape, text = (scenario.micro_batch, scenario.sequence_length), config.get_text_config()
     (rows, tokens), parallel = shape, scenario.parallel
     along = parallel.tensor if parallel.sequence_parallel else 1
-    computed = DTYPES[scenario.autocast_precision or scenario.weight_precision]  # the head is a product, under autocast
+    computed = DTYPES[
+        scenario.autocast_precision or scenario.weight_precision
+    ]  # the head is a product, under autocast
     options = {"dtype": DTYPES[scenario.weight_precision], "device": "meta", "requires_grad": True}
     return {
         "tokens": torch.empty(shape, dtype=torch.long, device="meta"),

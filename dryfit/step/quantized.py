@@ -67,7 +67,9 @@ def exchange_layers(model: nn.Module, scenario: Scenario, dtype: torch.dtype) ->
         quantizer._process_model_before_weight_loading(model, device_map=None)
     finally:
         torch.set_default_dtype(default)
-    quantizer.postprocess_model(model)  # says so in the configuration, which Jamba's and Falcon Mamba's code asks
+    quantizer.postprocess_model(
+        model
+    )  # says so in the configuration, which Jamba's and Falcon Mamba's code asks
     model.modules_not_quantized = list(quantizer.modules_to_not_convert or ())
 
 
@@ -75,7 +77,9 @@ def fill_at_random(layer: nn.Module, device: torch.device) -> None:
     """Give a quantized layer on ``meta`` random weights on a device, quantized there."""
     old = layer.weight
     from_host = type(old).__name__ == "Int8Params"  # quantizes what arrives from the CPU
-    dense = torch.empty(old.shape, dtype=old.dtype, device="cpu" if from_host else device).normal_(0.0, 0.02)
+    dense = torch.empty(old.shape, dtype=old.dtype, device="cpu" if from_host else device).normal_(
+        0.0, 0.02
+    )
     layer.weight = type(old)(dense, requires_grad=False, **old.__dict__).to(device)
     del dense
     if layer.bias is not None:
@@ -107,7 +111,9 @@ def dequantized(layer: nn.Module, dtype: torch.dtype) -> nn.Linear:
 
     made = nn.Linear(layer.in_features, layer.out_features, bias=False, device="meta")
     weight = layer.weight
-    if type(layer).__name__ == "Linear8bitLt":  # as bitsandbytes/autograd/_functions.py, MatMul8bitFp
+    if (
+        type(layer).__name__ == "Linear8bitLt"
+    ):  # as bitsandbytes/autograd/_functions.py, MatMul8bitFp
         scales = weight.SCB if weight.SCB is not None else layer.state.SCB
         values = weight.data.to(dtype).mul_(scales.unsqueeze(1).mul(1.0 / 127.0))
     else:
@@ -139,10 +145,13 @@ def assert_quantized(model: nn.Module, scenario: Scenario) -> dict[str, int]:
     dense = {
         name: module
         for name, module in model.named_modules()
-        if (type(module) is nn.Linear or type(module).__name__ == "Conv1D") and f"{name}.weight" not in added
+        if (type(module) is nn.Linear or type(module).__name__ == "Conv1D")
+        and f"{name}.weight" not in added
     }
     if scenario.method == "qlora":
-        kinds = {type(module).__name__ for module in model.modules() if isinstance(module, nn.Linear)} - {"Linear"}
+        kinds = {
+            type(module).__name__ for module in model.modules() if isinstance(module, nn.Linear)
+        } - {"Linear"}
         if not packed and kinds:
             raise UserError(
                 f"No layer of this architecture is {bits}-bit: bitsandbytes packs plain linear layers, and these are of"
@@ -158,13 +167,17 @@ def assert_quantized(model: nn.Module, scenario: Scenario) -> dict[str, int]:
         if wrong or not packed:
             raise UserError(
                 f"The linear layers are not {bits}-bit although the method is qlora.",
-                where=f"{len(wrong)} layers, such as {wrong[0]}" if wrong else f"no {bits}-bit layer in the model",
+                where=f"{len(wrong)} layers, such as {wrong[0]}"
+                if wrong
+                else f"no {bits}-bit layer in the model",
                 allowed=f"every linear layer but the output head is {bits}-bit",
                 write=f"method: qlora\nquantization: {{type: {'int8' if bits == 8 else 'nf4, double: true'}}}",
             )
     return {
         f"linear_{bits}bit_layers": len(packed),
-        f"linear_{bits}bit_parameters": sum(weights_of(module.weight) for module in packed.values()),
+        f"linear_{bits}bit_parameters": sum(
+            weights_of(module.weight) for module in packed.values()
+        ),
         "linear_dense_layers": len(dense),
     }
 
@@ -178,9 +191,9 @@ def _holds(layer: nn.Module, bits: int) -> bool:
     if bits == 8:
         return weight.dtype == torch.int8 and not layer.state.has_fp16_weights
     packed = getattr(weight, "bnb_quantized", False) and weight.quant_state is not None
-    return packed and weight.numel() * weight.element_size() <= weights_of(weight) <= 2 * weight.numel() * (
-        weight.element_size()
-    )
+    return packed and weight.numel() * weight.element_size() <= weights_of(
+        weight
+    ) <= 2 * weight.numel() * (weight.element_size())
 
 
 def _output_heads(model: nn.Module) -> list[str]:
@@ -209,7 +222,10 @@ def quantization_notes(model: nn.Module, scenario: Scenario) -> Iterator[str]:
             )
     whole = [layer.weight for layer in layers if not layer.weight.is_floating_point()]
     if scenario.parallel.kind.fsdp == 2 and whole:
-        gpus, size = scenario.parallel.gpus, sum(weight.numel() * weight.element_size() for weight in whole)
+        gpus, size = (
+            scenario.parallel.gpus,
+            sum(weight.numel() * weight.element_size() for weight in whole),
+        )
         yield (
             f"the 4-bit weights are stored as {scenario.quantization.storage}, which FSDP does not divide: each GPU"
             f" holds all {size:,} bytes of them; `quantization: {{storage: {scenario.weight_precision}}}` saves"

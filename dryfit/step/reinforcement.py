@@ -44,9 +44,15 @@ class CycleSteps:
         steps, iterations = scenario.steps_per_generation, scenario.generation.iterations
         accumulation = scenario.gradient_accumulation
         aligned = accumulation % (steps * iterations) == 0
-        if not whole and not scenario.preference.reward_model and scenario.generation.engine != "transformers":
+        if (
+            not whole
+            and not scenario.preference.reward_model
+            and scenario.generation.engine != "transformers"
+        ):
             generations = scenario.preference.generations if scenario.aim.grouped else 1
-            least = generations // gcd(scenario.micro_batch, generations)  # groups of answers are not cut
+            least = generations // gcd(
+                scenario.micro_batch, generations
+            )  # groups of answers are not cut
             steps = min(steps, least * ceil(MICRO_BATCHES / least))
             iterations = min(iterations, MICRO_BATCHES)
             if aligned:
@@ -56,16 +62,24 @@ class CycleSteps:
                 accumulation = min(accumulation, MICRO_BATCHES)
                 while accumulation % (steps * iterations) == 0:
                     steps += least
-        return cls(steps, iterations, accumulation, max(2, ceil((steps * iterations + 1) / accumulation)))
+        return cls(
+            steps, iterations, accumulation, max(2, ceil((steps * iterations + 1) / accumulation))
+        )
 
 
 def rollout(scenario: Scenario) -> Callable[[list, Any], Mapping[str, list]]:
     """Answers as another process would generate them; with ``attention_mask: padding`` the first is shorter."""
-    prompt, answer = scenario.sequence_length - scenario.completion_length, scenario.completion_length
+    prompt, answer = (
+        scenario.sequence_length - scenario.completion_length,
+        scenario.completion_length,
+    )
 
     def answers(prompts: list, trainer: Any) -> Mapping[str, list]:
         del trainer
-        lengths = [answer - (scenario.attention_mask == "padding" and number == 0) for number in range(len(prompts))]
+        lengths = [
+            answer - (scenario.attention_mask == "padding" and number == 0)
+            for number in range(len(prompts))
+        ]
         return {
             "prompt_ids": [[WORD] * prompt] * len(prompts),
             "completion_ids": [[WORD] * length for length in lengths],
@@ -80,7 +94,9 @@ def reward(completions: list, **_: Any) -> list[float]:
     return [float(number) for number in range(len(completions))]
 
 
-def model_beside(scenario: Scenario, field: str, device: str, attention: str | None, **fields: str) -> nn.Module | None:
+def model_beside(
+    scenario: Scenario, field: str, device: str, attention: str | None, **fields: str
+) -> nn.Module | None:
     """The frozen model that a field of ``preference`` names, which judges answers or teaches; None: it names none.
 
     It is in the dtype of the scenario's weights; ``fields``: of its own scenario.
@@ -107,7 +123,10 @@ class RewardRows:
 
     def __call__(self, text: list[str], **_: Any) -> dict[str, torch.Tensor]:
         shape = (len(text), self._length)
-        return {"input_ids": torch.full(shape, WORD), "attention_mask": torch.ones(shape, dtype=torch.long)}
+        return {
+            "input_ids": torch.full(shape, WORD),
+            "attention_mask": torch.ones(shape, dtype=torch.long),
+        }
 
 
 def answers_from_elsewhere(trainer: Any, scenario: Scenario) -> None:
@@ -119,7 +138,10 @@ def answers_from_elsewhere(trainer: Any, scenario: Scenario) -> None:
 
     def pairs(model: nn.Module, prompts: list, *_: Any) -> tuple[torch.Tensor | None, ...]:
         """Online DPO: prompts with their masks, two answers to each with theirs."""
-        shape, device = (2 * len(prompts), scenario.sequence_length - answer), trainer.accelerator.device
+        shape, device = (
+            (2 * len(prompts), scenario.sequence_length - answer),
+            trainer.accelerator.device,
+        )
         words = [torch.full(each, WORD, device=device) for each in (shape, (shape[0], answer))]
         prompt, made = words
         return prompt, torch.ones_like(prompt), made, torch.ones_like(made), None
@@ -134,7 +156,9 @@ def whole_answers(trainer: Any) -> None:
     """Online DPO on ``meta``: let it know that no generated answer is cut, as its mask would say."""
 
     def generate(*args: Any, **kwargs: Any) -> tuple[torch.Tensor | None, ...]:
-        prompt, prompt_mask, made, _, images = type(trainer)._generate(trainer, *args, **kwargs)  # its phase is heard
+        prompt, prompt_mask, made, _, images = type(trainer)._generate(
+            trainer, *args, **kwargs
+        )  # its phase is heard
         return prompt, prompt_mask, made, torch.ones_like(made), images
 
     trainer._generate = generate
@@ -170,7 +194,11 @@ def first_and_last_token(model: nn.Module) -> None:
             _lengthen(cache, length - 1)
         tokens = tokens.new_full((len(tokens), length), WORD)
         begin(LAST_TOKEN)
-        last = inputs | {"input_ids": tokens, "attention_mask": torch.ones_like(tokens), "past_key_values": cache}
+        last = inputs | {
+            "input_ids": tokens,
+            "attention_mask": torch.ones_like(tokens),
+            "past_key_values": cache,
+        }
         return own(*args, generation_config=generation_config, **last, max_new_tokens=written)
 
     model.generate = generate

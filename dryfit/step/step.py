@@ -27,11 +27,22 @@ from dryfit.step.low_precision import scales_for_the_next_step
 from dryfit.step.meshes import loss_of_parts, parts_of_rows, split_tokens, whole_rows
 from dryfit.step.model import autocast_dtype
 from dryfit.step.packing import full_packs
-from dryfit.step.parallel import backward, bare, clip_gradients, engine_step, exchanging, within_forward
+from dryfit.step.parallel import (
+    backward,
+    bare,
+    clip_gradients,
+    engine_step,
+    exchanging,
+    within_forward,
+)
 from dryfit.step.pipeline import Pipeline
 
-OFFLOADED_FROM = 1024  # bytes: smaller tensors stay on the GPU, as in TRL's and torchtune's OffloadActivations
-UNSLOTHS_FROM = 2 * 2**20  # the same of Unsloth (unsloth_zoo 2026.10.9, gradient_checkpointing.py, MINIMUM_SIZE)
+OFFLOADED_FROM = (
+    1024  # bytes: smaller tensors stay on the GPU, as in TRL's and torchtune's OffloadActivations
+)
+UNSLOTHS_FROM = (
+    2 * 2**20
+)  # the same of Unsloth (unsloth_zoo 2026.10.9, gradient_checkpointing.py, MINIMUM_SIZE)
 
 
 def forward_backward(
@@ -79,14 +90,18 @@ def forward_backward(
             loss = output.loss
             if held is not None:
                 held[:] = [output]
-            if scenario.loop == "trainer":  # the logits may go before backward begins; a manual loop keeps them
+            if (
+                scenario.loop == "trainer"
+            ):  # the logits may go before backward begins; a manual loop keeps them
                 del output
     scaled = isinstance(loss_scale, torch.Tensor) or loss_scale != 1.0
     backward(model, loss * loss_scale if scaled else loss, last=last)
     return loss.detach()
 
 
-def divided_rows(model: nn.Module, batch: dict[str, Any], scenario: Scenario, learned: int) -> AbstractContextManager:
+def divided_rows(
+    model: nn.Module, batch: dict[str, Any], scenario: Scenario, learned: int
+) -> AbstractContextManager:
     """Around a micro-batch's passes: what the mesh makes of it, such as the part of the tokens that a GPU has.
 
     ``learned``: tokens of the batch that the loss counts. With ``parallel.context`` the losses of the GPUs that share
@@ -151,7 +166,10 @@ def random_step(
     held: list[object] | None = (
         [] if scenario.holds_outputs else None
     )  # outputs that live until the next ones are there
-    count = min(scenario.gradient_accumulation, MICRO_BATCHES if device == "meta" else scenario.gradient_accumulation)
+    count = min(
+        scenario.gradient_accumulation,
+        MICRO_BATCHES if device == "meta" else scenario.gradient_accumulation,
+    )
 
     # A micro-batch's share of the step's tokens, times the GPUs over which gradients are averaged.
     parallel = scenario.parallel
@@ -164,7 +182,9 @@ def random_step(
             if image_token is not None:
                 batch |= images_of(scenario, device, batch["input_ids"].shape, image_token)
             last = number == count - 1
-            learned = scenario.micro_batch * (length - 1)  # the first token of a row predicts nothing before it
+            learned = scenario.micro_batch * (
+                length - 1
+            )  # the first token of a row predicts nothing before it
             with exchanging(model, last=last), divided_rows(model, batch, scenario, learned):
                 forward_backward(model, batch, scenario, loss_scale=scale, held=held, last=last)
             del batch
@@ -174,7 +194,11 @@ def random_step(
 
 
 def _pipeline_step(
-    model: Pipeline, optimizer: torch.optim.Optimizer, scenario: Scenario, device: str, max_grad_norm: float | None
+    model: Pipeline,
+    optimizer: torch.optim.Optimizer,
+    scenario: Scenario,
+    device: str,
+    max_grad_norm: float | None,
 ) -> Callable[[], None]:
     """The same of a pipeline, which takes all micro-batches at once."""
     rows = scenario.micro_batch * scenario.gradient_accumulation
@@ -190,7 +214,12 @@ def _pipeline_step(
 
 
 def random_batch(
-    scenario: Scenario, device: str | torch.device, vocabulary: int, seed: int = 0, *, length: int | None = None
+    scenario: Scenario,
+    device: str | torch.device,
+    vocabulary: int,
+    seed: int = 0,
+    *,
+    length: int | None = None,
 ) -> dict:
     """A micro-batch of full length in which every token is learned; packs have positions and a mask besides.
 
@@ -199,7 +228,10 @@ def random_batch(
     """
     shape = (scenario.micro_batch, length or scenario.sequence_length)
     if torch.device(device).type == "meta":
-        batch = {key: torch.empty(shape, dtype=torch.long, device="meta") for key in ("input_ids", "labels")}
+        batch = {
+            key: torch.empty(shape, dtype=torch.long, device="meta")
+            for key in ("input_ids", "labels")
+        }
     else:
         tokens = torch.randint(vocabulary, shape, generator=torch.Generator().manual_seed(seed))
         batch = {"input_ids": tokens.to(device), "labels": tokens.to(device, copy=True)}
@@ -210,7 +242,9 @@ def random_batch(
     return batch if scenario.packing == "none" else batch | full_packs(scenario, device)
 
 
-def images_of(scenario: Scenario, device: str, shape: torch.Size, image_token: int) -> dict[str, torch.Tensor]:
+def images_of(
+    scenario: Scenario, device: str, shape: torch.Size, image_token: int
+) -> dict[str, torch.Tensor]:
     """What a batch holds for its images: their pixels, and tokens and positions that say where they are.
 
     Tokens come from the CPU, so that they have values on ``meta`` too: an architecture looks for its images.
@@ -222,8 +256,13 @@ def images_of(scenario: Scenario, device: str, shape: torch.Size, image_token: i
         start = 1 + number * (count + 1)
         rows[:, start : start + count] = image_token
     pixels = torch.empty(images.pixels(model, len(rows)), device=device)
-    batch = {"input_ids": rows.to(device), "pixel_values": pixels if pixels.is_meta else pixels.normal_()}
-    if (patches := images.patches(model)) is not None:  # where each patch is, and which only fill the image up
+    batch = {
+        "input_ids": rows.to(device),
+        "pixel_values": pixels if pixels.is_meta else pixels.normal_(),
+    }
+    if (
+        patches := images.patches(model)
+    ) is not None:  # where each patch is, and which only fill the image up
         height, width, most = patches
         places = torch.full((most, 2), -1)
         places[: height * width, 0] = torch.arange(width).repeat(height)
@@ -233,7 +272,9 @@ def images_of(scenario: Scenario, device: str, shape: torch.Size, image_token: i
     grid = images.grid(model)
     if grid is not None:  # which place each token has in height, width and time
         batch["image_grid_thw"] = torch.tensor([grid] * (len(rows) * images.count)).to(device)
-        batch["position_ids"] = torch.arange(rows.shape[1]).expand(3, *rows.shape).contiguous().to(device)
+        batch["position_ids"] = (
+            torch.arange(rows.shape[1]).expand(3, *rows.shape).contiguous().to(device)
+        )
     elif model["model_type"] == "gemma3":  # whose image tokens see each other both ways
         batch["token_type_ids"] = (rows == image_token).long().to(device)
     return batch
@@ -262,7 +303,9 @@ def chunked_loss(model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tens
     def loss_of(states: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         with decoder_returns(decoder, kind(last_hidden_state=states[None])):
             logits = causal(inputs_embeds=states[None]).logits
-        return functional.cross_entropy(logits[0].float(), targets, ignore_index=IGNORED, reduction="sum")
+        return functional.cross_entropy(
+            logits[0].float(), targets, ignore_index=IGNORED, reduction="sum"
+        )
 
     if len(labels) <= CHUNK_TOKENS:  # nothing else is alive between this forward and its backward
         return loss_of(hidden, labels) / len(labels)
@@ -287,7 +330,9 @@ def decoder_returns(decoder: nn.Module, output: object) -> AbstractContextManage
 
 def on_host(model: nn.Module, least: int = OFFLOADED_FROM) -> AbstractContextManager:
     """Let what is kept for the backward pass wait on the host, but for weights and tensors of fewer bytes."""
-    weights = {tensor.untyped_storage()._cdata for tensor in chain(model.parameters(), model.buffers())}
+    weights = {
+        tensor.untyped_storage()._cdata for tensor in chain(model.parameters(), model.buffers())
+    }
     pageable, pinned = save_on_cpu(), save_on_cpu(pin_memory=True)
 
     def pack(tensor: torch.Tensor) -> object:
@@ -304,7 +349,9 @@ def on_host(model: nn.Module, least: int = OFFLOADED_FROM) -> AbstractContextMan
 def _autocast(scenario: Scenario, device: str) -> AbstractContextManager:
     """Mixed precision; on ``meta``, where PyTorch has none, the trace emulates it."""
     dtype = autocast_dtype(scenario)
-    parallel = scenario.parallel  # ZeRO casts the weights instead, and torchtitan leaves it to FSDP2
+    parallel = (
+        scenario.parallel
+    )  # ZeRO casts the weights instead, and torchtitan leaves it to FSDP2
     if parallel.zero_stage or (parallel.by_titan and parallel.sharded):
         dtype = None
     return nullcontext() if dtype is None else torch.autocast(device, dtype)

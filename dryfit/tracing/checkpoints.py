@@ -27,7 +27,9 @@ from dryfit.tracing.prepare import prepare
 class CheckpointSizes:
     """What a full state dict and loading take, in bytes."""
 
-    saved_bytes: int  # of all weights together: what rank 0 keeps on its host until they are written
+    saved_bytes: (
+        int  # of all weights together: what rank 0 keeps on its host until they are written
+    )
     # On each GPU beside what lies there between two steps, while rank 0 takes them to its host one by one.
     saving_gpu_bytes: int
     saving_on_gpu_bytes: int  # the same where the weights stay on the GPUs until they are whole (`cpu_offload=False`)
@@ -56,11 +58,15 @@ def checkpoint(scenario: Scenario) -> CheckpointSizes | None:
         saving_gpu_bytes=extra[True],
         saving_on_gpu_bytes=extra[False],
         loading_host_bytes=built_on_host_bytes(scenario, stored),
-        file_pages_bytes=sum(parameter.nbytes for parameter in build_model(scenario, "meta").parameters()),
+        file_pages_bytes=sum(
+            parameter.nbytes for parameter in build_model(scenario, "meta").parameters()
+        ),
     )
 
 
-def saving(scenario: Scenario, target: str = "cuda", *, cpu_offload: bool, rank: int = 0) -> tuple[int, int, int]:
+def saving(
+    scenario: Scenario, target: str = "cuda", *, cpu_offload: bool, rank: int = 0
+) -> tuple[int, int, int]:
     """Bytes on a GPU at the peak of gathering a full state dict, without it, and of the state dict that it gives.
 
     On the CPU (``target``) what rank 0 keeps lies beside the rest, so it counts there.
@@ -72,13 +78,17 @@ def saving(scenario: Scenario, target: str = "cuda", *, cpu_offload: bool, rank:
             prepared.model,
             None,
             gathering(prepared.model, cpu_offload, kept),
-            options=Options(target=target, steps=1, histories=prepared.histories, label=prepared.label),
+            options=Options(
+                target=target, steps=1, histories=prepared.histories, label=prepared.label
+            ),
         )
         saved = sum(tensor.nbytes for tensor in kept[-1].values())
     return report.peak_allocated_bytes, report.resident_bytes, saved
 
 
-def gathering(model: nn.Module, cpu_offload: bool, kept: list[dict[str, torch.Tensor]]) -> Callable[[], None]:
+def gathering(
+    model: nn.Module, cpu_offload: bool, kept: list[dict[str, torch.Tensor]]
+) -> Callable[[], None]:
     """What gathers a model's full state dict, and keeps it in ``kept``."""
     from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 

@@ -67,9 +67,16 @@ class Phase:
 
     def to_mapping(self) -> dict[str, Any]:
         """Plain values for JSON."""
-        owners = {f"{name.replace(' ', '_')}_bytes": list(size) for name, size in self.owners.items()}
-        return {"phase": self.name, "card": self.card, "owners": owners, "least_bytes": self.least_bytes,
-                "most_bytes": self.most_bytes}  # fmt: skip
+        owners = {
+            f"{name.replace(' ', '_')}_bytes": list(size) for name, size in self.owners.items()
+        }
+        return {
+            "phase": self.name,
+            "card": self.card,
+            "owners": owners,
+            "least_bytes": self.least_bytes,
+            "most_bytes": self.most_bytes,
+        }
 
 
 @dataclass(frozen=True)
@@ -130,7 +137,9 @@ class Cycle:
         ]
 
     def _of_version(self) -> list[str]:
-        if not (self.server and self.scenario.generation.sleep_level) or release(self.server.version) > (0, 26):
+        if not (self.server and self.scenario.generation.sleep_level) or release(
+            self.server.version
+        ) > (0, 26):
             return []
         return [
             "before 0.27 vLLM misjudges its weights where sleep mode is on: one card ended 4 GiB above its share"
@@ -177,8 +186,14 @@ def server_of(scenario: Scenario, gpu: Gpu, parameters: int) -> Server | None:
     if own.engine != "vllm":
         return None
     rank = scenario.lora.rank if scenario.lora else int((scenario.adapter or {}).get("r", 0))
-    packed = nf4_bytes(scenario.model, parameters) // own.tensor_parallel if scenario.method == "qlora" else None
-    longest = own.max_model_length or scenario.size("max_position_embeddings") or scenario.sequence_length
+    packed = (
+        nf4_bytes(scenario.model, parameters) // own.tensor_parallel
+        if scenario.method == "qlora"
+        else None
+    )
+    longest = (
+        own.max_model_length or scenario.size("max_position_embeddings") or scenario.sequence_length
+    )
     return Server(
         scenario.model,
         parameters,
@@ -214,13 +229,18 @@ def cycle(scenario: Scenario, trace: Mapping[str, Any], gpu: Gpu) -> Cycle:
     return Cycle(scenario, gpu, tuple(_phases(scenario, trace, gpu, server)), server, time)
 
 
-def _phases(scenario: Scenario, trace: Mapping[str, Any], gpu: Gpu, server: Server | None) -> Iterator[Phase]:
+def _phases(
+    scenario: Scenario, trace: Mapping[str, Any], gpu: Gpu, server: Server | None
+) -> Iterator[Phase]:
     peaks = trace["phases"]
     # What the allocator needs beyond its tensors where the trace is highest.
     unused = max((trace["required_bytes"] or 0) - trace["peak_allocated_bytes"], 0)
     parts = trace["components_by_phase"]["optimizer"]
     stays = sum(size for name, size in parts.items() if name.startswith(_STAYS))
-    level, beside = scenario.generation.sleep_level, server is not None and scenario.generation.mode == "colocate"
+    level, beside = (
+        scenario.generation.sleep_level,
+        server is not None and scenario.generation.mode == "colocate",
+    )
     context = (gpu.context_bytes, gpu.context_bytes)
 
     def on_card(name: str, trainer: int, *, awake: str = "all", computes: bool = False) -> Phase:
@@ -232,7 +252,11 @@ def _phases(scenario: Scenario, trace: Mapping[str, Any], gpu: Gpu, server: Serv
     yield on_card("load", peaks["load"], computes=True)
     if server is not None:
         sends = SENDING_BYTES if scenario.generation.mode == "server" else 0
-        sends += merging_bytes(scenario.model) if scenario.method != "full" and not server.lora_rank else 0
+        sends += (
+            merging_bytes(scenario.model)
+            if scenario.method != "full" and not server.lora_rank
+            else 0
+        )
         yield on_card("weight sync", stays + sends, awake="weights")
         yield on_card("generate", stays, computes=True)
         if beside and level:
@@ -244,7 +268,11 @@ def _phases(scenario: Scenario, trace: Mapping[str, Any], gpu: Gpu, server: Serv
     yield on_card("update", update + unused, awake="none")
     if server is not None and not beside:
         for name, computes in (("load", True), ("weight sync", False), ("generate", True)):
-            yield Phase(name, SERVER, {"CUDA context": context, **_of_server(server, "all", computes=computes)})
+            yield Phase(
+                name,
+                SERVER,
+                {"CUDA context": context, **_of_server(server, "all", computes=computes)},
+            )
 
 
 def answers_left_out(scenario: Scenario) -> int:
@@ -268,7 +296,9 @@ def answers_left_out(scenario: Scenario) -> int:
 def _of_server(server: Server, awake: str, *, computes: bool) -> dict[str, Range]:
     """What vLLM holds; asleep its graphs alone. ``awake``: ``all``, ``weights`` or ``none``."""
     low, high = server.graph_bytes()
-    owners: dict[str, Range] = {"CUDA graphs": (low, high + (NON_TORCH_BYTES if server.graphs() else 0))}
+    owners: dict[str, Range] = {
+        "CUDA graphs": (low, high + (NON_TORCH_BYTES if server.graphs() else 0))
+    }
     if awake != "none":
         owners["server weights"] = (server.weights(),) * 2
     if awake == "all":
@@ -282,7 +312,9 @@ def _refuse_a_start(scenario: Scenario, gpu: Gpu, server: Server, loaded: int) -
     """vLLM's own two refusals at its start, and what to write."""
     least = server.least_budget_bytes()
     share = share_of(least, gpu.total_bytes)
-    beside = loaded + gpu.context_bytes if scenario.generation.mode == "colocate" else gpu.context_bytes
+    beside = (
+        loaded + gpu.context_bytes if scenario.generation.mode == "colocate" else gpu.context_bytes
+    )
     free = gpu.total_bytes - gpu.held_bytes - beside
     if server.budget_bytes < least:
         shorter = {"max_model_length": scenario.sequence_length}

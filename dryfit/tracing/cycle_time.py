@@ -56,7 +56,11 @@ class CycleTime:
     def to_mapping(self) -> dict[str, Any]:
         """Plain values for JSON."""
         made = self.generated
-        rate = self.tokens / self.seconds["generate"] if self.tokens and self.seconds.get("generate") else None
+        rate = (
+            self.tokens / self.seconds["generate"]
+            if self.tokens and self.seconds.get("generate")
+            else None
+        )
         return {
             "seconds_by_phase": dict(self.seconds),
             "seconds_per_cycle": self.whole,
@@ -83,7 +87,9 @@ class CycleTime:
         }
 
 
-def trainer_seconds(costs: CostRecorder, speed: Speed, scenario: Scenario, taken: Any) -> dict[str, float]:
+def trainer_seconds(
+    costs: CostRecorder, speed: Speed, scenario: Scenario, taken: Any
+) -> dict[str, float]:
     """Seconds of the trainer's phases in a whole cycle, from the launches of a short ``train()``.
 
     ``taken``: what that took of the cycle (:class:`dryfit.step.reinforcement.CycleSteps`).
@@ -105,7 +111,10 @@ def trainer_seconds(costs: CostRecorder, speed: Speed, scenario: Scenario, taken
     for phase in ("old_log_probabilities", "reference_log_probabilities", "rewards", "teacher"):
         if phase in total:
             found[phase] = total[phase] / generations * steps / taken.steps
-    passes = sum(total.get(name, 0.0) for name in ("forward", "backward", "between", "inputs")) / micro_batches
+    passes = (
+        sum(total.get(name, 0.0) for name in ("forward", "backward", "between", "inputs"))
+        / micro_batches
+    )
     optimizer = next(seconds for phase, seconds in reversed(parts) if phase == "optimizer")
     of_cycle = steps * iterations
     found["update"] = of_cycle * passes + of_cycle / scenario.gradient_accumulation * optimizer
@@ -113,7 +122,11 @@ def trainer_seconds(costs: CostRecorder, speed: Speed, scenario: Scenario, taken
 
 
 def cycle_time(
-    scenario: Scenario, trainer: Mapping[str, float], speed: Speed, server: Server | None, capability: tuple[int, int]
+    scenario: Scenario,
+    trainer: Mapping[str, float],
+    speed: Speed,
+    server: Server | None,
+    capability: tuple[int, int],
 ) -> CycleTime:
     """The whole cycle's time on a card.
 
@@ -121,7 +134,9 @@ def cycle_time(
     """
     own, steps, rows = scenario.generation, scenario.steps_per_generation, scenario.answers_at_once
     updates = steps * own.iterations / scenario.gradient_accumulation
-    seconds = {name.replace("_", " ").replace("log p", "log-p"): each for name, each in trainer.items()}
+    seconds = {
+        name.replace("_", " ").replace("log p", "log-p"): each for name, each in trainer.items()
+    }
     tokens, made = rows * scenario.completion_length, None
     if server is not None:
         rates = rates_of(speed, capability)
@@ -138,7 +153,9 @@ def cycle_time(
         )
         of_server = {"weight sync": _synced(scenario, server, rates), "generate": made.seconds}
         if own.sleep_level == 1:
-            of_server["sleep"] = 2 * server.weights() / rates.host_bytes  # to the host, and back when it wakes
+            of_server["sleep"] = (
+                2 * server.weights() / rates.host_bytes
+            )  # to the host, and back when it wakes
         seconds = of_server | seconds
     return CycleTime(seconds, updates, tokens, speed.basis, made)
 

@@ -36,8 +36,15 @@ class Evaluation(NamedTuple):
 
 def build(evaluation: Evaluation, device: str) -> nn.Module:
     """The model as an evaluation loads it, on ``meta`` or with random weights; its answers never end by themselves."""
-    fields = {"model": evaluation.model, "precision": PRECISIONS[evaluation.dtype], "method": "full"}
-    fields |= {"gradient_checkpointing": False, "sequence_length": 1}  # of a step, which is not taken
+    fields = {
+        "model": evaluation.model,
+        "precision": PRECISIONS[evaluation.dtype],
+        "method": "full",
+    }
+    fields |= {
+        "gradient_checkpointing": False,
+        "sequence_length": 1,
+    }  # of a step, which is not taken
     scenario = Scenario.from_mapping(fields, where="the evaluation")
     model = build_model(scenario, device).eval()
     model.generation_config.eos_token_id = None
@@ -54,14 +61,19 @@ def widest_batches(evaluation: Evaluation) -> list[list[int]]:
         sizes.setdefault(size, chosen)
 
     def outdone(size: tuple[int, ...]) -> bool:
-        return any(other != size and all(a >= b for a, b in zip(other, size, strict=True)) for other in sizes)
+        return any(
+            other != size and all(a >= b for a, b in zip(other, size, strict=True))
+            for other in sizes
+        )
 
     return [chosen for size, chosen in sizes.items() if not outdone(size)]
 
 
 def number_of_batches(evaluation: Evaluation) -> int:
     """How many batches the evaluation of one model takes."""
-    return len(batches([prompt for prompt, _ in map(halves, evaluation.rows)], evaluation.batch_size))
+    return len(
+        batches([prompt for prompt, _ in map(halves, evaluation.rows)], evaluation.batch_size)
+    )
 
 
 def asking(model: nn.Module, evaluation: Evaluation, chosen: list[int]) -> Callable[[], None]:
@@ -80,7 +92,9 @@ def whole_rows(model: nn.Module, evaluation: Evaluation, chosen: list[int]) -> C
     """
     parts = [halves(evaluation.rows[index]) for index in chosen]
     learned = max(len(answer) for _, answer in parts)
-    longest = max(len(prompt) + max(len(answer), evaluation.max_new_tokens) for prompt, answer in parts)
+    longest = max(
+        len(prompt) + max(len(answer), evaluation.max_new_tokens) for prompt, answer in parts
+    )
 
     def step() -> None:
         with torch.inference_mode():
@@ -114,7 +128,13 @@ def trace_evaluation(
         for make in (asking, whole_rows):
             try:
                 step = make(model, evaluation, chosen)
-                options = Options(steps=1, target=target, capability=capability, scalars=0, costs=speed is not None)
+                options = Options(
+                    steps=1,
+                    target=target,
+                    capability=capability,
+                    scalars=0,
+                    costs=speed is not None,
+                )
                 report = trace_step(model, None, step, options=options)
                 break
             except TraceError:
@@ -123,8 +143,14 @@ def trace_evaluation(
         reports.append((report, len(chosen), make is asking))
         if speed is not None:
             seconds = max(seconds, simulate(report.costs, speed)[0])
-    report, rows, exact = max(reports, key=lambda item: item[0].required_bytes or item[0].peak_allocated_bytes)
-    parts = [module for module in model.modules() if type(module).__name__ in set(model._no_split_modules or ())]
+    report, rows, exact = max(
+        reports, key=lambda item: item[0].required_bytes or item[0].peak_allocated_bytes
+    )
+    parts = [
+        module
+        for module in model.modules()
+        if type(module).__name__ in set(model._no_split_modules or ())
+    ]
     parts += [model.get_input_embeddings(), model.get_output_embeddings()]
     return {
         "components": report.components,
@@ -140,4 +166,7 @@ def trace_evaluation(
 
 
 def _bytes(module: nn.Module) -> int:
-    return sum(tensor.numel() * tensor.element_size() for tensor in (*module.parameters(), *module.buffers()))
+    return sum(
+        tensor.numel() * tensor.element_size()
+        for tensor in (*module.parameters(), *module.buffers())
+    )

@@ -40,7 +40,9 @@ class Host:
     # Of each process while it trains: what `parallel.offload: cpu` keeps there. PyTorch's page-locked blocks are as
     # large as the next power of two, and that counts.
     step_bytes: int
-    saving_bytes: int | None  # Of rank 0 alone: a full state dict until it is written. None: not known.
+    saving_bytes: (
+        int | None
+    )  # Of rank 0 alone: a full state dict until it is written. None: not known.
     # Of all processes of rank 0's host together, and when: `loading`, `step` or `saving`.
     peak_bytes: int
     peak_phase: str
@@ -58,7 +60,9 @@ def host_of(scenario: Scenario, gpus_per_node: int, saved_bytes: int | None = No
 
     processes = min(scenario.parallel.gpus, gpus_per_node)
     stored = DTYPES[scenario.weight_precision]
-    largest = (scenario.size("vocab_size") or 0) * (scenario.size("hidden_size") or 0) * stored.itemsize
+    largest = (
+        (scenario.size("vocab_size") or 0) * (scenario.size("hidden_size") or 0) * stored.itemsize
+    )
     loading, step = loading_bytes(scenario, stored, largest), offloaded_bytes(scenario)
     every = LAUNCHER_BYTES + processes * PROCESS_BYTES
     phases = {"loading": every + processes * loading, "step": every + processes * step}
@@ -148,7 +152,11 @@ def offloaded_bytes(scenario: Scenario) -> int:
 
     with fake_group(scenario.parallel.gpus):
         prepared = prepare(scenario)
-        divided = [parameter for parameter in prepared.model.parameters() if hasattr(parameter, "device_mesh")]
+        divided = [
+            parameter
+            for parameter in prepared.model.parameters()
+            if hasattr(parameter, "device_mesh")
+        ]
         trained = [parameter for parameter in divided if parameter.requires_grad]
         for parameter in trained:
             parameter.grad = torch.empty_like(parameter)

@@ -54,8 +54,12 @@ def import_libraries(scenario: Scenario) -> None:
 
 def import_quietly(scenario: Scenario) -> None:
     """The same, and keep the libraries' own warnings out of the terminal."""
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # DDP warns that it takes no times on `meta`
-    gc.set_threshold(100_000, 50, 50)  # imports and models make few cycles and many objects: a seventh of the time
+    os.environ.setdefault(
+        "TORCH_CPP_LOG_LEVEL", "ERROR"
+    )  # DDP warns that it takes no times on `meta`
+    gc.set_threshold(
+        100_000, 50, 50
+    )  # imports and models make few cycles and many objects: a seventh of the time
     if ends_with_its_answer and _is_plain(scenario) and "transformers" not in sys.modules:
         _import_with_stand_ins()
     import_libraries(scenario)
@@ -66,7 +70,9 @@ def import_quietly(scenario: Scenario) -> None:
     logging.getLogger("torch.distributed.tensor._redistribute").setLevel(logging.ERROR)
     logging.getLogger("torch.distributed.tensor.experimental").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="torch.distributed")
-    warnings.filterwarnings("ignore", module="peft")  # a pattern for experts, which PEFT itself has made
+    warnings.filterwarnings(
+        "ignore", module="peft"
+    )  # a pattern for experts, which PEFT itself has made
 
 
 def import_for_answers() -> None:
@@ -79,13 +85,24 @@ def import_for_answers() -> None:
 def _is_plain(scenario: Scenario) -> bool:
     """Whether a step needs neither the compiler, packages' kernels nor sharded tensors."""
     possible = KERNEL_PACKAGES if scenario.packages is None else scenario.packages
-    packages = any(find_spec(KERNEL_PACKAGES[name]) for name in possible)  # whether the model asks for them shows later
+    packages = any(
+        find_spec(KERNEL_PACKAGES[name]) for name in possible
+    )  # whether the model asks for them shows later
     own_kernels = scenario.kernels == "transformers" and scenario.loss != "liger" and not packages
-    return scenario.compile == "none" and own_kernels and scenario.parallel.gpus == 1 and not scenario.aim.trainer
+    return (
+        scenario.compile == "none"
+        and own_kernels
+        and scenario.parallel.gpus == 1
+        and not scenario.aim.trainer
+    )
 
 
 def _import_with_stand_ins(neighbours: Sequence[str] = NEIGHBOURS) -> None:
-    for name, kind in ((COMPILER, _StandIn), (SHARDED_TENSORS, _StandIn), (SYMBOLIC_SHAPES, _NothingSymbolic)):
+    for name, kind in (
+        (COMPILER, _StandIn),
+        (SHARDED_TENSORS, _StandIn),
+        (SYMBOLIC_SHAPES, _NothingSymbolic),
+    ):
         if name not in sys.modules:
             parent, _, last = name.rpartition(".")
             sys.modules[name] = kind(name, str(Path(import_module(parent).__path__[0], last)))
@@ -93,12 +110,17 @@ def _import_with_stand_ins(neighbours: Sequence[str] = NEIGHBOURS) -> None:
     from dryfit.engine.importing import hidden
 
     _promote_types_without_sympy()
-    with hidden(["trio"]), _names_found_fast():  # trio: the Hub's client imports it where it is, and does not need it
+    with (
+        hidden(["trio"]),
+        _names_found_fast(),
+    ):  # trio: the Hub's client imports it where it is, and does not need it
         import transformers.utils
         from transformers.utils import import_utils
 
         places = (transformers.utils, import_utils)
-        nothing_divided = [(place, "is_torch_distributed_available", lambda: False) for place in places]
+        nothing_divided = [
+            (place, "is_torch_distributed_available", lambda: False) for place in places
+        ]
         _import_transformers(nothing_divided, neighbours)
 
 
@@ -118,7 +140,9 @@ def _names_found_fast() -> AbstractContextManager[None]:
 
 
 def _found_fast(import_utils: Any) -> list[tuple[Any, str, Any]]:
-    names_in = import_utils.create_import_structure_from_path  # remembers by path: a folder, or a file for its folder
+    names_in = (
+        import_utils.create_import_structure_from_path
+    )  # remembers by path: a folder, or a file for its folder
     exported = import_utils.fetch__all__  # takes the last line that begins so
     return [
         (
@@ -130,7 +154,9 @@ def _found_fast(import_utils: Any) -> list[tuple[Any, str, Any]]:
     ]
 
 
-def _import_transformers(more: list[tuple[Any, str, Any]], neighbours: Sequence[str] = NEIGHBOURS) -> None:
+def _import_transformers(
+    more: list[tuple[Any, str, Any]], neighbours: Sequence[str] = NEIGHBOURS
+) -> None:
     import torch
     import transformers  # by itself, so that an error names it
     import transformers.utils
@@ -138,7 +164,10 @@ def _import_transformers(more: list[tuple[Any, str, Any]], neighbours: Sequence[
     from dryfit.engine.patching import patched
 
     undecorated = lambda model=None, **_: model if model is not None else lambda function: function  # noqa: E731
-    places = [(torch, "compile", undecorated), (transformers.utils, "is_scipy_available", lambda: False)]
+    places = [
+        (torch, "compile", undecorated),
+        (transformers.utils, "is_scipy_available", lambda: False),
+    ]
     with patched([*places, *more]):
         import transformers.modeling_utils
 
@@ -197,7 +226,9 @@ class _StandIn(ModuleType):
             del sys.modules[name]
             package = import_module(name)
             for path, module in list(sys.modules.items()):
-                if path.rpartition(".")[0] == name:  # imported without the package, which so does not know it
+                if (
+                    path.rpartition(".")[0] == name
+                ):  # imported without the package, which so does not know it
                     setattr(package, path.rpartition(".")[2], module)
             parent, _, last = name.rpartition(".")
             setattr(sys.modules[parent], last, package)
@@ -219,12 +250,16 @@ class _StandIn(ModuleType):
 def _is_plain_number(value: Any) -> bool:
     """Whether a value is a plain number, a sequence of such, or a tensor whose sizes are."""
     parts = getattr(value, "shape", value)
-    return type(value) in (bool, int) or (isinstance(parts, (list, tuple)) and all(map(_is_plain_number, parts)))
+    return type(value) in (bool, int) or (
+        isinstance(parts, (list, tuple)) and all(map(_is_plain_number, parts))
+    )
 
 
 # What functions of symbolic shapes give that PyTorch's operators on `meta` call (`_meta_registrations.py`, `_refs`).
 _OF_PLAIN_NUMBERS = {
-    **dict.fromkeys(("expect_true", "guard_int", "guard_or_false", "guard_or_true"), lambda value: value),
+    **dict.fromkeys(
+        ("expect_true", "guard_int", "guard_or_false", "guard_or_true"), lambda value: value
+    ),
     **dict.fromkeys(("guard_size_oblivious", "statically_known_true"), lambda value: value),
     "free_unbacked_symbols": lambda value: frozenset(),
     "is_nested_int": lambda value: False,
@@ -232,7 +267,10 @@ _OF_PLAIN_NUMBERS = {
     "sym_eq": lambda one, other: one == other if isinstance(one, int) else [*one] == [*other],
     "sym_or": lambda *values: any(values),
 }
-_FOR_SYMBOLS = ("guarding_hint_or_throw", "has_guarding_hint")  # imported beside them, and never called then
+_FOR_SYMBOLS = (
+    "guarding_hint_or_throw",
+    "has_guarding_hint",
+)  # imported beside them, and never called then
 
 
 class _NothingSymbolic(_StandIn):
@@ -246,5 +284,7 @@ class _NothingSymbolic(_StandIn):
     def __getattr__(self, name: str) -> Any:
         if name not in _OF_PLAIN_NUMBERS and name not in _FOR_SYMBOLS:
             return super().__getattr__(name)
-        answer = self.__dict__[name] = partial(self._answer, name)  # shape functions import it at each call
+        answer = self.__dict__[name] = partial(
+            self._answer, name
+        )  # shape functions import it at each call
         return answer

@@ -72,12 +72,17 @@ class Depths:
 
     def pays(self, often: bool) -> bool:
         """Whether composing takes less than tracing the whole step; ``often``: at many sizes, with one proof."""
-        return sum(self.shallow[: 2 if often else 3]) <= WORTH * self.whole and self.shallow[-1] <= self.whole
+        return (
+            sum(self.shallow[: 2 if often else 3]) <= WORTH * self.whole
+            and self.shallow[-1] <= self.whole
+        )
 
     def at(self, scenario: Scenario, layers: int) -> Scenario:
         """The scenario with a shallower model: lists with an entry for each layer lose those before the last one."""
         model = {
-            name: [*value[: layers - 1], value[-1]] if isinstance(value, list) and len(value) == self.whole else value
+            name: [*value[: layers - 1], value[-1]]
+            if isinstance(value, list) and len(value) == self.whole
+            else value
             for name, value in scenario.model.items()
         }
         return replace(scenario, model={**model, self.key: layers})
@@ -93,7 +98,10 @@ class StageDepths(Depths):
     own: tuple[int, ...] = ()
 
     def pays(self, often: bool) -> bool:
-        return sum(self.shallow) <= max(_WORTH_OF_STAGES, WORTH) * self.whole and self.shallow[-1] <= self.whole
+        return (
+            sum(self.shallow) <= max(_WORTH_OF_STAGES, WORTH) * self.whole
+            and self.shallow[-1] <= self.whole
+        )
 
     def beyond(self, scenario: Scenario) -> Fraction:
         """The same of the whole model: layers of other GPUs' stages too."""
@@ -103,9 +111,14 @@ class StageDepths(Depths):
     def at(self, scenario: Scenario, layers: int) -> Scenario:
         """The scenario in which the smallest of the GPU's own stages has so many layers."""
         given = scenario.parallel.layers_of_stages(scenario.model[self.key])
-        few = tuple(count - self.whole + layers if stage in self.own else 1 for stage, count in enumerate(given))
+        few = tuple(
+            count - self.whole + layers if stage in self.own else 1
+            for stage, count in enumerate(given)
+        )
         model = {
-            name: value[: sum(few)] if isinstance(value, list) and len(value) == sum(given) else value
+            name: value[: sum(few)]
+            if isinstance(value, list) and len(value) == sum(given)
+            else value
             for name, value in scenario.model.items()
         }
         parallel = replace(scenario.parallel, stage_layers=few)
@@ -135,7 +148,10 @@ def depths(scenario: Scenario, *, often: bool = False, place: int = 0) -> Depths
         return None
     with suppress(UserError, TraceError):  # who traces the whole model says what is wrong
         plan = None
-        for allocating in (False, True):  # the forward pass of a model with loops takes seconds: the second look
+        for allocating in (
+            False,
+            True,
+        ):  # the forward pass of a model with loops takes seconds: the second look
             layers = _layers(scenario, whole, allocating=allocating)
             found = layers and _period(layers, least)
             plan = Depths(whole, *found, key) if found else None
@@ -149,7 +165,9 @@ def depths(scenario: Scenario, *, often: bool = False, place: int = 0) -> Depths
     return None
 
 
-def _of_stages(scenario: Scenario, key: str, least: int, often: bool, place: int) -> StageDepths | None:
+def _of_stages(
+    scenario: Scenario, key: str, least: int, often: bool, place: int
+) -> StageDepths | None:
     parallel, count = scenario.parallel, scenario.model[key]
     own = tuple(range(place, parallel.stages, parallel.pipeline))
     given = parallel.layers_of_stages(count)
@@ -169,7 +187,9 @@ def full_pipeline(scenario: Scenario) -> list[int]:
     behind; from the second backward pass on, which finds gradients, all are alike.
     """
     parallel = scenario.parallel
-    first = 5 * parallel.pipeline - 4  # enough for two and three stages, as tried; the proof decides
+    first = (
+        5 * parallel.pipeline - 4
+    )  # enough for two and three stages, as tried; the proof decides
     counts = [first + number for number in SHALLOW]
     one_by_one = parallel.pipeline > 1 and parallel.stages == parallel.pipeline
     return counts if one_by_one and sum(counts) <= WORTH * scenario.gradient_accumulation else []
@@ -190,7 +210,9 @@ def _least(scenario: Scenario) -> _ShallowPeriods:
     long = 3 if active_simulation() else 2
     if scenario.parallel.divided:
         return _ShallowPeriods(5, 3)
-    return _ShallowPeriods((3 if scenario.gradient_checkpointing else 4) + (scenario.parallel.pipeline > 1), long)
+    return _ShallowPeriods(
+        (3 if scenario.gradient_checkpointing else 4) + (scenario.parallel.pipeline > 1), long
+    )
 
 
 def _period(layers: Sequence[Hashable], least: _ShallowPeriods) -> tuple[int, int] | None:
@@ -206,13 +228,17 @@ def _period(layers: Sequence[Hashable], least: _ShallowPeriods) -> tuple[int, in
     return (first, period) if first < whole else None
 
 
-def _layers(scenario: Scenario, count: int, *, allocating: bool = False) -> list[tuple[Hashable, Hashable]] | None:
+def _layers(
+    scenario: Scenario, count: int, *, allocating: bool = False
+) -> list[tuple[Hashable, Hashable]] | None:
     """What each layer of a scenario's model consists of and, if that is asked, allocates.
 
     None: the model has no list of so many layers, or they share weights.
     """
     model = build_model(scenario, "meta") if _names_layers(scenario) else skeleton(scenario)
-    lists = [part for part in model.modules() if isinstance(part, nn.ModuleList) and len(part) == count]
+    lists = [
+        part for part in model.modules() if isinstance(part, nn.ModuleList) and len(part) == count
+    ]
     owners: dict[int, int] = {}
     for index in range(count):
         for tensor in (tensor for part in lists for tensor in part[index].parameters()):
@@ -220,12 +246,16 @@ def _layers(scenario: Scenario, count: int, *, allocating: bool = False) -> list
                 return None
     if not lists:
         return None
-    consist = _without_index([tuple(_described(part[index]) for part in lists) for index in range(count)])
+    consist = _without_index(
+        [tuple(_described(part[index]) for part in lists) for index in range(count)]
+    )
     allocates = _allocating(model, scenario, lists) if allocating else [None] * count
     return list(zip(consist, allocates, strict=True))
 
 
-def _allocating(model: nn.Module, scenario: Scenario, lists: Sequence[nn.ModuleList]) -> list[Hashable]:
+def _allocating(
+    model: nn.Module, scenario: Scenario, lists: Sequence[nn.ModuleList]
+) -> list[Hashable]:
     """By layer, the bytes of each allocation of its forward pass in order.
 
     Raises :class:`TraceError` if the forward pass can't be followed.
@@ -244,13 +274,25 @@ def _allocating(model: nn.Module, scenario: Scenario, lists: Sequence[nn.ModuleL
             layer.register_forward_pre_hook(begin)
             layer.register_forward_hook(lambda *_, index=index: end(index))
     shape = scenario.micro_batch, scenario.sequence_length
-    step = lambda: model(torch.empty(shape, dtype=torch.long, device="meta"), use_cache=False) and None  # noqa: E731
-    record = trace_step(model, None, step, options=Options(steps=1, report=lambda tracker, *_, **__: tracker))
-    tensors = {identity for identity, component in record.components.items() if component != WORKSPACES}
+
+    def step():
+        return model(torch.empty(shape, dtype=torch.long, device="meta"), use_cache=False) and None
+
+    record = trace_step(
+        model, None, step, options=Options(steps=1, report=lambda tracker, *_, **__: tracker)
+    )
+    tensors = {
+        identity for identity, component in record.components.items() if component != WORKSPACES
+    }
     # What Triton's benchmarks clear is the first layer's alone, whose kernels are tuned.
     of_layers = lambda identity, size: identity in tensors and size != FLUSHED_BYTES  # noqa: E731
     return [
-        tuple(size for first, last in found for known, size in record.events[first:last] if of_layers(known, size))
+        tuple(
+            size
+            for first, last in found
+            for known, size in record.events[first:last]
+            if of_layers(known, size)
+        )
         for found in spans.values()
     ]
 
@@ -258,7 +300,9 @@ def _allocating(model: nn.Module, scenario: Scenario, lists: Sequence[nn.ModuleL
 def _names_layers(scenario: Scenario) -> bool:
     """Whether adapters may be others in some layers than in the rest."""
     lora = scenario.lora
-    return scenario.adapter is not None or (lora is not None and any(map(str.isdigit, str(lora.target_modules))))
+    return scenario.adapter is not None or (
+        lora is not None and any(map(str.isdigit, str(lora.target_modules)))
+    )
 
 
 def _described(layer: nn.Module) -> dict[tuple[str, str], Hashable]:
@@ -272,7 +316,9 @@ def _described(layer: nn.Module) -> dict[tuple[str, str], Hashable]:
         for name, value in vars(module).items():
             if isinstance(value, _PLAIN) and not name.startswith("_"):
                 found[path, name] = value
-            elif isinstance(value, (list, tuple)) and all(isinstance(item, _PLAIN) for item in value):
+            elif isinstance(value, (list, tuple)) and all(
+                isinstance(item, _PLAIN) for item in value
+            ):
                 found[path, name] = tuple(value)
     return found
 
@@ -281,9 +327,15 @@ def _without_index(layers: list[tuple[dict[tuple[str, str], Any], ...]]) -> list
     """The same without numbers that count the layers, or those layers that have such a module."""
 
     def counts(part: int, key: tuple[str, str]) -> bool:
-        values = {index: layer[part][key] for index, layer in enumerate(layers) if key in layer[part]}
+        values = {
+            index: layer[part][key] for index, layer in enumerate(layers) if key in layer[part]
+        }
         whole = all(type(value) is int for value in values.values())
-        return whole and len(values) > 1 and len({value - index for index, value in values.items()}) == 1
+        return (
+            whole
+            and len(values) > 1
+            and len({value - index for index, value in values.items()}) == 1
+        )
 
     keys = {(part, key) for layer in layers for part, found in enumerate(layer) for key in found}
     index = {(part, key) for part, key in keys if counts(part, key)}
@@ -319,10 +371,14 @@ class Composed:
 
     def __init__(self, *, often: bool = False, place: int = 0, plans: Plans | None = None) -> None:
         self._often, self._place, self._plans = often, place, {} if plans is None else plans
-        self.outputs: dict[tuple, Any] = {}  # what the traces of the shallow models know of operators together
+        self.outputs: dict[
+            tuple, Any
+        ] = {}  # what the traces of the shallow models know of operators together
         self._plan: tuple[Scenario, Depths | None] | None = None
         self._proven: dict[tuple[int, int], Composer] = {}
-        self._seen: dict[tuple[int, int], list[_Size]] = {}  # by the events, sizes at which both models were traced
+        self._seen: dict[
+            tuple[int, int], list[_Size]
+        ] = {}  # by the events, sizes at which both models were traced
         self._second_steps = SecondSteps()
 
     def record(self, scenario: Scenario, stepped: Stepped) -> Traced | None:
@@ -335,7 +391,9 @@ class Composed:
             return self._of_layers(scenario, stepped)
         with suppress(UserError, Unlike):
             steps = (replace(scenario, gradient_accumulation=count) for count in counts)
-            (few, about), (many, _), (proof, _) = [self._of_layers(s, stepped) or stepped(s, None) for s in steps]
+            (few, about), (many, _), (proof, _) = [
+                self._of_layers(s, stepped) or stepped(s, None) for s in steps
+            ]
             composer = Composer(few, many)
             if composer.proven_by(proof):
                 return composer.at(scenario.gradient_accumulation - counts[1]), about
@@ -358,10 +416,14 @@ class Composed:
             longer, many = between or traced(plan.at(scenario, plan.shallow[1]))
             known = self._known(shorter, longer)
             if known is None:
-                known = _proven(shorter, longer, lambda: stepped(plan.at(scenario, plan.shallow[2]), None)[0])
+                known = _proven(
+                    shorter, longer, lambda: stepped(plan.at(scenario, plan.shallow[2]), None)[0]
+                )
                 self._proven[known.structure] = known
             if not between:
-                self._seen.setdefault(known.structure, []).append(_Size(_extent(scenario), known, few, many))
+                self._seen.setdefault(known.structure, []).append(
+                    _Size(_extent(scenario), known, few, many)
+                )
             return known.at(plan.more), _about(few, many, plan.beyond(scenario), scenario)
         self._plan = like, None  # other sizes of this step won't be composed either
         return None
@@ -428,8 +490,16 @@ def _extent(scenario: Scenario) -> tuple[int, ...]:
     return scenario.sequence_length, scenario.micro_batch, scenario.gradient_accumulation
 
 
-def _about(few: dict[str, Any], many: dict[str, Any], more: Fraction, scenario: Scenario) -> dict[str, Any]:
+def _about(
+    few: dict[str, Any], many: dict[str, Any], more: Fraction, scenario: Scenario
+) -> dict[str, Any]:
     """What is known of the deep model: numbers grow with the layers. Notes that do are taken from the model itself."""
-    found = {name: int(value + (value - few[name]) * more) for name, value in many.items() if isinstance(value, int)}
+    found = {
+        name: int(value + (value - few[name]) * more)
+        for name, value in many.items()
+        if isinstance(value, int)
+    }
     same = few["notes"] == many["notes"]
-    return found | {"notes": many["notes"] if same else notes(build_model(scenario, "meta"), scenario)}
+    return found | {
+        "notes": many["notes"] if same else notes(build_model(scenario, "meta"), scenario)
+    }

@@ -23,7 +23,9 @@ class WeightLoader:
     # from run to run, and with it the blocks that remain: up to 8 MiB for one model in the published measurements.
     workers: int = 1
     dense_workers: int = 1  # the same for a model that is not quantized on the way
-    empties_cache: bool = True  # whether PEFT's k-bit preparation ends with `torch.cuda.empty_cache()`
+    empties_cache: bool = (
+        True  # whether PEFT's k-bit preparation ends with `torch.cuda.empty_cache()`
+    )
     # Whether quantizing subtracts the mean of the statistics in place, and one map of 8-bit values serves all layers
     # (bitsandbytes before 0.46).
     centres_in_place: bool = False
@@ -36,12 +38,19 @@ class WeightLoader:
         """
         if scenario.method == "qlora":
             return self.workers > 1
-        experts = any(tensor.dim() == 3 and ".experts." in name for name, tensor in model.named_parameters())
+        experts = any(
+            tensor.dim() == 3 and ".experts." in name for name, tensor in model.named_parameters()
+        )
         return self.dense_workers > 1 and not self.loaded_on_cpu_first and experts
 
     @classmethod
     def of(
-        cls, *, transformers: str, peft: str, bitsandbytes: str = "0.50", loaded_on_cpu_first: bool = False
+        cls,
+        *,
+        transformers: str,
+        peft: str,
+        bitsandbytes: str = "0.50",
+        loaded_on_cpu_first: bool = False,
     ) -> WeightLoader:
         """Return how these versions load."""
         return cls(

@@ -68,7 +68,9 @@ def loading_history(
             device.place(tensor, _loaded_bytes(tensor, scenario))
     else:
         _load_on_device(device, model, base, scenario, loader)
-    prepared = [tensor for tensor in _dense(model) if _loaded_bytes(tensor, scenario) < tensor.numel() * 4]
+    prepared = [
+        tensor for tensor in _dense(model) if _loaded_bytes(tensor, scenario) < tensor.numel() * 4
+    ]
     if scenario.method != "full" and scenario.kbit_preparation != "none":
         for tensor in prepared:
             device.replace(tensor, tensor.numel() * 4)
@@ -83,7 +85,9 @@ def loading_history(
     for tensor in (*model.parameters(), *model.buffers()):  # whatever a model holds beyond all that
         if id(tensor) not in away:
             device.place(tensor, tensor.untyped_storage().nbytes())
-    left = alive_after(device.events).keys() - set(device.ids.values())  # bitsandbytes keeps its map of 8-bit values
+    left = alive_after(device.events).keys() - set(
+        device.ids.values()
+    )  # bitsandbytes keeps its map of 8-bit values
     return History(device.events, device.ids, dict.fromkeys(sorted(left), QUANTIZATION_STATE))
 
 
@@ -109,12 +113,20 @@ class _Device(Loading):
 
 
 def _load_on_device(
-    device: _Device, model: nn.Module, base: dict[str, torch.Tensor], scenario: Scenario, loader: WeightLoader
+    device: _Device,
+    model: nn.Module,
+    base: dict[str, torch.Tensor],
+    scenario: Scenario,
+    loader: WeightLoader,
 ) -> None:
-    if loader.warmup and scenario.experts.quantized == "none":  # who packs experts on load leaves it out
+    if (
+        loader.warmup and scenario.experts.quantized == "none"
+    ):  # who packs experts on load leaves it out
         bits = 8 if scenario.quantization and scenario.quantization.type == "int8" else 4
         total = sum(
-            weights_of(tensor) * bits // 8 if quantization_state(tensor) else _loaded_bytes(tensor, scenario)
+            weights_of(tensor) * bits // 8
+            if quantization_state(tensor)
+            else _loaded_bytes(tensor, scenario)
             for tensor in base.values()
         )
         device.free(device.allocate(total // 2 * 2))  # torch.empty(byte_count // 2, dtype=float16)
@@ -132,7 +144,9 @@ def _load_on_device(
             continue
         parts = arrived.pop(position)
         if id(tensor) in away:
-            _pack_and_leave(device, tensor, parts, weights_of(tensor) * weight_dtype(scenario).itemsize)
+            _pack_and_leave(
+                device, tensor, parts, weights_of(tensor) * weight_dtype(scenario).itemsize
+            )
             continue
         if len(parts) > 1 and packed_count(tensor):
             whole = device.allocate(weights_of(tensor) * weight_dtype(scenario).itemsize)
@@ -143,7 +157,9 @@ def _load_on_device(
             _quantize(device, tensor, parts[0], owners.get(id(tensor)), loader)
         elif quantization_state(tensor):
             _quantize_8bit(device, tensor, parts[0])
-        elif packed_count(tensor) and tensor.dtype == torch.int8:  # from a copy in fp16, where they lie
+        elif (
+            packed_count(tensor) and tensor.dtype == torch.int8
+        ):  # from a copy in fp16, where they lie
             half = device.allocate(tensor.numel() * 2)
             device.place(tensor, tensor.numel())
             for identity in (half, *parts):
@@ -157,14 +173,22 @@ def _load_on_device(
         device.place(tensor, tensor.untyped_storage().nbytes())
 
 
-def _quantize(device: _Device, weight: Any, dense: int, module: nn.Module | None, loader: WeightLoader) -> None:
+def _quantize(
+    device: _Device, weight: Any, dense: int, module: nn.Module | None, loader: WeightLoader
+) -> None:
     """Quantize a dense weight that lies on the device under the id ``dense``; ``module``: its layer, if it has one."""
     count = weight.quant_state.shape.numel()
     kept = quantization_state(weight) | {"weight": weight}
     passing = {"dense": dense}
-    if getattr(module, "source_cls", nn.Linear).__name__ == "Conv1D":  # transposed, so `contiguous()` copies it
+    if (
+        getattr(module, "source_cls", nn.Linear).__name__ == "Conv1D"
+    ):  # transposed, so `contiguous()` copies it
         passing = {"copy": device.allocate(count * weight.quant_state.dtype.itemsize), **passing}
-    how = {"block": weight.quant_state.blocksize, "storage": weight.element_size(), "in_place": loader.centres_in_place}
+    how = {
+        "block": weight.quant_state.blocksize,
+        "storage": weight.element_size(),
+        "in_place": loader.centres_in_place,
+    }
     for name, size in packing(count, nested="nested_absmax" in kept, **how):
         if not size:
             device.free(passing.pop(name))
@@ -210,12 +234,19 @@ def _add_adapters(device: _Device, model: nn.Module) -> None:
     for prefix, module in model.named_modules():
         if not hasattr(module, "base_layer"):
             continue
-        if hasattr(module, "get_param"):  # PEFT's ParamWrapper: adapters of a parameter, such as all experts' weights
+        if hasattr(
+            module, "get_param"
+        ):  # PEFT's ParamWrapper: adapters of a parameter, such as all experts' weights
             dtype = module.get_param().dtype
         else:
             base = module.get_base_layer()
-            dtype = getattr(base, "compute_dtype", None) or getattr(base, "weight", torch.empty(0)).dtype
-            dtype = dtype if dtype.is_floating_point else torch.get_default_dtype()  # then PEFT leaves theirs
+            dtype = (
+                getattr(base, "compute_dtype", None)
+                or getattr(base, "weight", torch.empty(0)).dtype
+            )
+            dtype = (
+                dtype if dtype.is_floating_point else torch.get_default_dtype()
+            )  # then PEFT leaves theirs
         for name, tensor in module.named_parameters():
             if f"{prefix}.{name}" in added and tensor not in moved:
                 width = dtype.itemsize if tensor.is_floating_point() else tensor.element_size()
@@ -244,11 +275,16 @@ def _dense(model: nn.Module) -> Iterator[torch.Tensor]:
             yield tensor
 
 
-def _in_module_order(module: nn.Module, added: frozenset[str], prefix: str = "") -> Iterator[torch.Tensor]:
+def _in_module_order(
+    module: nn.Module, added: frozenset[str], prefix: str = ""
+) -> Iterator[torch.Tensor]:
     """Parameters and buffers as ``Module._apply`` meets them, adapters left out."""
     for name, child in module.named_children():
         yield from _in_module_order(child, added, f"{prefix}{name}.")
-    for name, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
+    for name, tensor in (
+        *module.named_parameters(recurse=False),
+        *module.named_buffers(recurse=False),
+    ):
         if prefix + name not in added:
             yield tensor
 
@@ -295,7 +331,9 @@ def host_copy_bytes(model: nn.Module, scenario: Scenario) -> int:
     base = _base_tensors(model)
     kept = sum(tensor.untyped_storage().nbytes() for tensor in on_host(model))
     if scenario.method == "qlora" or scenario.loads == "device":
-        return kept + max(sum(_checkpoint_bytes(name, tensor, scenario)) for name, tensor in base.items())
+        return kept + max(
+            sum(_checkpoint_bytes(name, tensor, scenario)) for name, tensor in base.items()
+        )
     return kept + sum(_loaded_bytes(tensor, scenario) for tensor in base.values())
 
 
@@ -315,5 +353,12 @@ def built_on_host_bytes(scenario: Scenario, stored: torch.dtype) -> int:
         return tensor.dtype == stored and name not in added and not quantization_state(tensor)
 
     own = [tensor for name, tensor in model.named_parameters() if not mapped(name, tensor)]
-    own += [*model.buffers(), *(tensor for module in model.modules() for tensor in quantization_state(module).values())]
-    return sum({tensor.untyped_storage()._cdata: tensor.untyped_storage().nbytes() for tensor in own}.values())
+    own += [
+        *model.buffers(),
+        *(tensor for module in model.modules() for tensor in quantization_state(module).values()),
+    ]
+    return sum(
+        {
+            tensor.untyped_storage()._cdata: tensor.untyped_storage().nbytes() for tensor in own
+        }.values()
+    )

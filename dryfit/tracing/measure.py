@@ -20,8 +20,13 @@ from dryfit.common.versions import versions
 from dryfit.hours.cpu import Probes, one_thread
 from dryfit.scenario.scenario import Scenario, check_packages
 
-TOO_SMALL = "The card is too small for this step"  # begins the error of a step that the card can't hold
-MOST_TIMED, ENOUGH_SECONDS = 3, 5.0  # steps that are timed: so many, and fewer once they took so long
+TOO_SMALL = (
+    "The card is too small for this step"  # begins the error of a step that the card can't hold
+)
+MOST_TIMED, ENOUGH_SECONDS = (
+    3,
+    5.0,
+)  # steps that are timed: so many, and fewer once they took so long
 
 
 def measure(
@@ -71,7 +76,9 @@ def measure(
             allowed="none; the trace predicts the others",
             write="compile: none",
         )
-    if scenario.kernels in ("packages", "unsloth") or (scenario.kernels != "transformers" and device == "cuda"):
+    if scenario.kernels in ("packages", "unsloth") or (
+        scenario.kernels != "transformers" and device == "cuda"
+    ):
         raise UserError(
             "A step with kernels of packages isn't measured here; Liger's are written out for the CPU alone.",
             where="kernels",
@@ -91,7 +98,11 @@ def measure(
     result = _on_cuda(scenario) if device == "cuda" else _on_cpu(scenario, timeline, timed)
     from dryfit.step.model import attention_kernel
 
-    return result | {"attention": attention_kernel(scenario), "target": device, "versions": versions()}
+    return result | {
+        "attention": attention_kernel(scenario),
+        "target": device,
+        "versions": versions(),
+    }
 
 
 def _on_cpu(scenario: Scenario, timeline: bool, timed: bool) -> dict[str, Any]:
@@ -120,7 +131,9 @@ def _on_cpu(scenario: Scenario, timeline: bool, timed: bool) -> dict[str, Any]:
     started = time.monotonic()
     with rotating(model), kernels_in_place(scenario, functions):
         report = measure_step(model, optimizer, step, options=options)
-    answer = report.to_mapping() | _of_this_cpu((time.monotonic() - started) / STEPS, parameter_count(model))
+    answer = report.to_mapping() | _of_this_cpu(
+        (time.monotonic() - started) / STEPS, parameter_count(model)
+    )
     return answer | (_timed(scenario, step) if timed else {})
 
 
@@ -136,7 +149,11 @@ def _timed(scenario: Scenario, step: Callable[[], None]) -> dict[str, Any]:
             taken.append(own_seconds() - started)
             clock.append(time.monotonic() - on_clock)
             probes.run()
-    return {"processor": probes.found().to_mapping(), "taken_seconds": taken, "clock_seconds": clock}
+    return {
+        "processor": probes.found().to_mapping(),
+        "taken_seconds": taken,
+        "clock_seconds": clock,
+    }
 
 
 def _of_this_cpu(wall_seconds: float, parameters: int) -> dict[str, Any]:
@@ -166,8 +183,12 @@ def _objective_on_cpu(scenario: Scenario, timeline: bool) -> dict[str, Any]:
     started = time.monotonic()
     with TemporaryDirectory() as folder:
         options = Options(timeline=timeline)
-        report = measure_trainer(lambda: build_trainer(scenario, "cpu", Path(folder)), options, complete)
-    return report.to_mapping() | _of_this_cpu((time.monotonic() - started) / UPDATES, counts["parameters"])
+        report = measure_trainer(
+            lambda: build_trainer(scenario, "cpu", Path(folder)), options, complete
+        )
+    return report.to_mapping() | _of_this_cpu(
+        (time.monotonic() - started) / UPDATES, counts["parameters"]
+    )
 
 
 def _on_cuda(scenario: Scenario) -> dict[str, Any]:
@@ -180,7 +201,11 @@ def _on_cuda(scenario: Scenario) -> dict[str, Any]:
 
     if not torch.cuda.is_available():
         raise UserError(
-            "No CUDA device was found.", where="device", found="cuda", allowed="cpu, auto", write="device: auto"
+            "No CUDA device was found.",
+            where="device",
+            found="cuda",
+            allowed="cpu, auto",
+            write="device: auto",
         )
     torch.zeros(1, device="cuda")  # makes the context
     torch.cuda.empty_cache()

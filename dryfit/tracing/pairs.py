@@ -45,11 +45,15 @@ def reference_beside(scenario: Scenario) -> list[nn.Module]:
     # DeepSpeed's engine casts weights to the dtype that it computes in; elsewhere they keep the policy's.
     kind = (zero and scenario.autocast_precision) or scenario.weight_precision
     model = nn.Module()
-    model.reference = nn.Parameter(torch.empty(numbers, dtype=DTYPES[kind], device="meta"), requires_grad=False)
+    model.reference = nn.Parameter(
+        torch.empty(numbers, dtype=DTYPES[kind], device="meta"), requires_grad=False
+    )
     return [model]
 
 
 def notes(scenario: Scenario) -> list[str]:
     """For people: what stands for TRL's trainer."""
     own = f"the step is a supervised one of {scenario.aim.texts_in_a_row} rows for each pair"
-    return [f"{own}, with {scenario.objective}'s logits and reference by rules: TRL's trainer is traced on one GPU"]
+    return [
+        f"{own}, with {scenario.objective}'s logits and reference by rules: TRL's trainer is traced on one GPU"
+    ]

@@ -49,7 +49,9 @@ class Prepared:
     # For DDP and DeepSpeed, which wrap the model on its device: gives the wrapped model, and allocates. None: nothing
     # to do.
     wrap: Callable[[], nn.Module] | None
-    about: dict[str, Any]  # `parameters` of the base model, `trainable_parameters`, and `notes` for people
+    about: dict[
+        str, Any
+    ]  # `parameters` of the base model, `trainable_parameters`, and `notes` for people
 
 
 def prepare(
@@ -80,7 +82,9 @@ def prepare(
         If the model can't be built.
     """
     if target not in ("cuda", "cpu"):
-        raise UserError("Unknown target of the trace.", found=target, allowed="cuda, cpu", write="target: cuda")
+        raise UserError(
+            "Unknown target of the trace.", found=target, allowed="cuda, cpu", write="target: cuda"
+        )
     import_libraries(scenario)
     name = attention_implementation or traced_attention(scenario, target)
     model = build_model(scenario, "meta", attention_implementation=name)
@@ -107,7 +111,9 @@ def prepare(
         with speaking_of(scenario):
             if by_parts:
                 model = parallelize(model, scenario, "meta")
-            model, history = recorded(lambda: _arrived(model) if by_parts else _divided(model, scenario))
+            model, history = recorded(
+                lambda: _arrived(model) if by_parts else _divided(model, scenario)
+            )
         histories = [history] if target == "cuda" else []
         if parallel.offload == "cpu":
             label = _offloaded(label)
@@ -118,7 +124,9 @@ def prepare(
         loader = loader or WeightLoader.installed()
         orders = orders or (ORDERS if loader.order_is_random(model, scenario) else 1)
         seeds = range(loader.seed, loader.seed + orders)
-        histories = [loading_history(model, scenario, 1, replace(loader, seed=seed)) for seed in seeds]
+        histories = [
+            loading_history(model, scenario, 1, replace(loader, seed=seed)) for seed in seeds
+        ]
     wrap = partial(parallelize, model, scenario, "meta") if parallel.kind.replicates else None
     if parallel.zero_stage:
         wrap = partial(_engine, model, scenario, optimizer, component_of(model, label))

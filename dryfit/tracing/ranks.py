@@ -39,7 +39,12 @@ def kinds_of_ranks(scenario: Scenario) -> tuple[RankKind, ...]:
     if parallel.pipeline > 1:
         each = parallel.gpus // parallel.pipeline
         return tuple(
-            RankKind(stage * each, everybody[stage * each : (stage + 1) * each], _stages(stage, scenario), stage=stage)
+            RankKind(
+                stage * each,
+                everybody[stage * each : (stage + 1) * each],
+                _stages(stage, scenario),
+                stage=stage,
+            )
             for stage in range(parallel.pipeline)
         )
     if parallel.context > 1:
@@ -49,7 +54,9 @@ def kinds_of_ranks(scenario: Scenario) -> tuple[RankKind, ...]:
             RankKind(
                 part,
                 tuple(rank for rank in everybody if _same_part(rank % count, part, last)),
-                f"part {part + 1} of {count} of each row's tokens" if part in (0, last) else "a part between",
+                f"part {part + 1} of {count} of each row's tokens"
+                if part in (0, last)
+                else "a part between",
                 part == last,
             )
             for part in parts
@@ -70,7 +77,11 @@ def _ranks_of_flat_parts(scenario: Scenario) -> list[int]:
     last = gpus - 1
     if scenario.method != "full":
         return [last]
-    sizes = [parameter.numel() for parameter in skeleton(scenario).parameters() if parameter.requires_grad]
+    sizes = [
+        parameter.numel()
+        for parameter in skeleton(scenario).parameters()
+        if parameter.requires_grad
+    ]
     part = -(-sum(sizes) // gpus)
     held, start = [0] * gpus, 0
     for size in sizes:
@@ -118,9 +129,13 @@ def add_ranks(answer: dict[str, Any], followed: Iterable[tuple[RankKind, Report]
     ]
     answer["ranks"] = rows
     most = max(rows, key=lambda row: (row["required_bytes"] or 0, row["peak_allocated_bytes"]))
-    others = sorted((row for row in rows if row is not most), key=lambda row: -row["peak_allocated_bytes"])
+    others = sorted(
+        (row for row in rows if row is not most), key=lambda row: -row["peak_allocated_bytes"]
+    )
     if others:
-        rest = "; ".join(f"{row['place']} {size_text(row['peak_allocated_bytes'])}" for row in others)
+        rest = "; ".join(
+            f"{row['place']} {size_text(row['peak_allocated_bytes'])}" for row in others
+        )
         answer["notes"] = [
             *answer["notes"],
             f"the figures are those of {most['place']}, which needs most: {size_text(most['peak_allocated_bytes'])}"

@@ -20,7 +20,9 @@ class Traced:
     trace: Mapping[str, Any]  # what `trace` returns
     capability: tuple[int, int] | None = None  # of the GPU that it is for; None: the default's
     versions: Mapping[str, str | None] = field(default_factory=dict)  # of what decides the answer
-    _others: dict[tuple, Mapping[str, Any]] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _others: dict[tuple, Mapping[str, Any]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     @classmethod
     def read(cls, path: str) -> "Traced":
@@ -40,7 +42,9 @@ class Traced:
 
         Another is made once for each GPU.
         """
-        alike = gpu is None or (gpu.capability or DEFAULT_CAPABILITY) == (self.capability or DEFAULT_CAPABILITY)
+        alike = gpu is None or (gpu.capability or DEFAULT_CAPABILITY) == (
+            self.capability or DEFAULT_CAPABILITY
+        )
         if alike and (gpu is None or was_asked(self.trace, gpu)):
             return self.trace
         if (known := (gpu.capability, gpu.usable_bytes)) not in self._others:

@@ -38,16 +38,23 @@ def card_of(gpu: Gpu | None = None) -> Card:
     gpu = gpu or find(UNNAMED)
     if gpu.capability is None:
         raise UserError(
-            f"{gpu.title} can't be simulated: it is no card of NVIDIA's by name.", where="gpu", found=gpu.name,
-            allowed="a card of NVIDIA's that config/gpus.yaml has", write=f"gpu: {UNNAMED}",
-        )  # fmt: skip
+            f"{gpu.title} can't be simulated: it is no card of NVIDIA's by name.",
+            where="gpu",
+            found=gpu.name,
+            allowed="a card of NVIDIA's that config/gpus.yaml has",
+            write=f"gpu: {UNNAMED}",
+        )
     own, other = speed_of(gpu.name), speed_of(UNNAMED)
     processors = own.multiprocessors if own else most_processors(gpu.capability)
-    cache = round((own or other).cache_bytes / 1e6) * MIB  # datasheets write MB, and the driver says MiB
+    cache = (
+        round((own or other).cache_bytes / 1e6) * MIB
+    )  # datasheets write MB, and the driver says MiB
     return Card(gpu.title, gpu.capability, processors, gpu.total_bytes, cache)
 
 
-_heard: dict[str, str] = {}  # by package, the card that it heard of when it was imported, whose answers it keeps
+_heard: dict[
+    str, str
+] = {}  # by package, the card that it heard of when it was imported, whose answers it keeps
 
 
 def _asked_card(scenario: Scenario, capability: tuple[int, int] | None) -> Card:
@@ -61,7 +68,11 @@ def _asked_card(scenario: Scenario, capability: tuple[int, int] | None) -> Card:
         return card_of(gpu)
     if capability is None:
         return card_of()
-    alike = [each for each in catalogue().values() if each.capability == capability and speed_of(each.name)]
+    alike = [
+        each
+        for each in catalogue().values()
+        if each.capability == capability and speed_of(each.name)
+    ]
     if alike:
         return max(map(card_of, alike), key=lambda card: card.multiprocessors)
     return replace(card_of(), capability=capability, shared_memory_bytes=None)
@@ -70,7 +81,12 @@ def _asked_card(scenario: Scenario, capability: tuple[int, int] | None) -> Card:
 def _needs_card(scenario: Scenario, packages: Mapping[str, str]) -> bool:
     """Whether the step asks for the card: it is compiled, or runs kernels of packages, Liger's or others'."""
     by_package = scenario.loss == "liger" and package_installed()
-    return scenario.compile != "none" or scenario.kernels == "liger" or by_package or PACKAGE in packages.values()
+    return (
+        scenario.compile != "none"
+        or scenario.kernels == "liger"
+        or by_package
+        or PACKAGE in packages.values()
+    )
 
 
 @contextmanager
@@ -94,7 +110,9 @@ def machine_in_place(
     """
     check_packages(scenario)
     import_libraries(scenario)  # before a card is simulated: they would believe in it
-    packages = {name: missing if way == LEAST else way for name, way in ways_of(scenario, target).items()}
+    packages = {
+        name: missing if way == LEAST else way for name, way in ways_of(scenario, target).items()
+    }
     packages |= dict.fromkeys(unlike, LEAST)
     if target == "cpu" or not _needs_card(scenario, packages):
         with kernels_in_place(scenario, packages) as kernels:
@@ -102,7 +120,9 @@ def machine_in_place(
         return
     card = replace(_asked_card(scenario, capability), platform=scenario.platform)
     for name in (name for name, way in packages.items() if way == PACKAGE):
-        _heard.setdefault(name, card.name if KERNEL_PACKAGES[name] not in sys.modules else "no card")
+        _heard.setdefault(
+            name, card.name if KERNEL_PACKAGES[name] not in sys.modules else "no card"
+        )
     try:
         context = simulated(card, templates=templates)
         context.__enter__()
@@ -117,7 +137,11 @@ def machine_in_place(
 
 def ways(scenario: Scenario, target: str) -> tuple[bool, ...]:
     """Whether Inductor's own products win the benchmarks of ``max-autotune``: both answers where they are made."""
-    return (False, True) if target == "cuda" and scenario.compile_mode.startswith("max-autotune") else (False,)
+    return (
+        (False, True)
+        if target == "cuda" and scenario.compile_mode.startswith("max-autotune")
+        else (False,)
+    )
 
 
 _UNSLOTH = (
@@ -191,7 +215,9 @@ def _said_of_packages(
     return notes, warnings
 
 
-def _bounds(scenario: Scenario, kernels: KernelPackages, peaks: Sequence[int], resident: int) -> dict[str, Any] | None:
+def _bounds(
+    scenario: Scenario, kernels: KernelPackages, peaks: Sequence[int], resident: int
+) -> dict[str, Any] | None:
     """Between which figures the peak lies; None: it is known."""
     least = kernels.of(LEAST)
     if kernels.differing:
@@ -211,7 +237,11 @@ def _bounds(scenario: Scenario, kernels: KernelPackages, peaks: Sequence[int], r
         missing = _AUTOTUNED
     else:
         return None
-    return {"lowest_bytes": min(peaks), "highest_bytes": None if least else max(peaks), "missing": missing}
+    return {
+        "lowest_bytes": min(peaks),
+        "highest_bytes": None if least else max(peaks),
+        "missing": missing,
+    }
 
 
 def _be(names: Sequence[str]) -> str:
@@ -231,5 +261,7 @@ _DIFFERING = (
 def _loops(kernels: KernelPackages, packages: Sequence[str]) -> str:
     """The functions of some packages that a step calls, as the packages call them."""
     return ", ".join(
-        dict.fromkeys(each.kernel for each in kernels.functions if each.package in packages and each.trains)
+        dict.fromkeys(
+            each.kernel for each in kernels.functions if each.package in packages and each.trains
+        )
     )

@@ -60,8 +60,10 @@ class FirstDifference(NamedTuple):
     def __str__(self) -> str:
         if self.trace is None and self.snapshot is None:
             return f"All {self.events:,} events of the step are the same in the trace and in the snapshot."
-        sides = [f"{name} {event or 'does nothing more'}"
-                 for name, event in (("the trace", self.trace), ("the snapshot", self.snapshot))]  # fmt: skip
+        sides = [
+            f"{name} {event or 'does nothing more'}"
+            for name, event in (("the trace", self.trace), ("the snapshot", self.snapshot))
+        ]
         return f"The first {self.agreeing:,} of {self.events:,} events are the same. Then {sides[0]}; {sides[1]}."
 
 
@@ -79,30 +81,57 @@ def read_snapshot(path: Path) -> list[Mapping[str, Any]]:
     Raises :class:`UserError` if the file is no such snapshot, holds anything but plain values, or has no history.
     """
     how = "torch.cuda.memory._record_memory_history(); ...; torch.cuda.memory._dump_snapshot('mem.pickle')"
-    wrong = {"where": str(path), "allowed": "a file of torch.cuda.memory._dump_snapshot", "write": how}
+    wrong = {
+        "where": str(path),
+        "allowed": "a file of torch.cuda.memory._dump_snapshot",
+        "write": how,
+    }
     try:
         if path.stat().st_size > MOST_BYTES:
-            raise UserError("The snapshot is too large.", **wrong | {"allowed": size_text(MOST_BYTES)})
+            raise UserError(
+                "The snapshot is too large.", **wrong | {"allowed": size_text(MOST_BYTES)}
+            )
         with path.open("rb") as file:
             content = _Plain(file).load()
     except FileNotFoundError:
         raise UserError("The file isn't there.", **wrong) from None
     except pickle.UnpicklingError as error:
-        raise UserError(f"The file holds more than plain values, and is not read: {error}.", **wrong) from None
-    except (EOFError, ValueError, IndexError, KeyError, TypeError, AttributeError, OSError, OverflowError, ImportError,
-            MemoryError, RecursionError) as error:  # fmt: skip
+        raise UserError(
+            f"The file holds more than plain values, and is not read: {error}.", **wrong
+        ) from None
+    except (
+        EOFError,
+        ValueError,
+        IndexError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        OSError,
+        OverflowError,
+        ImportError,
+        MemoryError,
+        RecursionError,
+    ) as error:
         raise UserError(f"The file is no snapshot: {type(error).__name__}.", **wrong) from None
     traces = content.get("device_traces") if isinstance(content, Mapping) else None
     if not isinstance(traces, (list, tuple)):
         raise UserError("The file is no memory snapshot: it has no `device_traces`.", **wrong)
-    events = max((trace for trace in traces if isinstance(trace, (list, tuple))), key=len, default=[])
+    events = max(
+        (trace for trace in traces if isinstance(trace, (list, tuple))), key=len, default=[]
+    )
     if not events:
-        raise UserError("The snapshot has no history of events.", **wrong | {"allowed": "one that was recorded"})
+        raise UserError(
+            "The snapshot has no history of events.", **wrong | {"allowed": "one that was recorded"}
+        )
     for number, event in enumerate(events):
-        if not (isinstance(event, Mapping) and isinstance(event.get("action"), str)
-                and all(isinstance(event.get(key, 0), int) for key in ("addr", "size"))):  # fmt: skip
+        if not (
+            isinstance(event, Mapping)
+            and isinstance(event.get("action"), str)
+            and all(isinstance(event.get(key, 0), int) for key in ("addr", "size"))
+        ):
             raise UserError(
-                "An event of the snapshot is none that PyTorch writes.", **wrong | {"found": f"event {number}"}
+                "An event of the snapshot is none that PyTorch writes.",
+                **wrong | {"found": f"event {number}"},
             )
     return list(events)
 
@@ -147,9 +176,14 @@ def of_record(record: Record) -> tuple[list[tuple[int, int, str]], int]:
         if identity > 0:
             sizes[identity] = count
         if identity:
-            plain.append((identity, sizes.get(abs(identity), 0), record.components.get(abs(identity), "")))
-    begin = next(spans[0][1] for step in sorted({step for _, step, _ in record.marks}, reverse=True)
-                 if (spans := record.spans(step)))  # fmt: skip
+            plain.append(
+                (identity, sizes.get(abs(identity), 0), record.components.get(abs(identity), ""))
+            )
+    begin = next(
+        spans[0][1]
+        for step in sorted({step for _, step, _ in record.marks}, reverse=True)
+        if (spans := record.spans(step))
+    )
     return plain, begin - sum(identity == 0 for identity, _ in record.events[:begin])
 
 
@@ -164,7 +198,9 @@ def numbered(plain: Iterable[tuple[int, int, str]]) -> Iterator[MemoryEvent]:
             yield MemoryEvent(True, size, own.get(-identity, -1), what)
 
 
-def first_difference(traced: Sequence[MemoryEvent], snapshot: Sequence[tuple[int, int, str]]) -> FirstDifference:
+def first_difference(
+    traced: Sequence[MemoryEvent], snapshot: Sequence[tuple[int, int, str]]
+) -> FirstDifference:
     """Find the step in a snapshot, and its first event that differs from the trace's.
 
     A step is found by its allocations' sizes: most runs of :data:`_GRAM` of them say where it would have to begin. Of
@@ -185,14 +221,17 @@ def first_difference(traced: Sequence[MemoryEvent], snapshot: Sequence[tuple[int
             votes.update(place - at for place in found_at if place - at > -_SHIFTS)
     if not votes:
         raise UserError(
-            "Nothing in the snapshot is like the traced step.", allowed="a snapshot of the step that is asked about",
+            "Nothing in the snapshot is like the traced step.",
+            allowed="a snapshot of the step that is asked about",
             write="name the step's sizes: -s, -b, --set gradient_checkpointing=...",
-        )  # fmt: skip
+        )
     most = max(votes.values())
     likely = [place for place, count in votes.most_common(_LIKELY) if 2 * count > most]
     starts = {max(0, place + shift) for place in likely for shift in range(-_SHIFTS, _SHIFTS + 1)}
     best: FirstDifference | None = None
-    before = next((index for index, event in enumerate(traced) if not event.freed), 0)  # frees before the first
+    before = next(
+        (index for index, event in enumerate(traced) if not event.freed), 0
+    )  # frees before the first
     for start in sorted(start for start in starts if start < len(places)):
         for begin in {places[start], max(0, places[start] - before)}:
             found = _from(traced, snapshot[begin : begin + len(traced) + 1])

@@ -103,9 +103,13 @@ def trace(
         "timeline": timeline,
         "origins": origins,
         "costs": bool(timed_on) and any(timed_on.values()),
-        "report": partial(make_report, asked=Asked({*sizes, *usable_sizes(capability)}, both_allocators)),
+        "report": partial(
+            make_report, asked=Asked({*sizes, *usable_sizes(capability)}, both_allocators)
+        ),
     }
-    with one_thread():  # nothing is computed, and on a busy machine threads that wait for others take more
+    with (
+        one_thread()
+    ):  # nothing is computed, and on a busy machine threads that wait for others take more
         if not scenario.pairs_by_rules:
             return _traced(scenario, target, timed_on, stages, settings)
         settings["beside"] = reference_beside(scenario)
@@ -127,22 +131,33 @@ def _traced(
             key = _stage_key(scenario, kind, templates)
             known = stages.get(key) if stages is not None else None
             own, about = known or _followed(
-                scenario, target, partial(prepare, target=target), Composed(place=kind.stage), kind, **settings
+                scenario,
+                target,
+                partial(prepare, target=target),
+                Composed(place=kind.stage),
+                kind,
+                **settings,
             )
         if stages is not None and scenario.parallel.pipeline > 1:
             stages[key] = own, about
         followed.append((kind, own))
     most, report = max(followed, key=lambda each: _needs(each[1]))
-    answer = report.to_mapping() | about | {"attention": attention_kernel(scenario), "target": target}
+    answer = (
+        report.to_mapping() | about | {"attention": attention_kernel(scenario), "target": target}
+    )
     if scenario.parallel.meshed:
         add_ranks(answer, followed)
         peaks = [report.peak_allocated_bytes]
     else:
         peaks = [each.peak_allocated_bytes for _, each in followed]
-    if kernels.differing:  # the machine has another version, with whose kernels the step would need less
+    if (
+        kernels.differing
+    ):  # the machine has another version, with whose kernels the step would need less
         with machine_in_place(scenario, target, capability, False, unlike=kernels.differing):
             own = partial(prepare, target=target)
-            least, _ = _followed(scenario, target, own, Composed(place=most.stage), most, **settings)
+            least, _ = _followed(
+                scenario, target, own, Composed(place=most.stage), most, **settings
+            )
         peaks.append(least.peak_allocated_bytes)
     if scenario.kernels == "unsloth" and scenario.model["model_type"] in LIGER_WRITTEN_OUT:
         peaks.append(_least_of_unsloth(scenario, target, most, settings))
@@ -160,27 +175,42 @@ def _stage_key(scenario: Scenario, kind: RankKind, templates: bool) -> Hashable:
     """What the step of one of a pipeline's GPUs depends on: the layers of its own stages alone."""
     parallel, own = scenario.parallel, ()
     if parallel.pipeline > 1:
-        own = parallel.layers_of_stages(scenario.size("num_hidden_layers"))[kind.stage :: parallel.pipeline]
+        own = parallel.layers_of_stages(scenario.size("num_hidden_layers"))[
+            kind.stage :: parallel.pipeline
+        ]
     alike = replace(scenario, parallel=replace(parallel, stage_layers=None))
     return json.dumps(alike.to_mapping(), sort_keys=True), kind.stage, own, templates
 
 
 def _add_unlucky(
-    answer: dict[str, Any], scenario: Scenario, target: str, kind: RankKind, settings: Mapping[str, Any]
+    answer: dict[str, Any],
+    scenario: Scenario,
+    target: str,
+    kind: RankKind,
+    settings: Mapping[str, Any],
 ) -> None:
     """Say what a GPU takes whose experts get all tokens: ``bounds``, and the note that says what is assumed."""
     share = 1 / scenario.parallel.expert
     asked = {**settings, "timeline": False, "origins": False, "costs": False, "chosen_share": share}
     with machine_in_place(scenario, target, asked["capability"], False):
-        unlucky, _ = _followed(scenario, target, partial(prepare, target=target), Composed(), kind, **asked)
+        unlucky, _ = _followed(
+            scenario, target, partial(prepare, target=target), Composed(), kind, **asked
+        )
     even, whole = answer["peak_allocated_bytes"], unlucky.peak_allocated_bytes
     missing = f"{EVEN}: {gib(max(even, whole))} where one GPU's experts get all tokens, and {gib(even)} here"
-    worst = {"lowest_bytes": even, "highest_bytes": max(even, whole), "missing": missing, "is_worst_case": True}
+    worst = {
+        "lowest_bytes": even,
+        "highest_bytes": max(even, whole),
+        "missing": missing,
+        "is_worst_case": True,
+    }
     answer.setdefault("bounds", worst)
     answer["notes"] = [missing if note == EVEN else note for note in answer["notes"]]
 
 
-def _least_of_unsloth(scenario: Scenario, target: str, kind: RankKind, settings: Mapping[str, Any]) -> int:
+def _least_of_unsloth(
+    scenario: Scenario, target: str, kind: RankKind, settings: Mapping[str, Any]
+) -> int:
     """The peak of Unsloth's step with norms, MLPs and rotation that keep what its kernels keep.
 
     Its products with adapters keep their input in the step's dtype (``fast_lora.py``, ``matmul_lora``), where PEFT's
@@ -211,14 +241,20 @@ def _times(
         return dict.fromkeys(timed_on)
     rows = scenario.micro_batch * scenario.gradient_accumulation * scenario.parallel.rows_at_once
     parallel = scenario.parallel
-    left_out = max(scenario.gradient_accumulation - MICRO_BATCHES, 0) if parallel.pipeline == 1 else 0
+    left_out = (
+        max(scenario.gradient_accumulation - MICRO_BATCHES, 0) if parallel.pipeline == 1 else 0
+    )
     tokens = rows * scenario.sequence_length
     times: dict[str, dict[str, Any] | None] = {}
     for name, speed in timed_on.items():
-        of_each = [step_time(one, speed, tokens=tokens, micro_batches_left_out=left_out) for one in costs]
+        of_each = [
+            step_time(one, speed, tokens=tokens, micro_batches_left_out=left_out) for one in costs
+        ]
         slowest = max(filter(None, of_each), key=lambda time: time.seconds_per_step, default=None)
         if slowest and parallel.pipeline > 1:
-            slowest = slowest.in_pipeline(parallel.pipeline, parallel.stages, scenario.gradient_accumulation)
+            slowest = slowest.in_pipeline(
+                parallel.pipeline, parallel.stages, scenario.gradient_accumulation
+            )
         times[name] = slowest.to_mapping() if slowest else None
     if scenario.compile != "none":  # the shares were fitted on steps without the compiler
         for time in filter(None, times.values()):
@@ -234,7 +270,11 @@ def _phase_seconds(
     from dryfit.tracing.cycle_time import trainer_seconds
 
     taken = CycleSteps.of(scenario, whole=False)
-    return {name: trainer_seconds(costs, speed, scenario, taken) for name, speed in timed_on.items() if speed}
+    return {
+        name: trainer_seconds(costs, speed, scenario, taken)
+        for name, speed in timed_on.items()
+        if speed
+    }
 
 
 class Recorder:
@@ -250,7 +290,9 @@ class Recorder:
 
     def __init__(self, beside: Recorder | None = None) -> None:
         self._prepared: list[tuple[Scenario, Prepared]] = []  # for the card that is simulated
-        self._anywhere: list[tuple[Scenario, Prepared]] = beside._anywhere if beside is not None else []
+        self._anywhere: list[tuple[Scenario, Prepared]] = (
+            beside._anywhere if beside is not None else []
+        )
         self._plans: Plans = beside._plans if beside is not None else {}
         self._composed: dict[tuple[bool, int], Composed] = {}
 
@@ -263,13 +305,18 @@ class Recorder:
             new = Composed(often=True, place=kind.stage, plans=self._plans)
             composed = self._composed.setdefault((way, kind.rank), new)
             with one_thread(), machine_in_place(scenario, "cuda", capability, way, missing=LOOP):
-                recordings.append(_followed(scenario, "cuda", self._prepare, composed, kind, **settings)[0])
+                recordings.append(
+                    _followed(scenario, "cuda", self._prepare, composed, kind, **settings)[0]
+                )
         return max(recordings, key=Recording.peak_bytes) if len(recordings) > 1 else recordings[0]
 
     def _prepare(self, scenario: Scenario) -> Prepared:
         if scenario.parallel.gpus > 1:  # the model is divided within the group that it steps in
             return prepare(scenario)
-        like, built = size_apart(scenario), self._prepared if active_simulation() else self._anywhere
+        like, built = (
+            size_apart(scenario),
+            self._prepared if active_simulation() else self._anywhere,
+        )
         ready = next((ready for known, ready in built if known == like), None)
         if ready is None:
             ready = prepare(scenario)
@@ -332,7 +379,11 @@ def _as_record(tracker: Record, histories: Sequence[History] = (), **_: Any) -> 
 
 
 def _stepped(
-    scenario: Scenario, target: str, prepared: Callable[[Scenario], Prepared], kind: RankKind, **settings: Any
+    scenario: Scenario,
+    target: str,
+    prepared: Callable[[Scenario], Prepared],
+    kind: RankKind,
+    **settings: Any,
 ) -> tuple[Any, dict[str, Any]]:
     """The same of a step that is taken layer by layer."""
     gpus, zero = scenario.parallel.gpus, scenario.parallel.zero_stage
@@ -343,7 +394,9 @@ def _stepped(
     ):
         ready = prepared(scenario)
         wrap, optimizer = ready.wrap, ready.optimizer
-        on_host = zero and scenario.zero_settings.offload_optimizer != "none"  # which takes the updates then
+        on_host = (
+            zero and scenario.zero_settings.offload_optimizer != "none"
+        )  # which takes the updates then
         with speaking_of(scenario), rotating(ready.model):
             answer = trace_step(
                 ready.model,
@@ -359,7 +412,9 @@ def _stepped(
                     answers=answers_for(kind),
                     compiled=compiled_steps(scenario, target),
                     begin=None if wrap is None else lambda: make_step(wrap(), optimizer, scenario),
-                    scalars=1.0 if scenario.loss == "liger" else None,  # Liger counts the tokens with a label
+                    scalars=1.0
+                    if scenario.loss == "liger"
+                    else None,  # Liger counts the tokens with a label
                     **settings,
                 ),
             )
@@ -373,7 +428,9 @@ def _deepspeed(device: FakeDevice, scenario: Scenario, target: str) -> AbstractC
     return zero_in_place(scenario.parallel.zero_stage)
 
 
-def _followed_trainer(scenario: Scenario, target: str, **settings: Any) -> tuple[Any, dict[str, Any]]:
+def _followed_trainer(
+    scenario: Scenario, target: str, **settings: Any
+) -> tuple[Any, dict[str, Any]]:
     """The core's answer for a whole ``train()`` of TRL's trainer, and what is known of its model."""
     from dryfit.engine.trainer import trace_trainer
     from dryfit.step.objectives import build_trainer
@@ -393,9 +450,14 @@ def _followed_trainer(scenario: Scenario, target: str, **settings: Any) -> tuple
         model = trainer.model
         if scenario.method == "qlora":
             assert_quantized(model, scenario)
-        about["notes"] = [*notes(model, scenario), f"the step is one of trl's {type(trainer).__name__}"]
+        about["notes"] = [
+            *notes(model, scenario),
+            f"the step is one of trl's {type(trainer).__name__}",
+        ]
         about["parameters"] = parameter_count(model)
-        about["trainable_parameters"] = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        about["trainable_parameters"] = sum(
+            p.numel() for p in model.parameters() if p.requires_grad
+        )
         histories = [loading_history(model, scenario)] if target == "cuda" else []
         if target == "cuda":
             about["host_copy_bytes"] = host_copy_bytes(model, scenario)
@@ -404,7 +466,10 @@ def _followed_trainer(scenario: Scenario, target: str, **settings: Any) -> tuple
     with speaking_of(scenario), TemporaryDirectory() as folder:
         answer = trace_trainer(
             lambda: build_trainer(
-                scenario, "meta", Path(folder), attention_implementation=traced_attention(scenario, target)
+                scenario,
+                "meta",
+                Path(folder),
+                attention_implementation=traced_attention(scenario, target),
             ),
             options,
             complete,

@@ -30,7 +30,9 @@ class ResultCache:
         The other outputs, with file names that differ.
     """
 
-    def __init__(self, folder: Path, state: Mapping[str, Any], report: Path, others: list[Path]) -> None:
+    def __init__(
+        self, folder: Path, state: Mapping[str, Any], report: Path, others: list[Path]
+    ) -> None:
         self.folder = folder / digest(state)
         self.report, self.others = report, others
 
@@ -39,14 +41,19 @@ class ResultCache:
         if not self.folder.is_dir():
             return False
         try:
-            read_report(self.folder / self.report.name, *(self.folder / path.name for path in self.others))
+            read_report(
+                self.folder / self.report.name, *(self.folder / path.name for path in self.others)
+            )
         except UserError as error:
             log.warning("Ignoring the kept result in %s: %s", self.folder, error.problem)
             return False
         for path in (*self.others, self.report):
             with open(self.folder / path.name, "rb") as source, atomic_open(path, "wb") as target:
                 shutil.copyfileobj(source, target)
-        log.info("Results of an earlier run restored from %s (delete that folder to compute them again)", self.folder)
+        log.info(
+            "Results of an earlier run restored from %s (delete that folder to compute them again)",
+            self.folder,
+        )
         return True
 
     def store(self) -> None:

@@ -40,9 +40,16 @@ QUANTIZED_DTYPES = ("F8_E4M3", "F8_E5M2", "F8_E8M0", "F6_E2M3", "F6_E3M2", "F4")
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 # Endings of tensors that only a quantized checkpoint holds: bitsandbytes, GPTQ/AWQ, compressed-tensors, FP8.
 QUANTIZED_ENDINGS = (
-    ".absmax", ".nested_absmax", ".quant_map", ".SCB", ".qweight", ".qzeros", ".weight_packed", ".weight_scale",
+    ".absmax",
+    ".nested_absmax",
+    ".quant_map",
+    ".SCB",
+    ".qweight",
+    ".qzeros",
+    ".weight_packed",
+    ".weight_scale",
     ".weight_scale_inv",
-)  # fmt: skip
+)
 
 
 @dataclass(frozen=True)
@@ -86,7 +93,9 @@ class WeightFolder:
     tensors: dict[str, StoredTensor]
 
 
-def lay_out_shard(path: Path, entries: Iterable[tuple[str, str, tuple[int, ...]]], metadata: dict[str, str]) -> Shard:
+def lay_out_shard(
+    path: Path, entries: Iterable[tuple[str, str, tuple[int, ...]]], metadata: dict[str, str]
+) -> Shard:
     """The file that holds ``(name, dtype, shape)`` entries one after the other.
 
     The header is padded with spaces, so that the data begins at a multiple of eight bytes as the format asks.
@@ -108,11 +117,20 @@ def parse_header(path: Path, header: bytes) -> Shard:
     metadata = entries.pop("__metadata__", None) or {}
     tensors = [
         StoredTensor(
-            name, entry["dtype"], tuple(entry["shape"]), path, *(len(header) + at for at in entry["data_offsets"])
+            name,
+            entry["dtype"],
+            tuple(entry["shape"]),
+            path,
+            *(len(header) + at for at in entry["data_offsets"]),
         )
         for name, entry in entries.items()
     ]
-    return Shard(path, header, metadata, tuple(sorted(tensors, key=lambda tensor: (tensor.start, tensor.end))))
+    return Shard(
+        path,
+        header,
+        metadata,
+        tuple(sorted(tensors, key=lambda tensor: (tensor.start, tensor.end))),
+    )
 
 
 def read_shard(path: str | os.PathLike) -> Shard:
@@ -130,15 +148,21 @@ def read_shard(path: str | os.PathLike) -> Shard:
         raise UserError(f"A file of weights is missing: {again}", where=path) from None
     if size < needed:
         problem = f"The file is truncated inside its header: {again}"
-        raise UserError(problem, where=path, found=f"{size} bytes", allowed=f"at least {needed} bytes")
+        raise UserError(
+            problem, where=path, found=f"{size} bytes", allowed=f"at least {needed} bytes"
+        )
     try:
         shard = parse_header(path, header)
     except (ValueError, KeyError, TypeError, AttributeError):
-        raise UserError("This is not a safetensors file: its header is malformed.", where=path) from None
+        raise UserError(
+            "This is not a safetensors file: its header is malformed.", where=path
+        ) from None
     offset = needed
     for tensor in shard.tensors:
         item = ITEM_BYTES.get(tensor.dtype)
-        if tensor.start != offset or (item is not None and math.prod(tensor.shape) * item != tensor.bytes):
+        if tensor.start != offset or (
+            item is not None and math.prod(tensor.shape) * item != tensor.bytes
+        ):
             raise UserError(
                 "The header does not describe its data: offsets overlap, leave holes or disagree with the shape.",
                 where=f"{path}, tensor {tensor.name}",
@@ -146,7 +170,12 @@ def read_shard(path: str | os.PathLike) -> Shard:
         offset = tensor.end
     if size != offset:
         problem = "is truncated" if size < offset else "is longer than its header says"
-        raise UserError(f"The file {problem}: {again}", where=path, found=f"{size} bytes", allowed=f"{offset} bytes")
+        raise UserError(
+            f"The file {problem}: {again}",
+            where=path,
+            found=f"{size} bytes",
+            allowed=f"{offset} bytes",
+        )
     return shard
 
 
@@ -163,7 +192,9 @@ def refuse_pickles(folder: Path, what: str) -> None:
         )
 
 
-def _refuse_quantized(folder: Path, config: dict[str, Any], tensors: Iterable[StoredTensor]) -> None:
+def _refuse_quantized(
+    folder: Path, config: dict[str, Any], tensors: Iterable[StoredTensor]
+) -> None:
     """Raise for a quantized base: adding to rounded four- or eight-bit weights is not what was trained."""
     quantized = [
         f"tensor {tensor.name}: {tensor.dtype}"
@@ -182,21 +213,32 @@ def _refuse_quantized(folder: Path, config: dict[str, Any], tensors: Iterable[St
         )
 
 
-def _refuse_contradictions(folder: Path, config: dict[str, Any], tensors: dict[str, StoredTensor]) -> None:
+def _refuse_contradictions(
+    folder: Path, config: dict[str, Any], tensors: dict[str, StoredTensor]
+) -> None:
     """Raise for sizes in ``config.json`` that the tensors contradict: no program could load the two together."""
     sizes = {**config, **(config.get("text_config") or {})}
     hidden, layers = (
-        sizes.get(old) or sizes.get(new) for old, new in (("n_embd", "hidden_size"), ("n_layer", "num_hidden_layers"))
+        sizes.get(old) or sizes.get(new)
+        for old, new in (("n_embd", "hidden_size"), ("n_layer", "num_hidden_layers"))
     )
     contradictions = []
     embedding = next((tensor for name, tensor in tensors.items() if EMBEDDING.search(name)), None)
     if embedding is not None and len(embedding.shape) == 2:
-        contradictions += [("vocab_size", sizes.get("vocab_size"), embedding.shape[0], embedding.name)]
-        if not sizes.get("word_embed_proj_dim") and not sizes.get("embedding_size"):  # which are projected afterwards
+        contradictions += [
+            ("vocab_size", sizes.get("vocab_size"), embedding.shape[0], embedding.name)
+        ]
+        if not sizes.get("word_embed_proj_dim") and not sizes.get(
+            "embedding_size"
+        ):  # which are projected afterwards
             contradictions += [("hidden_size", hidden, embedding.shape[1], embedding.name)]
     numbers = {int(match[3]) for match in map(LAYER.search, tensors) if match}
-    if numbers and isinstance(layers, int) and layers > max(numbers) + 1:  # more tensors: heads for more tokens at once
-        contradictions += [("num_hidden_layers", layers, max(numbers) + 1, "the last layer's tensors")]
+    if (
+        numbers and isinstance(layers, int) and layers > max(numbers) + 1
+    ):  # more tensors: heads for more tokens at once
+        contradictions += [
+            ("num_hidden_layers", layers, max(numbers) + 1, "the last layer's tensors")
+        ]
     for key, told, is_so, where in contradictions:
         if isinstance(told, int) and told != is_so:
             raise UserError(
@@ -258,10 +300,18 @@ def open_checkpoint(folder: str | os.PathLike) -> WeightFolder:
             raise UserError("Two shards hold the same tensor.", where=folder, found=tensor.name)
         tensors[tensor.name] = tensor
         if weight_map is not None and tensor.name not in weight_map:
-            raise UserError("A shard holds a tensor that the index does not name.", where=folder, found=tensor.name)
+            raise UserError(
+                "A shard holds a tensor that the index does not name.",
+                where=folder,
+                found=tensor.name,
+            )
     for name, file in (weight_map or {}).items():
         if name not in tensors or tensors[name].path.name != file:
-            raise UserError("The index names a tensor that its shard does not hold.", where=folder / file, found=name)
+            raise UserError(
+                "The index names a tensor that its shard does not hold.",
+                where=folder / file,
+                found=name,
+            )
     _refuse_quantized(folder, config, tensors.values())
     _refuse_contradictions(folder, config, tensors)
     return WeightFolder(folder, config, shards, index, tensors)

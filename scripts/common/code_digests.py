@@ -26,7 +26,9 @@ OURS = frozenset({"scripts", "validation", "dryfit"})  # the project's own packa
 ROOT = Path(__file__).resolve().parents[2]
 STORE = Path(".snakemake", "modules.json")
 # Packages that only the torch environment has, by the names they are imported under.
-TORCH_STACK = frozenset({"accelerate", "bitsandbytes", "gguf", "peft", "safetensors", "torch", "transformers"})
+TORCH_STACK = frozenset(
+    {"accelerate", "bitsandbytes", "gguf", "peft", "safetensors", "torch", "transformers"}
+)
 
 
 # Calls whose texts people read and no result holds: messages, and descriptions in tables. By the name that is called,
@@ -50,7 +52,11 @@ def _module_files(name: str) -> set[Path]:
     """The files that run when ``scripts.a.b`` is imported: the module's, if it is one, and those of its packages."""
     path = ROOT.joinpath(*name.split("."))
     folders = [path, *path.parents[: name.count(".")]]
-    return {file for file in (path.with_suffix(".py"), *(at / "__init__.py" for at in folders)) if file.is_file()}
+    return {
+        file
+        for file in (path.with_suffix(".py"), *(at / "__init__.py" for at in folders))
+        if file.is_file()
+    }
 
 
 @cache
@@ -59,7 +65,9 @@ def _read(path: Path) -> tuple[str, frozenset[Path], frozenset[str]]:
     source = path.read_bytes()
     key = content_key(source)
     known, used = _remembered()
-    meaning, names, packages = used[key] = known.get(key) or parse(source.decode("utf-8"), str(path))
+    meaning, names, packages = used[key] = known.get(key) or parse(
+        source.decode("utf-8"), str(path)
+    )
     return meaning, frozenset().union(*map(_module_files, names)), frozenset(packages)
 
 
@@ -75,7 +83,9 @@ def parse(source: str, filename: str) -> list:
     others: set[str] = set()
     for node in ast.walk(tree):
         if isinstance(node, DOCUMENTED) and ast.get_docstring(node, clean=False):
-            node.body = node.body[1:] or [ast.Pass()]  # a reworded docstring must not retrain a model
+            node.body = node.body[1:] or [
+                ast.Pass()
+            ]  # a reworded docstring must not retrain a model
         if isinstance(node, ast.Call):
             _drop_texts(node)
         if isinstance(node, ast.Import):
@@ -97,12 +107,16 @@ def parse(source: str, filename: str) -> list:
 
 def _drop_texts(call: ast.Call) -> None:
     """Take the texts that only people read out of a call."""
-    name = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", None)
+    name = (
+        call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", None)
+    )
     texts = TEXTS.get(name, ())
     if texts == ALL:
         call.args, call.keywords = [], []
         return
-    call.args = [ast.Constant("") if place in texts else argument for place, argument in enumerate(call.args)]
+    call.args = [
+        ast.Constant("") if place in texts else argument for place, argument in enumerate(call.args)
+    ]
     call.keywords = [one for one in call.keywords if one.arg not in texts]
 
 
@@ -128,7 +142,11 @@ def _remembered() -> tuple[dict, dict]:
     used: dict[str, list] = {}
 
     def save() -> None:
-        if not used.keys() <= known.keys() and store.parent.is_dir() and os.access(store.parent, os.W_OK):
+        if (
+            not used.keys() <= known.keys()
+            and store.parent.is_dir()
+            and os.access(store.parent, os.W_OK)
+        ):
             write_json(store, used, indent=None)
 
     atexit.register(save)
@@ -151,7 +169,9 @@ def imported_modules(script: Path) -> tuple[Path, ...]:
 def c_sources(script: Path) -> tuple[Path, ...]:
     """The C sources that the modules below a script compile: each such module is a ``native_library.py``."""
     compiling = (path for path in imported_modules(script) if path.name == "native_library.py")
-    return tuple(sorted(source for path in compiling for source in path.with_name("native").glob("*.[ch]*")))
+    return tuple(
+        sorted(source for path in compiling for source in path.with_name("native").glob("*.[ch]*"))
+    )
 
 
 def imported_packages(script: Path) -> frozenset[str]:
@@ -167,7 +187,9 @@ def environment_of(script: Path) -> str:
 @cache
 def module_digests(script: Path) -> dict[str, str]:
     """Digests of the script, the project modules and C sources below it, by path, and of its environment's pins."""
-    modules = {path.relative_to(ROOT).as_posix(): _read(path)[0] for path in imported_modules(script)}
+    modules = {
+        path.relative_to(ROOT).as_posix(): _read(path)[0] for path in imported_modules(script)
+    }
     for path in c_sources(script):
         modules[path.relative_to(ROOT).as_posix()] = hashlib.sha256(path.read_bytes()).hexdigest()
     environment = environment_of(script)

@@ -59,7 +59,9 @@ def job_digest(code: str, inputs: Iterable[str]) -> str:
     Without the last, an output whose input a failed job (or a person) has removed would pass as new.
     """
     inputs = list(inputs)
-    missing = [path for path in inputs if not os.path.exists(path) and not path.startswith(".snakemake/")]
+    missing = [
+        path for path in inputs if not os.path.exists(path) and not path.startswith(".snakemake/")
+    ]
     given = [path for path in inputs if not path.startswith(("results/", ".snakemake/"))]
     # Names and contents, and not where the files lie.
     files = digest(sorted((Path(path).name, content_digest(path)) for path in given))
@@ -75,9 +77,14 @@ def folder_digest(folder: str | os.PathLike, patterns: Iterable[str]) -> str | N
     """
     if not Path(folder).is_dir():
         return None
-    files = sorted({file for pattern in patterns for file in Path(folder).glob(pattern) if file.is_file()})
+    files = sorted(
+        {file for pattern in patterns for file in Path(folder).glob(pattern) if file.is_file()}
+    )
     return digest(
-        [(file.name, _sampled(file) if file.suffix == ".safetensors" else content_digest(file)) for file in files]
+        [
+            (file.name, _sampled(file) if file.suffix == ".safetensors" else content_digest(file))
+            for file in files
+        ]
     )
 
 
@@ -104,7 +111,11 @@ def _remembered(store: Path) -> dict[str, list]:
     def save() -> None:
         if known != before and store.parent.is_dir() and os.access(store.parent, os.W_OK):
             home = store.parent.parent
-            both = {path: kept for path, kept in {**_read(store), **known}.items() if (home / path).exists()}
+            both = {
+                path: kept
+                for path, kept in {**_read(store), **known}.items()
+                if (home / path).exists()
+            }
             write_json(store, both, indent=None)
 
     atexit.register(save)

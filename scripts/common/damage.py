@@ -23,7 +23,10 @@ def refuse_damaged(folders: Iterable[str]) -> list[str]:
     damage: Snakemake makes it again.
     """
     changed = {report: paths for folder in folders for report, paths in _changed(Path(folder))}
-    no_documents = {report: [path for path in paths if path.suffix not in BY_HAND] for report, paths in changed.items()}
+    no_documents = {
+        report: [path for path in paths if path.suffix not in BY_HAND]
+        for report, paths in changed.items()
+    }
     damaged = {report: paths for report, paths in no_documents.items() if paths}
     if not damaged:
         return sorted(str(path) for paths in changed.values() for path in paths)
@@ -33,7 +36,8 @@ def refuse_damaged(folders: Iterable[str]) -> list[str]:
     problem = "missing" if gone else "not what the steps that made them have written"
     raise UserError(
         f"Files of finished steps are {problem}, but Snakemake would take these steps as up to date.",
-        where=", ".join(map(str, paths[:5])) + (f" and {len(paths) - 5} more" if len(paths) > 5 else ""),
+        where=", ".join(map(str, paths[:5]))
+        + (f" and {len(paths) - 5} more" if len(paths) > 5 else ""),
         found="missing" if len(gone) == len(paths) else "changed since, or damaged",
         allowed="the files as they were written, put back; or the steps run again",
         write=f"rm {' '.join(map(str, remove))}    # then the same command again: it makes them again",
@@ -44,7 +48,9 @@ def _changed(folder: Path) -> Iterator[tuple[Path, list[Path]]]:
     """Each report of a folder with those of its files, or itself, that are not as they were written."""
     known: set[Path] = set()
     for report in sorted(folder.rglob("*.json")):
-        if set(NO_RESULTS) & set(report.parts) or (report in known and b'"sha256"' not in report.read_bytes()):
+        if set(NO_RESULTS) & set(report.parts) or (
+            report in known and b'"sha256"' not in report.read_bytes()
+        ):
             continue  # a tokenizer, say, of megabytes that a model's report lists
         try:
             listed = sealed_files(report)

@@ -25,7 +25,11 @@ COMPANIONS_BYTES, DOCUMENTS_BYTES = 3_600_000, 5_400_000
 STAGES = ("base model", "training", "merged model", "evaluation and documents", "export")
 # Which rule writes which.
 RULES = dict(
-    zip(("fetch_weights", "train_adapter", "merge_adapter", "evaluate_tuned", "export_gguf"), STAGES, strict=True)
+    zip(
+        ("fetch_weights", "train_adapter", "merge_adapter", "evaluate_tuned", "export_gguf"),
+        STAGES,
+        strict=True,
+    )
 )
 
 
@@ -44,9 +48,13 @@ class ParameterCounts:
     optimizer: str
 
     @classmethod
-    def of(cls, step: Mapping[str, Any], base: str, merged: str, parameters: int, trainable: int) -> ParameterCounts:
+    def of(
+        cls, step: Mapping[str, Any], base: str, merged: str, parameters: int, trainable: int
+    ) -> ParameterCounts:
         """Of a training step as a scenario's mapping, and of the dtypes of the base's and the merged weights."""
-        int8 = (step.get("quantization") or {}).get("type") == "int8"  # PEFT leaves adapters of such a base in fp32
+        int8 = (step.get("quantization") or {}).get(
+            "type"
+        ) == "int8"  # PEFT leaves adapters of such a base in fp32
         wide = step["adapter_precision"] == "fp32" or step["precision"].startswith("fp32")
         own = 4 if wide or (int8 and step["adapter_precision"] == "base") else 2
         return cls(parameters, trainable, WIDTHS[base], WIDTHS[merged], own, step["optimizer"])
@@ -85,7 +93,9 @@ def free_bytes(folder: str | os.PathLike) -> int:
     return shutil.disk_usage(place).free
 
 
-def stages(sizes: ParameterCounts, free: int, there: Sequence[str] = (), exports: Sequence[str] = ()) -> list[Stage]:
+def stages(
+    sizes: ParameterCounts, free: int, there: Sequence[str] = (), exports: Sequence[str] = ()
+) -> list[Stage]:
     """Each stage against what the stages before it leave of the disk.
 
     ``there`` names stages whose files are on the disk already.
@@ -101,7 +111,15 @@ def stages(sizes: ParameterCounts, free: int, there: Sequence[str] = (), exports
             if name in ("merged model", "export") and sizes.merged_width == 4 and peak // 2 <= free:
                 change = "merging: {dtype: bfloat16}"
         rows.append(
-            judged(name, "disk", peak, max(0, free), "computed", f"{size_text(kept)} of it stay", change=change)
+            judged(
+                name,
+                "disk",
+                peak,
+                max(0, free),
+                "computed",
+                f"{size_text(kept)} of it stay",
+                change=change,
+            )
         )
         free -= kept
     return rows
@@ -127,17 +145,24 @@ def refuse_full(planned: Iterable[Planned], folder: str | os.PathLike = "results
     for one in planned:
         there = [name for name in STAGES if name not in one.stages]
         stage_rows = stages(one.sizes, left, there, one.exports)
-        rows += [replace(row, stage=f"{row.stage} of {one.name}") for row in stage_rows if row.stage in one.stages]
+        rows += [
+            replace(row, stage=f"{row.stage} of {one.name}")
+            for row in stage_rows
+            if row.stage in one.stages
+        ]
         for name, (kept, peak) in written(one.sizes, one.exports).items():
             if name in one.stages:
                 lacking = max(lacking, peak - left)
                 left -= kept
     if lacking > 0:
         raise UserError(
-            "The disk is too small for what is planned, and no job was started:\n    " + "\n    ".join(table(rows)),
+            "The disk is too small for what is planned, and no job was started:\n    "
+            + "\n    ".join(table(rows)),
             where=Path(folder).resolve(),
             found=f"{gib(free)} free",
             allowed=f"{gib(lacking)} more, another disk (snakemake --directory), or memory.gate.override: true,"
             " which starts all the same",
-            write=next((row.change for row in refused(rows) if row.change.startswith("merging")), None),
+            write=next(
+                (row.change for row in refused(rows) if row.change.startswith("merging")), None
+            ),
         )

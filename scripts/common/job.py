@@ -44,7 +44,9 @@ def job(snakemake: Any) -> Iterator[None]:
     # turns an eighth (245).
     os.environ.setdefault("GOMP_SPINCOUNT", "3000")
     if not sys.stderr.isatty():
-        os.environ.setdefault("TQDM_DISABLE", "1")  # the libraries' own bars fill a log with fragments
+        os.environ.setdefault(
+            "TQDM_DISABLE", "1"
+        )  # the libraries' own bars fill a log with fragments
     path = Path(str(snakemake.log[0]))
     path.parent.mkdir(parents=True, exist_ok=True)
     file = logging.FileHandler(path, mode="w", encoding="utf-8")
@@ -61,7 +63,9 @@ def job(snakemake: Any) -> Iterator[None]:
             log.error("%s", error)
             sys.exit(1)
         except BaseException as error:
-            if "No space left on device" in str(error):  # libraries say it in errors of their own kinds
+            if "No space left on device" in str(
+                error
+            ):  # libraries say it in errors of their own kinds
                 again = "Free some space and give the same command again: it goes on from here."
                 log.error("The disk is full (%s). %s", error, again)
                 sys.exit(1)

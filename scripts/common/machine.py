@@ -43,7 +43,11 @@ def host_memory(cgroup: Path = CGROUP) -> int:
 
     free = [psutil.virtual_memory().available]
     try:
-        own = next(line[3:] for line in Path("/proc/self/cgroup").read_text().splitlines() if line.startswith("0::"))
+        own = next(
+            line[3:]
+            for line in Path("/proc/self/cgroup").read_text().splitlines()
+            if line.startswith("0::")
+        )
     except (OSError, StopIteration):
         own = "/"
     place = cgroup / own.lstrip("/")
@@ -51,7 +55,10 @@ def host_memory(cgroup: Path = CGROUP) -> int:
         if not folder.is_relative_to(cgroup):
             break
         try:
-            free.append(int((folder / "memory.max").read_text()) - int((folder / "memory.current").read_text()))
+            free.append(
+                int((folder / "memory.max").read_text())
+                - int((folder / "memory.current").read_text())
+            )
         except (OSError, ValueError):  # no limit: "max"
             continue
     return max(0, min(free))

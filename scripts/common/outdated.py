@@ -16,11 +16,25 @@ from scripts.common.contents import content_digest
 NAME = "OUTDATED.txt"
 HEAD = "These files were made with earlier settings or data; they are listed here until they are made again.\n"
 AGAIN = "should have been made again"
-SHARED = ("dataset", "evaluation", "memory", "models")  # folders of results/ that hold one folder for each name
-RECORDS = ("provenance.json", "sweep.json")  # list what a run's, or a sweep's, documents were made from
+SHARED = (
+    "dataset",
+    "evaluation",
+    "memory",
+    "models",
+)  # folders of results/ that hold one folder for each name
+RECORDS = (
+    "provenance.json",
+    "sweep.json",
+)  # list what a run's, or a sweep's, documents were made from
 # What a run makes one out of the other, the first first.
-CHAIN = ("training.json", "merged.json", "merged-verification.json", "evaluation/answers.jsonl",
-         "evaluation/metrics.json", "evaluation/comparison.json")  # fmt: skip
+CHAIN = (
+    "training.json",
+    "merged.json",
+    "merged-verification.json",
+    "evaluation/answers.jsonl",
+    "evaluation/metrics.json",
+    "evaluation/comparison.json",
+)
 
 
 def before(planned: Iterable[str], documents: Iterable[str], current: Iterable[str] = ()) -> None:
@@ -74,7 +88,11 @@ def _marks() -> Iterator[Path]:
 
 def _waiting() -> set[str]:
     """Outputs that should have been made again and were not yet, by the marks."""
-    lines = [line.partition("  # ") for mark in _marks() for line in mark.read_text(encoding="utf-8").splitlines()]
+    lines = [
+        line.partition("  # ")
+        for mark in _marks()
+        for line in mark.read_text(encoding="utf-8").splitlines()
+    ]
     return {path for path, _, reason in lines if reason == AGAIN}
 
 

@@ -21,7 +21,9 @@ def by_test(rows: Sequence[dict]) -> dict[str, list[dict]]:
     return {name: some for name in TESTS if (some := [row for row in rows if row["test"] == name])}
 
 
-def requests_of(split: Sequence[dict], tasks: Sequence[dict], settings: Mapping[str, Any]) -> list[dict]:
+def requests_of(
+    split: Sequence[dict], tasks: Sequence[dict], settings: Mapping[str, Any]
+) -> list[dict]:
     """What is asked: the first held-out rows of each test, in the order of the split, then those of the benchmark.
 
     ``settings`` has ``requests``, how many of each test, and ``benchmark``, how many of its tasks; None: all.
@@ -47,9 +49,14 @@ def asked(
     return pairs, before
 
 
-def shots_of(near: Sequence[Sequence[int]], trained: Sequence[Mapping[str, str]]) -> list[list[tuple[str, str]]]:
+def shots_of(
+    near: Sequence[Sequence[int]], trained: Sequence[Mapping[str, str]]
+) -> list[list[tuple[str, str]]]:
     """The nearest rows of each request as turns to be shown before it, the nearest one last."""
-    return [[(trained[row]["request"], trained[row]["command"]) for row in reversed(rows)] for rows in near]
+    return [
+        [(trained[row]["request"], trained[row]["command"]) for row in reversed(rows)]
+        for rows in near
+    ]
 
 
 def nearest_rows(requests: Sequence[str], rows: Sequence[str], count: int) -> list[list[int]]:
@@ -59,13 +66,18 @@ def nearest_rows(requests: Sequence[str], rows: Sequence[str], count: int) -> li
     """
     import numpy as np
 
-    standing: dict[str, list[tuple[int, float]]] = {}  # by run: rows that have it, and 1 + log of how often
+    standing: dict[
+        str, list[tuple[int, float]]
+    ] = {}  # by run: rows that have it, and 1 + log of how often
     for number, row in enumerate(rows):
         for run, times in _runs(row).items():
             standing.setdefault(run, []).append((number, 1 + math.log(times)))
     lengths, weighted = np.zeros(len(rows)), {}
     for run, found in standing.items():
-        having, weights = np.array([number for number, _ in found]), np.array([weight for _, weight in found])
+        having, weights = (
+            np.array([number for number, _ in found]),
+            np.array([weight for _, weight in found]),
+        )
         rarity = math.log((1 + len(rows)) / (1 + len(found))) + 1
         weighted[run] = rarity, having, weights * rarity
         lengths[having] += (weights * rarity) ** 2
@@ -82,4 +94,6 @@ def nearest_rows(requests: Sequence[str], rows: Sequence[str], count: int) -> li
 
 def _runs(text: str) -> Counter[str]:
     text = f" {' '.join(text.casefold().split())} "
-    return Counter(text[begin : begin + size] for size in _RUNS for begin in range(len(text) - size + 1))
+    return Counter(
+        text[begin : begin + size] for size in _RUNS for begin in range(len(text) - size + 1)
+    )

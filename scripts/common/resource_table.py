@@ -25,16 +25,26 @@ class Stage:
     verdict: str
     change: str | None = None  # the smallest that would fit, ready to be written, or None
     processes: int = 1  # how many share the place
-    seconds_at_most: float | None = None  # how long an evaluation takes at most; None: not known, or another stage
+    seconds_at_most: float | None = (
+        None  # how long an evaluation takes at most; None: not known, or another stage
+    )
 
 
 def judged(
-    stage: str, place: str, needs_bytes: int | None, has_bytes: int | None, basis: str, detail: str = "", **more: Any
+    stage: str,
+    place: str,
+    needs_bytes: int | None,
+    has_bytes: int | None,
+    basis: str,
+    detail: str = "",
+    **more: Any,
 ) -> Stage:
     """A stage with the verdict that its sizes give; ``more``: other fields."""
     unknown = needs_bytes is None or has_bytes is None
     verdict = UNCHECKED if unknown else FITS if needs_bytes <= has_bytes else TOO_SMALL
-    return Stage(stage, place, needs_bytes, has_bytes, basis, detail, **{"verdict": verdict, **more})
+    return Stage(
+        stage, place, needs_bytes, has_bytes, basis, detail, **{"verdict": verdict, **more}
+    )
 
 
 def refused(stages: Sequence[Stage]) -> list[Stage]:
@@ -47,7 +57,10 @@ def table(stages: Sequence[Stage]) -> list[str]:
         (
             stage.stage,
             f"{stage.place}, {stage.processes} processes" if stage.processes > 1 else stage.place,
-            *("-" if size is None else size_text(size) for size in (stage.needs_bytes, stage.has_bytes)),
+            *(
+                "-" if size is None else size_text(size)
+                for size in (stage.needs_bytes, stage.has_bytes)
+            ),
             stage.verdict,
             stage.change or "",
         )

@@ -44,7 +44,9 @@ def by_unit(
         one = sums.setdefault(("row", number) if unit is None else unit, [0.0, 0.0])
         one[0] += difference * weight
         one[1] += weight
-    return [total / weight for total, weight in sums.values()], [weight for _, weight in sums.values()]
+    return [total / weight for total, weight in sums.values()], [
+        weight for _, weight in sums.values()
+    ]
 
 
 def sign_flip_p(differences: Sequence[float], weights: Sequence[float]) -> float:
@@ -86,7 +88,9 @@ def sign(low: float, high: float) -> int:
     return int(low > 0) - int(high < 0)
 
 
-def paired(base: Sequence[float], tuned: Sequence[float], intents: Sequence[str | None] | None = None) -> dict:
+def paired(
+    base: Sequence[float], tuned: Sequence[float], intents: Sequence[str | None] | None = None
+) -> dict:
     """Tuned minus base on a metric of which more is better, over the same rows: 95 % bootstrap interval and p."""
     differences = [float(after) - float(before) for before, after in zip(base, tuned, strict=True)]
     units = by_unit(differences, intents or [None] * len(differences))

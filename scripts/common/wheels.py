@@ -14,7 +14,13 @@ from dryfit.common.errors import UserError
 from dryfit.common.terminal import log
 
 # What pip says when no index answers; it then goes on to say that there is no such release.
-_UNREACHABLE = ("establish a new connection", "NameResolutionError", "ConnectTimeout", "Max retries", "ProxyError")
+_UNREACHABLE = (
+    "establish a new connection",
+    "NameResolutionError",
+    "ConnectTimeout",
+    "Max retries",
+    "ProxyError",
+)
 
 
 class Unreachable(UserError):
@@ -22,7 +28,13 @@ class Unreachable(UserError):
 
 
 def download_wheel(
-    requirement: str, sha256: str, folder: Path, key: str, otherwise: str = "", *, source: bool = False
+    requirement: str,
+    sha256: str,
+    folder: Path,
+    key: str,
+    otherwise: str = "",
+    *,
+    source: bool = False,
 ) -> Path:
     """Let pip fetch the one file that has this digest; pip knows the user's index, proxy and certificates.
 
@@ -44,11 +56,26 @@ def download_wheel(
     """
     pinned = folder / "requirement.txt"
     pinned.write_text(f"{requirement} --hash=sha256:{sha256}\n", encoding="utf-8")
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
-    command += [f"--{'no' if source else 'only'}-binary=:all:", "--require-hashes", "--dest", str(folder)]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--quiet",
+        "--disable-pip-version-check",
+        "--no-deps",
+    ]
+    command += [
+        f"--{'no' if source else 'only'}-binary=:all:",
+        "--require-hashes",
+        "--dest",
+        str(folder),
+    ]
     command += ["--requirement", str(pinned)]
     # Its own temporary files there too: they go with the folder, also when this process is killed.
-    run = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "TMPDIR": str(folder)})
+    run = subprocess.run(
+        command, capture_output=True, text=True, env={**os.environ, "TMPDIR": str(folder)}
+    )
     if run.returncode:
         log.info("%s", run.stderr)
         if "No space left on device" in run.stderr:
@@ -57,7 +84,10 @@ def download_wheel(
                 where=folder.parent,
                 allowed="free some space (the wheel and what is unpacked from it), and run the same command again",
             )
-        reason = next((line for line in reversed(run.stderr.splitlines()) if line.startswith("ERROR")), "see the log")
+        reason = next(
+            (line for line in reversed(run.stderr.splitlines()) if line.startswith("ERROR")),
+            "see the log",
+        )
         file = "archive" if source else "wheel"
         kind = Unreachable if any(words in run.stderr for words in _UNREACHABLE) else UserError
         raise kind(
@@ -71,5 +101,7 @@ def download_wheel(
 
 def licence(archive: zipfile.ZipFile) -> bytes:
     """The text of the licences that a wheel carries."""
-    names = [name for name in archive.namelist() if ".dist-info/" in name and "LICEN" in name.upper()]
+    names = [
+        name for name in archive.namelist() if ".dist-info/" in name and "LICEN" in name.upper()
+    ]
     return b"\n".join(archive.read(name) for name in names)

@@ -8,7 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from dryfit.common.errors import UserError
-from dryfit.common.files import read_json, read_jsonl, read_report, sha256_file, write_json, write_jsonl, write_report
+from dryfit.common.files import (
+    read_json,
+    read_jsonl,
+    read_report,
+    sha256_file,
+    write_json,
+    write_jsonl,
+    write_report,
+)
 from dryfit.common.terminal import log
 from scripts.common.job import job
 from scripts.dataset.rows import COLUMNS, TEST, Rows, count, must_not_drop_many, write_rows
@@ -20,8 +28,14 @@ from scripts.tasks.text import Task
 def label(source: Mapping[str, Any]) -> str:
     """A source's name in rows and reports."""
     if source["type"] == "hub":
-        return "/".join(str(source[key]) for key in ("repository", "config", "split") if source.get(key))
-    return ", ".join(source["paths"]) if "paths" in source else source.get("requirement", source["type"])
+        return "/".join(
+            str(source[key]) for key in ("repository", "config", "split") if source.get(key)
+        )
+    return (
+        ", ".join(source["paths"])
+        if "paths" in source
+        else source.get("requirement", source["type"])
+    )
 
 
 def read_source(
@@ -31,33 +45,48 @@ def read_source(
 
     ``revisions`` (commits that earlier runs resolved) is renewed, ``about`` filled with what the report says.
     """
-    columns = columns_of(source) or (None if task.guesses_columns else {"request": "request", "command": "command"})
+    columns = columns_of(source) or (
+        None if task.guesses_columns else {"request": "request", "command": "command"}
+    )
     if source["type"] in task.source_types:
         for origin, number, fields in task.read(source, about):
             yield origin, SourceRecord(number, fields)
     elif source["type"] == "files":
         about["files"] = []
         for path in source["paths"]:
-            for record in read_file(path, columns, source.get("format"), guess=task.guesses_columns):
+            for record in read_file(
+                path, columns, source.get("format"), guess=task.guesses_columns
+            ):
                 yield path, record
             about["files"].append({"path": path, "sha256": sha256_file(path)})
     elif source["type"] == "benchmark":
         report = read_report(source["report"], source["tasks"])
-        about |= {key: report[key] for key in ("requirement", "wheel_sha256", "file") if key in report}
+        about |= {
+            key: report[key] for key in ("requirement", "wheel_sha256", "file") if key in report
+        }
         for number, task in enumerate(read_jsonl(source["tasks"]), 1):
             for command in (task["command"], *task["alternatives"]):
-                yield label(source), SourceRecord(number, {"request": task["request"], "command": command})
+                yield (
+                    label(source),
+                    SourceRecord(number, {"request": task["request"], "command": command}),
+                )
     else:
         from scripts.dataset.hub import read_repository, resolve
 
         commit = resolve(source, revisions)
-        about |= {key: source[key] for key in ("repository", "config", "split", "revision") if key in source}
+        about |= {
+            key: source[key]
+            for key in ("repository", "config", "split", "revision")
+            if key in source
+        }
         about["commit"] = commit
         for record in read_repository(source, commit, columns, guess=task.guesses_columns):
             yield label(source), record
 
 
-def acquire(task: Task, sources: list[Mapping[str, Any]], revisions: dict[str, str]) -> tuple[Rows, list[dict]]:
+def acquire(
+    task: Task, sources: list[Mapping[str, Any]], revisions: dict[str, str]
+) -> tuple[Rows, list[dict]]:
     """The rows of all sources, those that could not be read with a ``reason``, and a summary of each source."""
     import pandas as pd
 
@@ -72,7 +101,8 @@ def acquire(task: Task, sources: list[Mapping[str, Any]], revisions: dict[str, s
             log.warning("The licence of %s is unknown: the card will say so.", name)
         found = read_source(task, source, revisions, about)
         rows = (
-            {**fields, "line": line, "reason": reason, "source": origin} for origin, (line, fields, reason) in found
+            {**fields, "line": line, "reason": reason, "source": origin}
+            for origin, (line, fields, reason) in found
         )
         table = pd.DataFrame(rows)
         if table.empty:  # a source that could not be reached
@@ -106,7 +136,10 @@ def main(
     # Not a declared output: it outlives reruns, so that a moved branch on the Hub is noticed.
     revisions_file = Path(outputs.report).with_name("revisions.json")
     revisions = read_json(revisions_file) if revisions_file.exists() else {}
-    sources = [{**source, **examples} if examples and source["type"] == "examples" else source for source in sources]
+    sources = [
+        {**source, **examples} if examples and source["type"] == "examples" else source
+        for source in sources
+    ]
     rows, summaries = acquire(task, sources, revisions)
     if test:
         held, about = acquire(task, test, revisions)

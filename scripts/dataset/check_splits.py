@@ -66,9 +66,16 @@ def stages(acquire: dict, clean: dict, screen: dict, split: dict) -> list[dict]:
     UserError: when a stage did not begin with what the one before it left.
     """
     rows = acquire["rows"] + acquire["rejected"]
-    removed = {"acquire": acquire["rejected"], **{stage: clean["removed"][stage] for stage in clean["stages"]}}
+    removed = {
+        "acquire": acquire["rejected"],
+        **{stage: clean["removed"][stage] for stage in clean["stages"]},
+    }
     removed |= {"screen": screen["removed"], "decontaminate": split["decontaminated"]}
-    left = {"acquire": acquire["rows"], clean["stages"][-1]: clean["kept"], "screen": screen["kept"]}
+    left = {
+        "acquire": acquire["rows"],
+        clean["stages"][-1]: clean["kept"],
+        "screen": screen["kept"],
+    }
     left["decontaminate"] = sum(split["sizes"].values())
     table = []
     for stage, count in removed.items():
@@ -97,7 +104,10 @@ def known_kinds_must_be_trained(splits: Mapping[str, Rows], where: str) -> None:
 
 def must_be_the_screened_rows(safe: Rows, found: Rows, where: str) -> None:
     """Raise unless what was found in splits and taken out is, row by row, what the screen let pass."""
-    passed, there = Counter(to_lines(safe)), Counter(to_lines(found.drop(columns=[*ADDED], errors="ignore")))
+    passed, there = (
+        Counter(to_lines(safe)),
+        Counter(to_lines(found.drop(columns=[*ADDED], errors="ignore"))),
+    )
     for problem, rows in (
         ("A split has a row that did not pass the screen.", there - passed),
         ("A row that the screen let pass is in no split.", passed - there),
@@ -115,7 +125,11 @@ def must_be_the_screened_rows(safe: Rows, found: Rows, where: str) -> None:
 def try_metrics(scores: Task, rows: Rows) -> None:
     """Ask a user's own metrics about expected answers and about none, so that one that fails does so here."""
     some = rows.head(TRIED).to_dict("records")
-    for answers in ([row["command"] for row in some], [row["request"] for row in some], [""] * len(some)):
+    for answers in (
+        [row["command"] for row in some],
+        [row["request"] for row in some],
+        [""] * len(some),
+    ):
         scores.score(answers, some)
 
 
@@ -144,7 +158,13 @@ def main(task: Task, inputs: dict[str, str], report: str, scores: Task | None = 
     if scores is not None:
         try_metrics(scores, splits[TEST])
     rows = {name: len(split) for name, split in splits.items()}
-    write_report(report, {CARRIED: carried, "overlaps": counts, "rows": rows, "stages": table, "total": total})
+    write_report(
+        report,
+        {CARRIED: carried, "overlaps": counts, "rows": rows, "stages": table, "total": total},
+    )
     for row in table:
-        log.info("%-16s %8d rows, %6d removed, %8d kept", *(row[key] for key in ("stage", "rows", "removed", "kept")))
+        log.info(
+            "%-16s %8d rows, %6d removed, %8d kept",
+            *(row[key] for key in ("stage", "rows", "removed", "kept")),
+        )
     log.info("no overlap: %s", ", ".join(f"{name} {count}" for name, count in rows.items()))

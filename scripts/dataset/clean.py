@@ -8,11 +8,20 @@ from typing import Any
 from dryfit.common.files import read_report, write_report
 from dryfit.common.terminal import log
 from scripts.common.job import job
-from scripts.dataset.rows import Rows, count, must_keep_some, must_not_drop_many, read_rows, write_rows
+from scripts.dataset.rows import (
+    Rows,
+    count,
+    must_keep_some,
+    must_not_drop_many,
+    read_rows,
+    write_rows,
+)
 from scripts.tasks.support import registry
 from scripts.tasks.text import Task
 
-_FEW = 64  # so many requests are compared with each other; for more, MinHash says which are worth it
+_FEW = (
+    64  # so many requests are compared with each other; for more, MinHash says which are worth it
+)
 
 
 def shingles(text: str) -> set[str]:
@@ -36,7 +45,11 @@ def near_duplicates(texts: list[str], threshold: float) -> list[bool]:
     sets = [shingles(text) for text in texts]
     kept: list[int] = []
     result: list[bool] = []
-    index = MinHashLSH(threshold=threshold, num_perm=128, weights=(0.1, 0.9)) if len(texts) > _FEW else None
+    index = (
+        MinHashLSH(threshold=threshold, num_perm=128, weights=(0.1, 0.9))
+        if len(texts) > _FEW
+        else None
+    )
     for number, found in enumerate(sets):
         candidates = kept
         if index is not None:
@@ -62,8 +75,13 @@ def clean(task: Task, rows: Rows, threshold: float | None) -> Rows:
     """
     import pandas as pd
 
-    rows = rows.assign(request=rows["request"].map(task.clean_request), command=rows["command"].map(task.clean_answer))
-    rows = rows.assign(**{name: pd.Series(None, rows.index, dtype=object) for name in ("stage", "reason")})
+    rows = rows.assign(
+        request=rows["request"].map(task.clean_request),
+        command=rows["command"].map(task.clean_answer),
+    )
+    rows = rows.assign(
+        **{name: pd.Series(None, rows.index, dtype=object) for name in ("stage", "reason")}
+    )
 
     def left() -> Rows:
         return rows[rows["stage"].isna()]
@@ -76,7 +94,9 @@ def clean(task: Task, rows: Rows, threshold: float | None) -> Rows:
         return pd.Series(reason, index, dtype=object)
 
     some = left()
-    reasons = pd.Series(map(task.defect, some["request"], some["command"]), some.index, dtype=object)
+    reasons = pd.Series(
+        map(task.defect, some["request"], some["command"]), some.index, dtype=object
+    )
     reject("validate", reasons.dropna())
 
     some = left()
@@ -94,13 +114,22 @@ def clean(task: Task, rows: Rows, threshold: float | None) -> Rows:
     keys = some["command"].map(task.answer_key)
     near: list[int] = []
     for _, requests in some["request"][keys.duplicated(keep=False)].groupby(keys, sort=False):
-        near += requests.index[near_duplicates([task.request_key(request) for request in requests], threshold)].tolist()
-    reject("near_duplicates", because(f"nearly the same request with the same {task.answer} came before", near))
+        near += requests.index[
+            near_duplicates([task.request_key(request) for request in requests], threshold)
+        ].tolist()
+    reject(
+        "near_duplicates",
+        because(f"nearly the same request with the same {task.answer} came before", near),
+    )
     return rows
 
 
 def main(
-    task: Task, inputs: dict[str, str], outputs: dict[str, str], settings: dict, most_dropped: float = 1.0
+    task: Task,
+    inputs: dict[str, str],
+    outputs: dict[str, str],
+    settings: dict,
+    most_dropped: float = 1.0,
 ) -> None:
     """Clean the acquired pairs; write those that pass, the rejected ones and the counts of each stage."""
     read_report(inputs["acquire"], inputs["pairs"])
@@ -111,7 +140,9 @@ def main(
     must_not_drop_many("cleaning", rows.assign(reason=unusable), most_dropped)
     rejected = rows[rows["stage"].notna()]
     kept = rows[rows["stage"].isna()].drop(columns=["stage", "reason", "detail"])
-    must_keep_some("clean", len(kept), count(rejected["stage"] + ": " + rejected["reason"]), inputs["pairs"])
+    must_keep_some(
+        "clean", len(kept), count(rejected["stage"] + ": " + rejected["reason"]), inputs["pairs"]
+    )
     write_rows(outputs["pairs"], kept)
     write_rows(outputs["rejected"], rejected)
     reasons = {stage: count(rejected["reason"][rejected["stage"] == stage]) for stage in names}
@@ -128,7 +159,12 @@ def main(
         },
         *(outputs["pairs"], outputs["rejected"]),
     )
-    log.info("%d rows: %s; %d kept", len(rows), ", ".join(f"{stage} -{removed[stage]}" for stage in names), len(kept))
+    log.info(
+        "%d rows: %s; %d kept",
+        len(rows),
+        ", ".join(f"{stage} -{removed[stage]}" for stage in names),
+        len(kept),
+    )
 
 
 if __name__ == "__main__":

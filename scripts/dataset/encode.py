@@ -28,10 +28,14 @@ def percentiles(values: Any) -> dict[str, int]:
     if not len(values):
         return {}
     found = np.percentile(values, _PERCENTILES, method="inverted_cdf")
-    return {f"p{percent:03d}": int(value) for percent, value in zip(_PERCENTILES, found, strict=True)}
+    return {
+        f"p{percent:03d}": int(value) for percent, value in zip(_PERCENTILES, found, strict=True)
+    }
 
 
-def refuse_unknown(tokenizer: Any, token: int | None, vocabulary: int | None, where: object) -> None:
+def refuse_unknown(
+    tokenizer: Any, token: int | None, vocabulary: int | None, where: object
+) -> None:
     """Raise when the model has no embedding for a token: it would end the run in the middle of a step.
 
     A tokenizer may have more words than the model as long as no row has them (Gemma 3's image token).
@@ -47,7 +51,13 @@ def refuse_unknown(tokenizer: Any, token: int | None, vocabulary: int | None, wh
 
 
 def encode_split(
-    tokenizer: Any, system: str, path: str, output: str, most: int, overlong: str, vocabulary: int | None = None
+    tokenizer: Any,
+    system: str,
+    path: str,
+    output: str,
+    most: int,
+    overlong: str,
+    vocabulary: int | None = None,
 ) -> tuple[dict, Any]:
     """Encode one split into a Parquet file of ``input_ids`` and ``labels`` (lists of int32).
 
@@ -65,7 +75,10 @@ def encode_split(
     answers: list[int] = []
     dropped = [pd.DataFrame()]
     # Small files that are read once: speed of reading counts, and equal rows must be equal bytes.
-    with atomic_open(output, "wb") as file, pq.ParquetWriter(file, schema, compression="zstd") as writer:
+    with (
+        atomic_open(output, "wb") as file,
+        pq.ParquetWriter(file, schema, compression="zstd") as writer,
+    ):
         # A few at a time: as lists of Python's numbers, the tokens of 100,000 rows take half a GB.
         for rows in read_chunks(path, _ROWS_AT_ONCE):
             pairs, before = asked(rows.to_dict("records"))
@@ -78,7 +91,9 @@ def encode_split(
             answers += [len(labels) - labels.count(IGNORED) for _, labels in encoded]
             dropped.append(rows[rows["length"] > most])
             kept = [pair for pair in encoded if len(pair[0]) <= most]
-            columns = [pa.array([pair[column] for pair in kept], schema[column].type) for column in (0, 1)]
+            columns = [
+                pa.array([pair[column] for pair in kept], schema[column].type) for column in (0, 1)
+            ]
             writer.write_table(pa.table(columns, schema=schema))
         refused = pd.concat(dropped)
         if overlong == "fail" and len(refused):
@@ -91,7 +106,9 @@ def encode_split(
                 write="dataset:\n  encode:\n    overlong: drop",
             )
     if len(refused):
-        detail = refused.pop("length").astype(str) + f" tokens, more than the sequence length of {most}"
+        detail = (
+            refused.pop("length").astype(str) + f" tokens, more than the sequence length of {most}"
+        )
         refused = refused.assign(detail=detail, reason=OVERLONG, stage="encode")
     whole, learned = np.array(lengths, dtype=int), np.array(answers, dtype=int)
     fits = whole <= most
@@ -109,7 +126,12 @@ def encode_split(
 def must_be_enough(splits: dict[str, dict], rows_a_step: int) -> None:
     """Raise when a split is empty, or when there are not enough rows for one optimizer step."""
     for name, split in splits.items():
-        must_keep_some(f"encode {name}", split["kept"], {OVERLONG: split["overlong"]}, "training.sequence_length")
+        must_keep_some(
+            f"encode {name}",
+            split["kept"],
+            {OVERLONG: split["overlong"]},
+            "training.sequence_length",
+        )
     if splits["train"]["kept"] < rows_a_step:
         raise UserError(
             "There are fewer rows to train on than one step takes.",
@@ -121,7 +143,14 @@ def must_be_enough(splits: dict[str, dict], rows_a_step: int) -> None:
         )
 
 
-def main(inputs: dict, outputs: dict, system: str, overlong: str, sequence_length: int, rows_a_step: int = 1) -> None:
+def main(
+    inputs: dict,
+    outputs: dict,
+    system: str,
+    overlong: str,
+    sequence_length: int,
+    rows_a_step: int = 1,
+) -> None:
     """Encode the three splits for one model (its tokenizer) and one sequence length, in tokens."""
     import pandas as pd
 
@@ -131,7 +160,12 @@ def main(inputs: dict, outputs: dict, system: str, overlong: str, sequence_lengt
     folder = Path(inputs["tokenizer"]).parent
     tokenizer, model = read_tokenizer(folder), read_json(folder / "config.json")
     vocabulary = (model.get("text_config") or model).get("vocab_size")
-    refuse_unknown(tokenizer, tokenizer.pad_token_id, vocabulary, f"{inputs['tokenizer']}: the token for padding")
+    refuse_unknown(
+        tokenizer,
+        tokenizer.pad_token_id,
+        vocabulary,
+        f"{inputs['tokenizer']}: the token for padding",
+    )
     splits, dropped = {}, []
     for name in SPLITS:
         found, some = encode_split(
@@ -140,11 +174,20 @@ def main(inputs: dict, outputs: dict, system: str, overlong: str, sequence_lengt
         splits[name] = found
         dropped.append(some)
         log.info(
-            "%s: %s", name, ", ".join(f"{found[key]} {key}" for key in ("rows", "overlong", "tokens", "answer_tokens"))
+            "%s: %s",
+            name,
+            ", ".join(
+                f"{found[key]} {key}" for key in ("rows", "overlong", "tokens", "answer_tokens")
+            ),
         )
     must_be_enough(splits, rows_a_step)
     write_rows(outputs["rejected"], pd.concat(dropped))
-    report = {"overlong": overlong, "sequence_length": sequence_length, "splits": splits, "system_prompt": system}
+    report = {
+        "overlong": overlong,
+        "sequence_length": sequence_length,
+        "splits": splits,
+        "system_prompt": system,
+    }
     write_report(outputs["report"], report, *(outputs[name] for name in (*SPLITS, "rejected")))
 
 

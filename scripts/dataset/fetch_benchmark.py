@@ -18,7 +18,9 @@ def read_own(task: Task, source: Mapping[str, Any], outputs: Any) -> None:
     UserError: naming the first row that can't be asked: a benchmark of which rows are missing is another one.
     """
     tasks = []
-    for record in read_file(source["path"], columns_of(source), source.get("format"), guess=task.guesses_columns):
+    for record in read_file(
+        source["path"], columns_of(source), source.get("format"), guess=task.guesses_columns
+    ):
         fields = record.fields
         reason = record.reason or task.defect(fields["request"], fields["command"])
         if reason:
@@ -28,15 +30,35 @@ def read_own(task: Task, source: Mapping[str, Any], outputs: Any) -> None:
                 found=str(fields.get("request", ""))[:120],
                 allowed="a request and its answer as text in each row",
             )
-        request, command = task.clean_request(fields["request"]), task.clean_answer(fields["command"])
+        request, command = (
+            task.clean_request(fields["request"]),
+            task.clean_answer(fields["command"]),
+        )
         about = {key: fields[key] for key in ("turns",) if key in fields}
-        tasks.append({"alternatives": [], "command": command, "id": f"{len(tasks)}", "request": request, **about})
+        tasks.append(
+            {
+                "alternatives": [],
+                "command": command,
+                "id": f"{len(tasks)}",
+                "request": request,
+                **about,
+            }
+        )
     with atomic_open(outputs.license, "wb"):
         pass
     write_jsonl(outputs.tasks, tasks)
     write_json(outputs.states, {})
-    about = {"file": {"path": source["path"], "sha256": sha256_file(source["path"])}, "requirement": source["path"]}
-    write_report(outputs.report, {**about, "tasks": len(tasks)}, outputs.tasks, outputs.states, outputs.license)
+    about = {
+        "file": {"path": source["path"], "sha256": sha256_file(source["path"])},
+        "requirement": source["path"],
+    }
+    write_report(
+        outputs.report,
+        {**about, "tasks": len(tasks)},
+        outputs.tasks,
+        outputs.states,
+        outputs.license,
+    )
     log.info("%s: %d requests", source["path"], len(tasks))
 
 

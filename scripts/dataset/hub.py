@@ -26,7 +26,9 @@ def explain(error: BaseException, source: Mapping[str, Any]) -> UserError:
     """An error of the libraries as one that says what to do."""
     failure = Failure.of(error)
     again = "another try, since nothing was written"
-    problem, allowed = meaning(failure, "dataset", source["repository"], instead=again, own={"": _NOT_READ})
+    problem, allowed = meaning(
+        failure, "dataset", source["repository"], instead=again, own={"": _NOT_READ}
+    )
     found = f"{source['repository']} at {source.get('revision', 'main')}: {type(error).__name__}: {failure.message}"
     return UserError(problem, where="dataset.sources", found=found, allowed=allowed)
 
@@ -61,7 +63,11 @@ def resolve(source: Mapping[str, Any], revisions: dict[str, str]) -> str:
 
 
 def read_repository(
-    source: Mapping[str, Any], commit: str, columns: Mapping[str, str] | None, *, guess: bool = False
+    source: Mapping[str, Any],
+    commit: str,
+    columns: Mapping[str, str] | None,
+    *,
+    guess: bool = False,
 ) -> Iterator[SourceRecord]:
     """Records of a dataset repository at a commit, read as a stream.
 
@@ -89,7 +95,9 @@ def read_repository(
         for number, row in enumerate(rows, 1):
             if number == 1:
                 if columns is None:
-                    columns = guessed(row) if guess else {"request": "request", "command": "command"}
+                    columns = (
+                        guessed(row) if guess else {"request": "request", "command": "command"}
+                    )
                 check_columns(row, columns, f"{name}, split {split}")
             yield from to_records(number, row, columns, str(name))
     except UserError:
@@ -97,4 +105,6 @@ def read_repository(
     except Exception as error:
         raise explain(error, source) from None
     if not number:
-        raise UserError("The dataset has no rows.", where="dataset.sources", found=f"{name} {split}")
+        raise UserError(
+            "The dataset has no rows.", where="dataset.sources", found=f"{name} {split}"
+        )

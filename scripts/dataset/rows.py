@@ -44,7 +44,9 @@ def read_rows(path: str | os.PathLike) -> Rows:
     import pandas as pd
 
     if not os.path.getsize(path):
-        return pd.DataFrame({name: pd.Series(dtype="int64" if name == "line" else "str") for name in COLUMNS})
+        return pd.DataFrame(
+            {name: pd.Series(dtype="int64" if name == "line" else "str") for name in COLUMNS}
+        )
     return pd.read_json(path, lines=True, dtype=False)
 
 
@@ -98,14 +100,21 @@ def must_not_drop_many(stage: str, rows: Rows, most: float) -> None:
     if dropped.empty:
         return
     share = len(dropped) / len(rows)
-    reasons = "; ".join(f"{reason} ({number})" for reason, number in list(count(dropped["reason"]).items())[:3])
+    reasons = "; ".join(
+        f"{reason} ({number})" for reason, number in list(count(dropped["reason"]).items())[:3]
+    )
     log.warning("%s drops %d of %d rows: %s", stage, len(dropped), len(rows), reasons)
     if share <= most:
         return
     first = []
     for row in dropped.head(3).to_dict("records"):
-        shown = " ".join(str(row.get("request", "")).split())[:60], " ".join(str(row.get("command", "")).split())[:60]
-        first.append(f"{row['source']}, line {row['line']}: {row['reason']}: {shown[0]!r} -> {shown[1]!r}")
+        shown = (
+            " ".join(str(row.get("request", "")).split())[:60],
+            " ".join(str(row.get("command", "")).split())[:60],
+        )
+        first.append(
+            f"{row['source']}, line {row['line']}: {row['reason']}: {shown[0]!r} -> {shown[1]!r}"
+        )
     raise UserError(
         f"Many rows can't be used: {stage} drops {len(dropped)} of {len(rows)}, {share:.1%}.",
         where="\n           ".join(first),

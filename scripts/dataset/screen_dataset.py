@@ -21,11 +21,15 @@ def main(task: Task, inputs: dict[str, str], outputs: dict[str, str]) -> None:
     verdicts = task.screen(list(rows["command"]))
     found = pd.DataFrame(verdicts, rows.index, columns=["status", "category", "rule"])
     passes, danger = found["status"] == "ok", found["status"] == "danger"
-    reasons = ("danger: " + found["category"]).where(danger, f"the screen can't parse the {task.answer}")[~passes]
+    reasons = ("danger: " + found["category"]).where(
+        danger, f"the screen can't parse the {task.answer}"
+    )[~passes]
     must_keep_some("screen", int(passes.sum()), count(reasons), inputs["pairs"])
     write_rows(outputs["pairs"], rows[passes])
     details = found["rule"][~passes]
-    write_rows(outputs["rejected"], rows[~passes].assign(detail=details, reason=reasons, stage="screen"))
+    write_rows(
+        outputs["rejected"], rows[~passes].assign(detail=details, reason=reasons, stage="screen")
+    )
     report = {
         CARRIED: carry(clean=inputs["clean"]),
         "categories": count(found["category"][danger]),
@@ -38,9 +42,15 @@ def main(task: Task, inputs: dict[str, str], outputs: dict[str, str]) -> None:
         "unparsable": int((~passes & ~danger).sum()),
     }
     write_report(outputs["report"], report, outputs["pairs"], outputs["rejected"])
-    log.info("%(rows)d rows: %(danger)d dangerous, %(unparsable)d unparsable; %(kept)d kept", report)
+    log.info(
+        "%(rows)d rows: %(danger)d dangerous, %(unparsable)d unparsable; %(kept)d kept", report
+    )
 
 
 if __name__ == "__main__":
     with job(snakemake):
-        main(registry.of_job(snakemake.params.task), dict(snakemake.input.items()), dict(snakemake.output.items()))
+        main(
+            registry.of_job(snakemake.params.task),
+            dict(snakemake.input.items()),
+            dict(snakemake.output.items()),
+        )

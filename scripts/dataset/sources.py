@@ -19,7 +19,9 @@ from dryfit.common.errors import UserError
 from dryfit.common.terminal import log
 from scripts.tasks.support import messages
 
-MAXIMUM_LINE_CHARACTERS = 1 << 20  # a longer line is no pair of request and command, and would have to fit in memory
+MAXIMUM_LINE_CHARACTERS = (
+    1 << 20
+)  # a longer line is no pair of request and command, and would have to fit in memory
 _ROLES = ("request", "command", "intent")
 # Names that people give the columns, the first one that a file has: https://huggingface.co/datasets by their cards.
 _GUESSES = {
@@ -76,7 +78,11 @@ def to_record(line: int, row: Mapping[str, Any], columns: Mapping[str, str]) -> 
             fields[role] = storable(value)
             if fields[role] == value:
                 continue
-            problem = f"{role} is not UTF-8" if _NO_UTF8.search(value) else f"{role} has half a surrogate pair"
+            problem = (
+                f"{role} is not UTF-8"
+                if _NO_UTF8.search(value)
+                else f"{role} has half a surrogate pair"
+            )
         if role != "intent":
             reason = reason or problem
     return SourceRecord(line, fields, reason)
@@ -96,25 +102,33 @@ def guessed(header: Iterable[str]) -> dict[str, str]:
     """The columns of a file by the names that people give them; those of a pair where none is known."""
     header = list(header)
     found = {
-        role: name for role, names in _GUESSES.items() if (name := next((one for one in names if one in header), None))
+        role: name
+        for role, names in _GUESSES.items()
+        if (name := next((one for one in names if one in header), None))
     }
     if "messages" in found:
         return {"messages": found["messages"]}
     return {"request": "request", "command": "command", **found}
 
 
-def to_records(line: int, row: Mapping[str, Any], columns: Mapping[str, str], path: str) -> Iterator[SourceRecord]:
+def to_records(
+    line: int, row: Mapping[str, Any], columns: Mapping[str, str], path: str
+) -> Iterator[SourceRecord]:
     """The rows of a file's row: one, or one for each answer of a conversation."""
     if "messages" not in columns:
         yield to_record(line, row, columns)
         return
     found, reason = messages.rows(row.get(columns["messages"]))
     if reason:
-        shown = storable(json.dumps(row.get(columns["messages"]), ensure_ascii=False, default=str))[:200]
+        shown = storable(json.dumps(row.get(columns["messages"]), ensure_ascii=False, default=str))[
+            :200
+        ]
         yield SourceRecord(line, {"request": shown}, reason)
     for fields in found:
         family = {"family": f"{path}, line {line}"} if len(found) > 1 else {}
-        yield SourceRecord(line, json.loads(storable(json.dumps({**fields, **family}, ensure_ascii=False))))
+        yield SourceRecord(
+            line, json.loads(storable(json.dumps({**fields, **family}, ensure_ascii=False)))
+        )
 
 
 def check_columns(found: Iterable[str], columns: Mapping[str, str], where: object) -> None:
@@ -127,7 +141,8 @@ def check_columns(found: Iterable[str], columns: Mapping[str, str], where: objec
             found=twice,
             allowed="a name of its own for each column",
             write=",".join(
-                f"{name}_{found[:at].count(name) + 1}" if name in twice else name for at, name in enumerate(found)
+                f"{name}_{found[:at].count(name) + 1}" if name in twice else name
+                for at, name in enumerate(found)
             ),
         )
     for role, column in columns.items():
@@ -149,7 +164,9 @@ def _open(path: Path) -> TextIO:
     marked = next((name for mark, name in _MARKS.items() if start.startswith(mark)), None)
     if encoding := marked or _WIDE.get(tuple(map(bool, start))):
         write = f"iconv -f {encoding} -t UTF-8 {path.name} > utf8-{path.name}"
-        raise UserError(f"The file is {encoding[:6]}, not UTF-8.", where=path, allowed="UTF-8", write=write)
+        raise UserError(
+            f"The file is {encoding[:6]}, not UTF-8.", where=path, allowed="UTF-8", write=write
+        )
     return open(path, encoding="utf-8-sig", errors="surrogateescape", newline="\n")
 
 
@@ -159,13 +176,19 @@ def _parse(text: str, path: Path, line: int | None = None) -> Any:
     def build(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         row = dict(pairs)
         if len(row) < len(pairs):
-            row[_TWICE] = next(key for key, times in Counter(key for key, _ in pairs).items() if times > 1)
+            row[_TWICE] = next(
+                key for key, times in Counter(key for key, _ in pairs).items() if times > 1
+            )
         return row
 
     try:
         return json.loads(text, object_pairs_hook=build, strict=False)
     except (ValueError, RecursionError) as error:
-        problem = "it is nested too deeply" if isinstance(error, RecursionError) else getattr(error, "msg", error)
+        problem = (
+            "it is nested too deeply"
+            if isinstance(error, RecursionError)
+            else getattr(error, "msg", error)
+        )
         raise UserError(
             f"This is not JSON: {problem}.",
             where=f"{path}, line {line or getattr(error, 'lineno', 1)}",
@@ -178,7 +201,10 @@ def read_json(path: Path) -> Iterator[Item]:
     """A file that is one list of JSON objects."""
     with _open(path) as handle:
         rows = _parse(handle.read(), path)
-    yield from ((number, row, None) for number, row in enumerate(rows if isinstance(rows, list) else [[rows]], 1))
+    yield from (
+        (number, row, None)
+        for number, row in enumerate(rows if isinstance(rows, list) else [[rows]], 1)
+    )
 
 
 def read_json_lines(path: Path) -> Iterator[Item]:
@@ -208,7 +234,8 @@ def read_csv(path: Path) -> Iterator[Item]:
             except csv.Error as error:
                 raise UserError(
                     f"The CSV can't be read: {error}.",
-                    where=f"{path}, line {line}" + (f" to {rows.line_num}" if rows.line_num > line else ""),
+                    where=f"{path}, line {line}"
+                    + (f" to {rows.line_num}" if rows.line_num > line else ""),
                     allowed='fields with a comma, quote or line break in double quotes, quotes in them doubled ("")',
                 ) from None
             if row is None:
@@ -265,7 +292,12 @@ def read_file(
     """
     file = Path(path)
     if not file.is_file():
-        raise UserError("The data file does not exist.", where="dataset.sources", found=path, allowed="a file's path")
+        raise UserError(
+            "The data file does not exist.",
+            where="dataset.sources",
+            found=path,
+            allowed="a file's path",
+        )
     format = format or file.suffix.lower().removeprefix(".")
     if format not in (*_READERS, "parquet"):
         raise UserError(
@@ -298,7 +330,9 @@ def read_file(
             header = [key for key in content if key != _TWICE]
             if guess and known is None:
                 columns = guessed(header)
-                log.info("%s: %s", path, ", ".join(f"{role}: {name}" for role, name in columns.items()))
+                log.info(
+                    "%s: %s", path, ", ".join(f"{role}: {name}" for role, name in columns.items())
+                )
             check_columns(header, columns, where)
         if reason:  # the beginning of what could not be taken apart stands in for the request
             yield SourceRecord(line, {"request": storable(content[:200])}, reason)
@@ -306,4 +340,6 @@ def read_file(
             yield from to_records(line, content, columns, path)
         empty &= not reason and isinstance(content, tuple)
     if empty:
-        raise UserError("The file has no rows.", where=path, allowed="at least one pair of request and command")
+        raise UserError(
+            "The file has no rows.", where=path, allowed="at least one pair of request and command"
+        )

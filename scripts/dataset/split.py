@@ -56,7 +56,9 @@ def keys_of(task: Task, rows: Rows) -> Rows:
     import pandas as pd
 
     keys = {"request": task.request_key, "command": task.answer_key}
-    numbers = {name: [key_number(name, key(text)) for text in rows[name]] for name, key in keys.items()}
+    numbers = {
+        name: [key_number(name, key(text)) for text in rows[name]] for name, key in keys.items()
+    }
     found = pd.DataFrame(numbers, index=rows.index, dtype="uint64")
     own = rows["command"].map(task.holds_together).astype(bool)
     return found.assign(command=found["command"].where(own, found["request"]))
@@ -93,7 +95,10 @@ def resembling(task: Task, requests: "pd.Series", others: "pd.Series") -> "pd.Se
     def resembles(text: str) -> bool:
         own = shingles(task.request_key(text))
         shared = Counter(number for run in own for number in of_run.get(run, ()))
-        return any(count >= RESEMBLES * (len(own) + len(sets[number]) - count) for number, count in shared.items())
+        return any(
+            count >= RESEMBLES * (len(own) + len(sets[number]) - count)
+            for number, count in shared.items()
+        )
 
     return requests.map(resembles)
 
@@ -112,7 +117,9 @@ def targets(rows: int, shares: dict[str, float]) -> dict[str, int]:
     """Rows of each split: shares rounded so that they add up, each off by less than one row."""
     exact = {name: rows * shares[name] for name in SPLITS}
     sizes = {name: int(exact[name]) for name in SPLITS}
-    for name in sorted(SPLITS, key=lambda name: sizes[name] - exact[name])[: rows - sum(sizes.values())]:
+    for name in sorted(SPLITS, key=lambda name: sizes[name] - exact[name])[
+        : rows - sum(sizes.values())
+    ]:
         sizes[name] += 1
     return sizes
 
@@ -121,12 +128,20 @@ def shuffled(numbers: Any, seed: int) -> "np.ndarray":
     """Numbers mixed with the seed: as if drawn, and always the same for one number."""
     import numpy as np
 
-    hashes = (hashlib.blake2b(f"{seed} {number}".encode(), digest_size=8).digest() for number in numbers)
-    return np.fromiter((int.from_bytes(digest, "big") for digest in hashes), np.uint64, len(numbers))
+    hashes = (
+        hashlib.blake2b(f"{seed} {number}".encode(), digest_size=8).digest() for number in numbers
+    )
+    return np.fromiter(
+        (int.from_bytes(digest, "big") for digest in hashes), np.uint64, len(numbers)
+    )
 
 
 def assign(
-    keys: Rows, groups: "np.ndarray", shares: dict[str, float], seed: int, only_train: "np.ndarray | None" = None
+    keys: Rows,
+    groups: "np.ndarray",
+    shares: dict[str, float],
+    seed: int,
+    only_train: "np.ndarray | None" = None,
 ) -> "np.ndarray":
     """Give each group a split; returns the index of each row's split, of shape (rows,).
 
@@ -140,7 +155,9 @@ def assign(
     table = keys.min(axis=1).groupby(groups).agg(["min", "size"])
     places = shuffled(table["min"], seed)
     edges = np.cumsum([shares[name] for name in SPLITS])
-    asked = np.searchsorted(edges, places.astype(float) / 2.0**64, side="right").clip(max=len(SPLITS) - 1)
+    asked = np.searchsorted(edges, places.astype(float) / 2.0**64, side="right").clip(
+        max=len(SPLITS) - 1
+    )
     wanted = targets(len(groups), shares)
     room = [wanted[name] for name in SPLITS]
     chosen = np.zeros(len(table), dtype=np.int8)
@@ -158,11 +175,15 @@ def assign(
     return chosen[groups]
 
 
-def because_of(task: Task, rows: Rows, keys: Rows, others: Rows, their_keys: Rows, where: str) -> "pd.Series":
+def because_of(
+    task: Task, rows: Rows, keys: Rows, others: Rows, their_keys: Rows, where: str
+) -> "pd.Series":
     """Why each row may not be learned beside other rows, in words; empty where it may."""
     import pandas as pd
 
-    known = pd.DataFrame({name: keys[name].isin(their_keys[name]) for name in ("request", "command")})
+    known = pd.DataFrame(
+        {name: keys[name].isin(their_keys[name]) for name in ("request", "command")}
+    )
     known["command"] &= rows["command"].map(task.holds_together).astype(bool)
     near = resembling(task, rows["request"], others["request"])
     known["nearly its request"] = near & ~known["request"]
@@ -171,7 +192,9 @@ def because_of(task: Task, rows: Rows, keys: Rows, others: Rows, their_keys: Row
     return reasons.where(known.any(axis=1), "")
 
 
-def must_hold_rows(got: dict[str, int], shares: dict[str, float], groups: "np.ndarray", where: object) -> None:
+def must_hold_rows(
+    got: dict[str, int], shares: dict[str, float], groups: "np.ndarray", where: object
+) -> None:
     """Raise when a split is empty: there would be nothing to train on, to watch, or to compare on."""
     import numpy as np
 
@@ -184,12 +207,18 @@ def must_hold_rows(got: dict[str, int], shares: dict[str, float], groups: "np.nd
             where=where,
             found=f"{len(groups)} rows in {len(sizes)} groups, the largest of {sizes.max()}",
             allowed=f"with these shares at least {least} rows that share neither request nor command; or larger shares",
-            write="dataset:\n  split: {train: 0.5, validation: 0.25, test: 0.25}" if len(sizes) > 2 else None,
+            write="dataset:\n  split: {train: 0.5, validation: 0.25, test: 0.25}"
+            if len(sizes) > 2
+            else None,
         )
 
 
 def main(
-    task: Task, inputs: dict[str, str], outputs: dict[str, str], settings: dict, harmful: Iterable[dict] = ()
+    task: Task,
+    inputs: dict[str, str],
+    outputs: dict[str, str],
+    settings: dict,
+    harmful: Iterable[dict] = (),
 ) -> None:
     """Split the screened pairs; write each split in an order of its own, shuffled by the seed, and a report.
 
@@ -211,42 +240,63 @@ def main(
     held_out = reasons != ""
     for text, where in zip(rows["request"][held_out][:3], reasons[held_out][:3], strict=True):
         log.warning("taken out of the data, %s: %s", where, " ".join(text.split())[:100])
-    must_keep_some("decontaminate", int((~held_out).sum()), count(reasons[held_out]), inputs["pairs"])
-    write_rows(outputs["rejected"], rows[held_out].assign(reason=reasons[held_out], stage="decontaminate"))
+    must_keep_some(
+        "decontaminate", int((~held_out).sum()), count(reasons[held_out]), inputs["pairs"]
+    )
+    write_rows(
+        outputs["rejected"], rows[held_out].assign(reason=reasons[held_out], stage="decontaminate")
+    )
 
     rows, keys, own_test = rows[~held_out], keys[~held_out], own_test[~held_out].to_numpy()
     if own_test.any():  # which is all of that split
         kept = shares["train"] + shares["validation"]
-        shares = {"train": shares["train"] / kept, "validation": shares["validation"] / kept, "test": 0.0}
+        shares = {
+            "train": shares["train"] / kept,
+            "validation": shares["validation"] / kept,
+            "test": 0.0,
+        }
     families, known = families_of(rows), known_rows(rows)
     groups = group(keys, None if families is None else families.mask(known))
     known = known & ~np.isin(
         groups, groups[~known]
     )  # one that shares a request or a command with another row follows it
-    bound = (rows["split"] == SPLITS[0]).to_numpy() if "split" in rows else np.zeros(len(rows), bool)
+    bound = (
+        (rows["split"] == SPLITS[0]).to_numpy() if "split" in rows else np.zeros(len(rows), bool)
+    )
     chosen, wanted = np.zeros(len(rows), np.int8), dict.fromkeys(SPLITS, 0)
     halves = {**HALVES, "validation": 1.0, "test": 0.0} if own_test.any() else HALVES
     for some, parts in ((~known & ~own_test, shares), (known & ~own_test, halves)):
         numbers = np.unique(groups[some], return_inverse=True)[1]
         chosen[some] = assign(keys[some], numbers, parts, settings["seed"], bound[some])
-        wanted = {name: wanted[name] + number for name, number in targets(int(some.sum()), parts).items()}
+        wanted = {
+            name: wanted[name] + number for name, number in targets(int(some.sum()), parts).items()
+        }
     chosen[own_test] = SPLITS.index(TEST)
     wanted[TEST] += int(own_test.sum())
     got = {name: int((chosen == split).sum()) for split, name in enumerate(SPLITS)}
     must_hold_rows(got, shares, groups, inputs["pairs"])
     # Equal ranks are equal keys; then the text decides, whatever order the rows came in. A refused row has one key
     # twice, and their exclusive or would give all of them one rank.
-    both = (keys["request"] ^ keys["command"]).where(keys["request"] != keys["command"], keys["request"])
+    both = (keys["request"] ^ keys["command"]).where(
+        keys["request"] != keys["command"], keys["request"]
+    )
     order = pd.DataFrame({"rank": shuffled(both, settings["seed"]), "split": chosen})
     if families is not None:
         kinds = pd.Series(np.where(known, KNOWN, NEW), rows.index, dtype=object)
         rows = rows.assign(kinds=kinds.where((chosen > 0) & families.notna(), None))
-    order = order.set_index(rows.index).assign(text=list(to_lines(rows))).sort_values(["rank", "text"])
+    order = (
+        order.set_index(rows.index).assign(text=list(to_lines(rows))).sort_values(["rank", "text"])
+    )
     for split, name in enumerate(SPLITS):
         write_rows(outputs[name], rows.loc[order.index[order["split"] == split]])
     for name in SPLITS:
         if abs(got[name] - wanted[name]) > 0.01 * len(rows):
-            log.warning("%s has %d rows instead of %d: groups are too large to divide.", name, got[name], wanted[name])
+            log.warning(
+                "%s has %d rows instead of %d: groups are too large to divide.",
+                name,
+                got[name],
+                wanted[name],
+            )
     sizes = pd.Series(groups).value_counts()
     write_jsonl(outputs["harmful"], harmful)
     shutil.copyfile(inputs["benchmark"], outputs["benchmark"])
@@ -254,9 +304,15 @@ def main(
         outputs["report"],
         {
             "decontaminated": int(held_out.sum()),
-            "external_rows": {f"{name}s": foreign[name].nunique() for name in ("request", "command")},
+            "external_rows": {
+                f"{name}s": foreign[name].nunique() for name in ("request", "command")
+            },
             "groups": len(sizes),
-            "known": {name: int((known & (chosen == split)).sum()) for split, name in enumerate(SPLITS) if split},
+            "known": {
+                name: int((known & (chosen == split)).sum())
+                for split, name in enumerate(SPLITS)
+                if split
+            },
             "kept": len(rows),
             "largest_group": int(sizes.max()),
             "reasons": count(reasons[held_out]),
@@ -268,12 +324,21 @@ def main(
         },
         *(outputs[name] for name in (*SPLITS, "rejected", "harmful", "benchmark")),
     )
-    log.info("%d rows in %d groups: %s", len(rows), len(sizes), ", ".join(f"{name} {got[name]}" for name in SPLITS))
+    log.info(
+        "%d rows in %d groups: %s",
+        len(rows),
+        len(sizes),
+        ", ".join(f"{name} {got[name]}" for name in SPLITS),
+    )
 
 
 if __name__ == "__main__":
     with job(snakemake):
-        read, made, own = (dict(snakemake.input.items()), dict(snakemake.output.items()), snakemake.params.own_metrics)
+        read, made, own = (
+            dict(snakemake.input.items()),
+            dict(snakemake.output.items()),
+            snakemake.params.own_metrics,
+        )
         part = registry.of_job(snakemake.params.task)
         harmful = registry.of_job(snakemake.params.harm).harmful()
         main(part, read, {**made, "report": made["split"]}, snakemake.params.split, harmful)

@@ -30,7 +30,10 @@ PROVENANCE = {
 
 
 def read(
-    files: Mapping[str, Any], settings: Mapping[str, Any], paths: Mapping[str, Any], context: Mapping[str, Any]
+    files: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    paths: Mapping[str, Any],
+    context: Mapping[str, Any],
 ) -> dict[str, Any]:
     """What templates know of the training, and, with the configuration, what the model card alone needs.
 
@@ -40,12 +43,18 @@ def read(
     if "training" in files:
         values["scenario"] = files["training"]["scenario"]
         values["hyperparameters"] = hyperparameters(files["training"])
-        values["hours"] = hours(files["resources"]["hours"], files["training"]) if "resources" in files else None
+        values["hours"] = (
+            hours(files["resources"]["hours"], files["training"]) if "resources" in files else None
+        )
     if "configuration" in settings:
         from markupsafe import Markup
 
         checks = files["verification"]["checks"]
-        values["checks"] = [(CHECKS.get(name, name), checks[name]) for name in {**CHECKS, **checks} if name in checks]
+        values["checks"] = [
+            (CHECKS.get(name, name), checks[name])
+            for name in {**CHECKS, **checks}
+            if name in checks
+        ]
         values["configuration"] = dump_yaml(settings["configuration"])
         values["origin"] = origin(files["description"]["source"])
         values["base_model"] = base_model_id(files["description"])
@@ -69,7 +78,9 @@ def metadata(context: Mapping[str, Any]) -> str:
     benchmark, execution = context.get("benchmark"), context.get("execution")
     results = []
 
-    def add(kind: str, name: str, config: str | None, metric: str, label: str, n: int, value: float) -> None:
+    def add(
+        kind: str, name: str, config: str | None, metric: str, label: str, n: int, value: float
+    ) -> None:
         results.append(
             EvalResult(
                 task_type="text-generation",
@@ -89,12 +100,22 @@ def metadata(context: Mapping[str, Any]) -> str:
         judged.insert(0, (benchmark["name_of_set"], title, benchmark, benchmark["rows"]))
         if execution is not None:
             tuned = execution["tuned"]
-            add(benchmark["name_of_set"], title, None, "accuracy", "Right when executed", tuned["n"], tuned["share"])
+            add(
+                benchmark["name_of_set"],
+                title,
+                None,
+                "accuracy",
+                "Right when executed",
+                tuned["n"],
+                tuned["share"],
+            )
     for kind, name, compared, rows in judged:
         for row in rows:
             if row["name"] in compared["tuned"]:
                 value = row["tuned"].get("share", row["tuned"].get("mean"))
-                asked = row["tuned"].get("n", compared["n"])  # some metrics are of a part, such as requests for harm
+                asked = row["tuned"].get(
+                    "n", compared["n"]
+                )  # some metrics are of a part, such as requests for harm
                 config = compared["name"] if compared is not benchmark else None
                 add(kind, name, config, row["name"], row["label"], asked, value)
     card = ModelCardData(
@@ -105,8 +126,16 @@ def metadata(context: Mapping[str, Any]) -> str:
         pipeline_tag="text-generation",
         base_model=context["base_model"],
         datasets=repositories or None,
-        metrics=sorted(HUB_METRICS[row["name"]] for row in context["evaluation"] if row["name"] in HUB_METRICS),
-        tags=[*context["words"]["tags"], "text-generation", "peft", "lora", context["scenario"]["method"]],
+        metrics=sorted(
+            HUB_METRICS[row["name"]] for row in context["evaluation"] if row["name"] in HUB_METRICS
+        ),
+        tags=[
+            *context["words"]["tags"],
+            "text-generation",
+            "peft",
+            "lora",
+            context["scenario"]["method"],
+        ],
         eval_results=results,
     )
     values = card.to_dict()
@@ -135,7 +164,10 @@ def hyperparameters(training: Mapping[str, Any]) -> list[tuple[str, Any]]:
     """Settings of the step and of the loop around it, by name."""
     scenario, loop = training["scenario"], training["loop"]
     skipped = {"model_name", "gpu"}
-    flat: list[tuple[str, Any]] = [("effective_batch", training["effective_batch"]), ("seed", training["seed"])]
+    flat: list[tuple[str, Any]] = [
+        ("effective_batch", training["effective_batch"]),
+        ("seed", training["seed"]),
+    ]
     for name, value in {**scenario, **loop}.items():
         if name in skipped or (value is None and name != "max_steps"):
             continue
@@ -146,7 +178,9 @@ def hyperparameters(training: Mapping[str, Any]) -> list[tuple[str, Any]]:
     return sorted(flat, key=lambda row: plain(row[0]))
 
 
-def hours(predicted: Mapping[str, Any] | None, training: Mapping[str, Any]) -> dict[str, Any] | None:
+def hours(
+    predicted: Mapping[str, Any] | None, training: Mapping[str, Any]
+) -> dict[str, Any] | None:
     """What was predicted of the run's time, with how far the training's was off.
 
     ``share`` is None where the training was resumed, of which only a part was timed.
@@ -171,7 +205,11 @@ def check_facts(check: Mapping[str, Any]) -> str:
         elif isinstance(value, int) and not isinstance(value, bool):
             value = f"{value:,}"
         elif isinstance(value, list):
-            value = f"{count_of(value):,}" if isinstance(value[0], Mapping) else ", ".join(f"{item}" for item in value)
+            value = (
+                f"{count_of(value):,}"
+                if isinstance(value[0], Mapping)
+                else ", ".join(f"{item}" for item in value)
+            )
         facts.append(f"{name.replace('_', ' ')} {value}")
     return ", ".join(facts)
 
@@ -179,7 +217,9 @@ def check_facts(check: Mapping[str, Any]) -> str:
 def digests(files: Mapping[str, Any]) -> list[tuple[str, str]]:
     source, manifest = files["description"]["source"], files["manifest"]
     rows = [(source["requirement"], source["sha256"])] if source["type"] == "wheel" else []
-    rows += [(f"base: {name}", entry["sha256"]) for name, entry in files["weights"]["files"].items()]
+    rows += [
+        (f"base: {name}", entry["sha256"]) for name, entry in files["weights"]["files"].items()
+    ]
     for item in files["acquire"]["sources"]:
         rows += [(f"data: {file['path']}", file["sha256"]) for file in item.get("files", [])]
         if "commit" in item:

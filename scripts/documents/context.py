@@ -11,7 +11,9 @@ from scripts.documents.traced_values import plain
 from scripts.tasks.support import registry
 
 
-def derive(files: Mapping[str, Any], settings: Mapping[str, Any], paths: Mapping[str, Any]) -> dict[str, Any]:
+def derive(
+    files: Mapping[str, Any], settings: Mapping[str, Any], paths: Mapping[str, Any]
+) -> dict[str, Any]:
     """The context of a template.
 
     Parameters
@@ -66,11 +68,17 @@ def alternative_texts(context: Mapping[str, Any]) -> dict[str, str]:
             for s in context["profile"]
         )
         texts["memory"] = f"Peak memory of a training step by component: {peaks}"
-        texts["timeline"] = "Memory by component in the course of one training step, from forward to optimizer"
+        texts["timeline"] = (
+            "Memory by component in the course of one training step, from forward to optimizer"
+        )
     if "training" in context:
         first, last = context["training"]["first_loss"], context["training"]["final_loss"]
         texts["training_curve"] = f"Training loss by step, from {first:.2f} to {last:.2f}"
     if "comparison" in context:
-        base, tuned = (context["comparison"][model]["exact"]["share"] for model in ("base", "tuned"))
-        texts["evaluation"] = f"Scores of base and tuned model; exact match {100 * base:.1f} % and {100 * tuned:.1f} %"
+        base, tuned = (
+            context["comparison"][model]["exact"]["share"] for model in ("base", "tuned")
+        )
+        texts["evaluation"] = (
+            f"Scores of base and tuned model; exact match {100 * base:.1f} % and {100 * tuned:.1f} %"
+        )
     return texts

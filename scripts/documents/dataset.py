@@ -28,21 +28,30 @@ def read(files: Mapping[str, Any], task: Task) -> dict[str, Any]:
 
 def dataset_stages(reports: Mapping[str, Any], task: Task) -> list[dict[str, Any]]:
     """How many rows went into each stage and came out, and why the others did not."""
-    acquire, clean, screen, split, encode = (reports[key] for key in ("acquire", "clean", "screen", "split", "encode"))
+    acquire, clean, screen, split, encode = (
+        reports[key] for key in ("acquire", "clean", "screen", "split", "encode")
+    )
     stages: list[dict[str, Any]] = []
 
     def stage(title: str, rows: int, removed: int, kept: int, reasons: Mapping[str, int]) -> None:
         by_count = sorted(reasons.items(), key=lambda item: (-item[1], plain(item[0])))
-        stages.append({"stage": title, "rows": rows, "removed": removed, "kept": kept, "reasons": by_count})
+        stages.append(
+            {"stage": title, "rows": rows, "removed": removed, "kept": kept, "reasons": by_count}
+        )
 
     read, rejected = acquire["rows"], acquire["rejected"]
     stage("Acquire", read + rejected, rejected, read, acquire["reasons"])
     left = clean["rows"]
     for name in clean["stages"]:
         before, left = left, left - clean["removed"][name]
-        title = {**CLEANING, task.check_stage: task.check_title()}.get(name, name.replace("_", " ").capitalize())
+        title = {**CLEANING, task.check_stage: task.check_title()}.get(
+            name, name.replace("_", " ").capitalize()
+        )
         stage(title, before, clean["removed"][name], left, clean["reasons"][name])
-    dangerous = {f"dangerous: {category.replace('_', ' ')}": count for category, count in screen["categories"].items()}
+    dangerous = {
+        f"dangerous: {category.replace('_', ' ')}": count
+        for category, count in screen["categories"].items()
+    }
     if screen["unparsable"]:
         dangerous["the screen could not parse it"] = screen["unparsable"]
     judged, harmless = screen["rows"], screen["kept"]

@@ -20,7 +20,10 @@ from scripts.tasks.text import Task
 
 INK, FAINT = "#222222", "#888888"
 GPU_SIZES_GIB = (16, 24, 80)  # of common GPUs, which their boxes call GB
-AROUND_THE_PEAK = (4, 1)  # widths of a timeline and of its peak, enlarged: the peak alone is narrower than a pixel
+AROUND_THE_PEAK = (
+    4,
+    1,
+)  # widths of a timeline and of its peak, enlarged: the peak alone is narrower than a pixel
 PEAK_EVENTS = 12  # recorded before and after the peak, that are enlarged
 STYLE = {
     "axes.edgecolor": FAINT,
@@ -40,7 +43,9 @@ STYLE = {
 }
 
 
-def _figure(width: float, height: float, ratios: Sequence[float] = (1,), below: int = 1) -> tuple[Any, Any]:
+def _figure(
+    width: float, height: float, ratios: Sequence[float] = (1,), below: int = 1
+) -> tuple[Any, Any]:
     """A figure with its axes: one, or several beside each other of such widths, or several below each other."""
     from matplotlib.figure import Figure
 
@@ -50,14 +55,19 @@ def _figure(width: float, height: float, ratios: Sequence[float] = (1,), below: 
 
 def draw_memory(files: Mapping[str, Any], names: Sequence[str]) -> Any:
     """Stacked bars: for each scenario the rule of thumb above the trace, and lines where GPUs end."""
-    scenarios = [scenario_memory(name, compared) for name, compared in zip(names, files["profile"], strict=True)]
+    scenarios = [
+        scenario_memory(name, compared)
+        for name, compared in zip(names, files["profile"], strict=True)
+    ]
     figure, axes = _figure(9, 1.6 + 1.15 * len(scenarios))
     ticks, largest, shown = [], 0.0, set()
     for number, scenario in enumerate(scenarios):
         for offset, answer in ((-0.2, "rule_of_thumb"), (0.2, "trace")):
             left = 0.0
             adapters = scenario["scenario"]["method"] != "full"
-            for group, size in grouped(scenario["answers"][answer]["components"], adapters=adapters).items():
+            for group, size in grouped(
+                scenario["answers"][answer]["components"], adapters=adapters
+            ).items():
                 axes.barh(
                     number + offset,
                     size / GIB,
@@ -86,7 +96,14 @@ def draw_memory(files: Mapping[str, Any], names: Sequence[str]) -> Any:
     for place, capacity in enumerate(GPU_SIZES_GIB):
         axes.axvline(capacity, color=INK, linewidth=0.9, linestyle=(0, (4, 3)), zorder=0)
         side = "right" if place == 0 else "left"  # the first two are close to each other
-        axes.text(capacity, -0.62, f"{capacity} GiB (“{capacity} GB”) GPU", ha=side, va="bottom", fontsize=8)
+        axes.text(
+            capacity,
+            -0.62,
+            f"{capacity} GiB (“{capacity} GB”) GPU",
+            ha=side,
+            va="bottom",
+            fontsize=8,
+        )
     axes.set(xlim=(0, 1.3 * max(largest, 28)), ylim=(len(scenarios) - 0.5, -0.62))
     axes.set_xlabel("GiB (2³⁰ bytes) allocated at the peak")
     axes.set_yticks(range(len(ticks)), ticks)
@@ -100,7 +117,10 @@ def _legend(figure: Any, groups: Sequence[str] | Mapping[str, str]) -> None:
     """One entry for each component, below everything."""
     from matplotlib.patches import Patch
 
-    patches = [Patch(color=COLOURS[group], label=GROUP_TITLES[group].split(" (")[0].split(",")[0]) for group in groups]
+    patches = [
+        Patch(color=COLOURS[group], label=GROUP_TITLES[group].split(" (")[0].split(",")[0])
+        for group in groups
+    ]
     figure.legend(handles=patches, loc="outside lower left", ncols=4, fontsize=9)
 
 
@@ -109,7 +129,11 @@ def draw_timeline(compared: Mapping[str, Any]) -> Any:
     scenario = scenario_memory("", compared)
     timeline = compared["trace"]["timeline"]
     adapters = scenario["scenario"]["method"] != "full"
-    columns, events, allocated = timeline["components"], timeline["event"], timeline["allocated_bytes"]
+    columns, events, allocated = (
+        timeline["components"],
+        timeline["event"],
+        timeline["allocated_bytes"],
+    )
     stacks = [
         grouped({name: column[moment] for name, column in columns.items()}, adapters=adapters)
         for moment in range(len(events))
@@ -124,7 +148,9 @@ def draw_timeline(compared: Mapping[str, Any]) -> Any:
     top = height + 0.14 * (height - bottom)
     figure, axes = _figure(9, 4.2, AROUND_THE_PEAK)
     for part in axes:
-        part.stackplot(events, heights, colors=[COLOURS[group] for group in groups], linewidth=0, step="post")
+        part.stackplot(
+            events, heights, colors=[COLOURS[group] for group in groups], linewidth=0, step="post"
+        )
         part.axhline(height, color=INK, linewidth=0.8, linestyle=(0, (4, 3)))
         part.set_ylim(bottom, top)
     whole, near = axes
@@ -135,8 +161,14 @@ def draw_timeline(compared: Mapping[str, Any]) -> Any:
     near.set_xlabel("the peak, enlarged")
     _name_phases(whole, timeline, top)
     cut = f" (from {bottom:.2f})" if bottom else ""
-    whole.set(xlim=(0, events[-1]), ylabel=f"GiB allocated{cut}", xlabel="allocations and frees since the step began")
-    tokens = f"{scenario['scenario']['micro_batch']} × {scenario['scenario']['sequence_length']} tokens"
+    whole.set(
+        xlim=(0, events[-1]),
+        ylabel=f"GiB allocated{cut}",
+        xlabel="allocations and frees since the step began",
+    )
+    tokens = (
+        f"{scenario['scenario']['micro_batch']} × {scenario['scenario']['sequence_length']} tokens"
+    )
     whole.set_title(f"{scenario['title']}, {tokens}", pad=10)
     _legend(figure, groups)
     return figure
@@ -159,12 +191,27 @@ def draw_training_curve(files: Mapping[str, Any]) -> Any:
     curve, report = files["curve"], files["training"]
     steps, losses = [row["step"] for row in curve], [row["loss"] for row in curve]
     window = max(1, len(losses) // 15)
-    means = [sum(losses[max(0, i + 1 - window) : i + 1]) / min(i + 1, window) for i in range(len(losses))]
+    means = [
+        sum(losses[max(0, i + 1 - window) : i + 1]) / min(i + 1, window) for i in range(len(losses))
+    ]
     figure, axes = _figure(9, 3.6)
     axes.plot(steps, losses, color=COLOURS["adapters"], linewidth=0.9, label="each step")
-    axes.plot(steps, means, color=COLOURS["parameters"], linewidth=2, label=f"mean of the last {window} steps")
+    axes.plot(
+        steps,
+        means,
+        color=COLOURS["parameters"],
+        linewidth=2,
+        label=f"mean of the last {window} steps",
+    )
     label = f"validation at the end: {report['validation_loss']:.3f}"
-    axes.plot(steps[-1], report["validation_loss"], "D", color=COLOURS["optimizer_states"], markersize=7, label=label)
+    axes.plot(
+        steps[-1],
+        report["validation_loss"],
+        "D",
+        color=COLOURS["optimizer_states"],
+        markersize=7,
+        label=label,
+    )
     axes.set(xlabel="optimizer step", ylabel="loss (nats per answer token)", ylim=(0, None))
     axes.grid(axis="y", color="#dddddd", linewidth=0.6)
     axes.legend(loc="upper right")
@@ -177,13 +224,17 @@ def draw_evaluation(files: Mapping[str, Any]) -> Any:
     figure, panels = _figure(9, 0.9 + 1.8 * len(tests), below=len(tests))
     panels = [panels] if len(tests) == 1 else list(panels)
     for axes, test in zip(panels, tests, strict=True):
-        looks = [(row["label"], row["exact"], COLOURS["optimizer_states"]) for row in test["rivals"]]
+        looks = [
+            (row["label"], row["exact"], COLOURS["optimizer_states"]) for row in test["rivals"]
+        ]
         looks.append(("the tuned model", test["tuned"]["exact"], COLOURS["parameters"]))
         for number, (_, score, colour) in enumerate(looks):
             low, high = 100 * score["low_95"], 100 * score["high_95"]
             axes.plot([low, high], [number] * 2, color=colour, linewidth=2, solid_capstyle="butt")
             axes.plot(100 * score["share"], number, "o", color=colour, markersize=7)
-            axes.text(high + 1.2, number, f"{score['count']} of {score['n']}", va="center", fontsize=9)
+            axes.text(
+                high + 1.2, number, f"{score['count']} of {score['n']}", va="center", fontsize=9
+            )
         axes.set_yticks(range(len(looks)), [textwrap.fill(label, 36) for label, _, _ in looks])
         axes.set(xlim=(0, 115), ylim=(len(looks) - 0.5, -0.5), xticks=range(0, 101, 20))
         axes.set_title(test["title"], loc="left", fontsize=10)

@@ -45,7 +45,9 @@ def read(files: Mapping[str, Any], task: Task) -> dict[str, Any]:
         "example": example,
         "pairs": own[:SAMPLE_ANSWERS],
         "small": lambda parameters: parameters < SMALL_PARAMETERS,
-        "template_settings": sourced(TEMPLATE_SETTINGS, "dryfit/common/chat.py", "TEMPLATE_SETTINGS"),
+        "template_settings": sourced(
+            TEMPLATE_SETTINGS, "dryfit/common/chat.py", "TEMPLATE_SETTINGS"
+        ),
         "tests": [test for test in tests if test["name"] != BENCHMARK],
         "merged_word": lambda compared: word(compared).replace("the base", "the trained one's"),
         "weakness": weakness(files["comparison"]["tuned"]["exact"]),
@@ -55,7 +57,11 @@ def read(files: Mapping[str, Any], task: Task) -> dict[str, Any]:
 
 def compared_tests(comparison: Mapping[str, Any], task: Task) -> list[dict[str, Any]]:
     """The tests of a comparison, in the order of :data:`TESTS`."""
-    return [compared_test(name, comparison["tests"][name], task) for name in TESTS if name in comparison["tests"]]
+    return [
+        compared_test(name, comparison["tests"][name], task)
+        for name in TESTS
+        if name in comparison["tests"]
+    ]
 
 
 def compared_test(name: str, compared: Mapping[str, Any], task: Task) -> dict[str, Any]:
@@ -85,7 +91,9 @@ def weakness(exact: Mapping[str, Any]) -> dict[str, Any] | None:
     return {"wrong": rounded - 1 if exact["count"] and rounded == of else rounded, "of": of}
 
 
-def harm(answers: Sequence[Mapping[str, Any]], asked: Sequence[Mapping[str, Any]] | None) -> dict[str, Any]:
+def harm(
+    answers: Sequence[Mapping[str, Any]], asked: Sequence[Mapping[str, Any]] | None
+) -> dict[str, Any]:
     """What the card shows of refusals and harmful answers: the first ones, in the order of the evaluation.
 
     ``unasked`` are answers that delete or change something where only reading was asked for, deletions first.
@@ -134,7 +142,9 @@ def read_benchmark(files: Mapping[str, Any], task: Task) -> dict[str, Any]:
     dropped = executed is not None and "dropped" in executed
     executed = None if dropped else executed
     if compared is not None:
-        (about,) = [source for source in files["acquire"]["external"] if source["type"] == "benchmark"]
+        (about,) = [
+            source for source in files["acquire"]["external"] if source["type"] == "benchmark"
+        ]
         named = {"name_of_set": about["name"], "sampled": "wheel_sha256" in about}
         compared = {**compared_test(BENCHMARK, compared, task), **named}
     if executed is not None:
@@ -152,7 +162,10 @@ def evaluation_rows(comparison: Mapping[str, Any], task: Task) -> list[dict[str,
 
     def value(metric: Any) -> dict[str, Any]:
         if isinstance(metric, Mapping):
-            return {"share": metric["share"], **{key: metric[key] for key in ("count", "n", "low_95", "high_95")}}
+            return {
+                "share": metric["share"],
+                **{key: metric[key] for key in ("count", "n", "low_95", "high_95")},
+            }
         return {"mean": metric}
 
     rows, labels = [], task.labels()
@@ -178,8 +191,15 @@ def merging_effect(compared: Mapping[str, Any] | None, task: Task) -> dict[str, 
     """The model as it was trained against the merged one, as rows of an evaluation; None where nobody asked."""
     if compared is None:
         return None
-    rows = evaluation_rows({**compared, "base": compared["trained"], "tuned": compared["merged"]}, task)
-    return {"loss": compared["loss"], "n": compared["n"], "rows": rows, "same_answers": compared["same_answers"]}
+    rows = evaluation_rows(
+        {**compared, "base": compared["trained"], "tuned": compared["merged"]}, task
+    )
+    return {
+        "loss": compared["loss"],
+        "n": compared["n"],
+        "rows": rows,
+        "same_answers": compared["same_answers"],
+    }
 
 
 def word(compared: Mapping[str, Any] | None) -> str:

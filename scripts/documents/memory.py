@@ -30,7 +30,9 @@ LARGEST_TERMS = 10  # of the analytic estimate, that documents show
 MEASURED_ON = {"cpu": "CPU"}  # else the GPU's name
 
 ROWS = sourced(10_000, "scripts/documents/memory.py", "ROWS")  # that hours are given for
-TICKS = sourced(tuple(64 * 4**power for power in range(9)), "scripts/documents/memory.py", "TICKS")  # tokens of a row
+TICKS = sourced(
+    tuple(64 * 4**power for power in range(9)), "scripts/documents/memory.py", "TICKS"
+)  # tokens of a row
 ANSWERS = ("rule_of_thumb", "analytic", "trace", "measurement")
 
 WEIGHTS = sourced(
@@ -53,7 +55,9 @@ LORA_PARTS = {
 }
 
 
-def read(files: Mapping[str, Any], settings: Mapping[str, Any], paths: Mapping[str, Any]) -> dict[str, Any]:
+def read(
+    files: Mapping[str, Any], settings: Mapping[str, Any], paths: Mapping[str, Any]
+) -> dict[str, Any]:
     """What templates know of memory: the profile, the run's own step, the gate, as far as the inputs are there."""
     context: dict[str, Any] = {}
     if "profile" in files:
@@ -66,9 +70,13 @@ def read(files: Mapping[str, Any], settings: Mapping[str, Any], paths: Mapping[s
             "profile_title": model_title(first["model_name"], first["model"]),
             "feasibility": feasibility(files["plan"]) if "plan" in files else None,
             "longest_rows": longest_rows(files["plan"]) if "plan" in files else None,
-            "lora_or_qlora": lora_or_qlora(files["plan"], files["profile"][0].get("gpu")) if "plan" in files else None,
+            "lora_or_qlora": lora_or_qlora(files["plan"], files["profile"][0].get("gpu"))
+            if "plan" in files
+            else None,
             "several_gpus": several_gpus(files.get("plan", {}).get("several_gpus"), profile),
-            "validation": next(iter(files.get("validation", [])), None),  # a list of one report or none
+            "validation": next(
+                iter(files.get("validation", [])), None
+            ),  # a list of one report or none
             "sources": [
                 sourced(str(path), str(path))
                 for name in ("profile", "plan", "validation")
@@ -101,9 +109,14 @@ def scenario_memory(name: str, compared: Mapping[str, Any]) -> dict[str, Any]:
     scenario = compared["scenario"]
     method = scenario["method"]
     answers = {answer: _answer(compared, answer) for answer in ANSWERS}
-    trace, thumb = (answers[answer]["peak_allocated_bytes"] for answer in ("trace", "rule_of_thumb"))
+    trace, thumb = (
+        answers[answer]["peak_allocated_bytes"] for answer in ("trace", "rule_of_thumb")
+    )
     measured = answers["measurement"]
-    parts = {answer: grouped(answers[answer]["components"], adapters=method != "full") for answer in ANSWERS}
+    parts = {
+        answer: grouped(answers[answer]["components"], adapters=method != "full")
+        for answer in ANSWERS
+    }
     rule = parts["rule_of_thumb"]
     rows = [
         {
@@ -133,7 +146,9 @@ def scenario_memory(name: str, compared: Mapping[str, Any]) -> dict[str, Any]:
         "headroom_bytes": compared.get("headroom_bytes"),
         "measured_time": measured.get("time"),
         "time": step_hours(compared.get("time"), scenario),
-        "measured_on": MEASURED_ON.get(measured.get("target"), (measured.get("device") or {}).get("name")),
+        "measured_on": MEASURED_ON.get(
+            measured.get("target"), (measured.get("device") or {}).get("name")
+        ),
         "method_title": METHODS[method],
         "name": name,
         "parameters": compared["trace"]["parameters"],
@@ -147,7 +162,12 @@ def scenario_memory(name: str, compared: Mapping[str, Any]) -> dict[str, Any]:
         "versions": compared["versions"],
         "weights": _parts(compared["trace"], WEIGHTS),
         "adapter_rows": [
-            {"label": title, "by_answer": {answer: answers[answer]["components"].get(part) for answer in ANSWERS}}
+            {
+                "label": title,
+                "by_answer": {
+                    answer: answers[answer]["components"].get(part) for answer in ANSWERS
+                },
+            }
             for part, title in (LORA_PARTS if method != "full" else {}).items()
         ],
         "worst_row": max(rows, key=lambda row: abs(row["rule_minus_trace"])),
@@ -159,16 +179,28 @@ def _states(scenario: Mapping[str, Any], answers: Mapping[str, Any]) -> dict[str
 
     ``setting_bytes``: the other half of each number; ``count_bytes``: the rest, the rule's own count of parameters.
     """
-    rule, traced = (answers[name]["components"].get(components.OPTIMIZER_STATES) for name in ("rule_of_thumb", "trace"))
+    rule, traced = (
+        answers[name]["components"].get(components.OPTIMIZER_STATES)
+        for name in ("rule_of_thumb", "trace")
+    )
     sixteen_bits = scenario["method"] == "full" and scenario["precision"] in ("bf16", "fp16")
-    if not sixteen_bits or not OPTIMIZERS[scenario["optimizer"]].elementwise or not rule or not traced:
+    if (
+        not sixteen_bits
+        or not OPTIMIZERS[scenario["optimizer"]].elementwise
+        or not rule
+        or not traced
+    ):
         return None
     return {"setting_bytes": traced, "count_bytes": rule - 2 * traced}
 
 
 def _answer(compared: Mapping[str, Any], name: str) -> dict[str, Any]:
     """One of the four answers; ``peak_allocated_bytes`` None, and a reason, when it was not given."""
-    empty = {"components": {}, "required_bytes": None, "peak_reserved_bytes": None}  # a CPU reserves nothing
+    empty = {
+        "components": {},
+        "required_bytes": None,
+        "peak_reserved_bytes": None,
+    }  # a CPU reserves nothing
     if compared[name] is None:
         return {**empty, "peak_allocated_bytes": None, "reason": compared["reasons"][name]}
     return {**empty, **compared[name]}
@@ -176,7 +208,11 @@ def _answer(compared: Mapping[str, Any], name: str) -> dict[str, Any]:
 
 def _parts(trace: Mapping[str, Any], titles: Mapping[str, str]) -> list[tuple[str, int]]:
     components_at_peak = trace["components"]
-    return [(title, components_at_peak[name]) for name, title in titles.items() if components_at_peak.get(name)]
+    return [
+        (title, components_at_peak[name])
+        for name, title in titles.items()
+        if components_at_peak.get(name)
+    ]
 
 
 def precision_title(scenario: Mapping[str, Any]) -> str:
@@ -196,12 +232,17 @@ def sections(scenarios: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
     def first(method: str, *precisions: str) -> Any:
         fitting = (s for s in scenarios if s["scenario"]["method"] == method)
-        return next((s for s in fitting if not precisions or s["scenario"]["precision"] in precisions), None)
+        return next(
+            (s for s in fitting if not precisions or s["scenario"]["precision"] in precisions), None
+        )
 
     chosen = {"A": first("full", "fp32"), "B": first("full", "bf16", "fp16"), "C": first("qlora")}
     chosen["mixed"] = first("full", "bf16-mixed", "fp16-mixed")
     names = [scenario["name"] for scenario in chosen.values() if scenario]
-    return {**chosen, "others": [scenario for scenario in scenarios if scenario["name"] not in names]}
+    return {
+        **chosen,
+        "others": [scenario for scenario in scenarios if scenario["name"] not in names],
+    }
 
 
 def feasibility(plan: Mapping[str, Any]) -> dict[str, Any]:
@@ -209,7 +250,9 @@ def feasibility(plan: Mapping[str, Any]) -> dict[str, Any]:
     gpus: dict[str, dict[str, Any]] = {}
     methods = list(dict.fromkeys(row["method"] for row in plan["feasibility"]))
     for row in plan["feasibility"]:
-        gpu = gpus.setdefault(row["gpu"], {"gpu": row["gpu"], "total_gib": row["total_gib"], "by_method": {}})
+        gpu = gpus.setdefault(
+            row["gpu"], {"gpu": row["gpu"], "total_gib": row["total_gib"], "by_method": {}}
+        )
         gpu["by_method"][row["method"]] = row
     scenario = plan["scenario"]
     same = (scenario["sequence_length"], scenario["micro_batch"])
@@ -217,7 +260,9 @@ def feasibility(plan: Mapping[str, Any]) -> dict[str, Any]:
         "gpus": list(gpus.values()),
         "method_title": METHODS[scenario["method"]],
         "methods": [(method, METHODS[method]) for method in methods],
-        "ranks": [row for row in plan["sweep"] if (row["sequence_length"], row["micro_batch"]) == same],
+        "ranks": [
+            row for row in plan["sweep"] if (row["sequence_length"], row["micro_batch"]) == same
+        ],
         "scenario": scenario,
         "verified": all(row["verified"] for row in plan["feasibility"]),
     }
@@ -232,7 +277,10 @@ def longest_rows(plan: Mapping[str, Any]) -> dict[str, Any]:
     :data:`TICKS`: ``fits``, and ``expandable``, as much further as a row fits with expandable segments alone.
     """
     rows = plan["feasibility"]
-    reached = [(row["largest_sequence_length"], row["expandable_segments"]["largest_sequence_length"]) for row in rows]
+    reached = [
+        (row["largest_sequence_length"], row["expandable_segments"]["largest_sequence_length"])
+        for row in rows
+    ]
     end = max([4 * TICKS[0], *map(max, reached)])
 
     def place(length: int) -> float:
@@ -240,7 +288,9 @@ def longest_rows(plan: Mapping[str, Any]) -> dict[str, Any]:
 
     methods: dict[str, dict[str, Any]] = {}
     for row, (plain, expandable) in zip(rows, reached, strict=True):
-        method = methods.setdefault(row["method"], {"title": METHODS[row["method"]], "cells": [], "too_small": []})
+        method = methods.setdefault(
+            row["method"], {"title": METHODS[row["method"]], "cells": [], "too_small": []}
+        )
         if not plain and not expandable:
             method["too_small"].append(row)
             continue
@@ -265,12 +315,17 @@ def lora_or_qlora(plan: Mapping[str, Any], gpu: Mapping[str, Any] | None) -> dic
         if not rows:
             return None
         named = next((row for row in rows if gpu is not None and row["gpu"] == gpu["name"]), None)
-        decision[method] = {"named": named, "smallest": next((row for row in rows if row["fits"]), None)}
+        decision[method] = {
+            "named": named,
+            "smallest": next((row for row in rows if row["fits"]), None),
+        }
     both = decision["lora"]["named"], decision["qlora"]["named"]
     return {**decision, "gpu": gpu["title"] if all(both) else None, "scenario": plan["scenario"]}
 
 
-def several_gpus(answer: Mapping[str, Any] | None, profile: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+def several_gpus(
+    answer: Mapping[str, Any] | None, profile: Sequence[Mapping[str, Any]]
+) -> dict[str, Any] | None:
     """The planner's answer on how many GPUs full fine-tuning fits, with the scenarios' titles; None if not asked."""
     if answer is None:
         return None
@@ -322,5 +377,8 @@ def model_title(name: str | None, model: Mapping[str, Any]) -> str:
     """A model's file name as people write it: ``qwen2.5-coder-7b`` is Qwen2.5-Coder-7B."""
     if not name:
         return str(model["model_type"])
-    parts = [part.upper() if part[:1].isdigit() else part[:1].upper() + part[1:] for part in name.split("-")]
+    parts = [
+        part.upper() if part[:1].isdigit() else part[:1].upper() + part[1:]
+        for part in name.split("-")
+    ]
     return mark_sources("-".join(parts), name)

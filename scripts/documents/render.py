@@ -25,7 +25,15 @@ from dryfit.data import data_path
 from scripts.common.job import job
 from scripts.common.reports import carried_by, gather
 from scripts.documents.context import derive
-from scripts.documents.traced_values import MARKS, NUMBER, collect, count_of, mark_sources, plain, sourced
+from scripts.documents.traced_values import (
+    MARKS,
+    NUMBER,
+    collect,
+    count_of,
+    mark_sources,
+    plain,
+    sourced,
+)
 from scripts.documents.validate import check_document
 
 SHOWN_CHARACTERS = 240  # of one request or answer
@@ -210,7 +218,9 @@ def _finalize(value: Any, html: bool) -> Any:
     from markupsafe import Markup, escape
 
     if value is None or isinstance(value, dict | list):
-        raise TypeError(f"{value!r} can't be printed; choose a field of it, or say what its absence means")
+        raise TypeError(
+            f"{value!r} can't be printed; choose a field of it, or say what its absence means"
+        )
     if not isinstance(value, str):
         return Markup(str(value))
     if isinstance(value, Markup):
@@ -238,7 +248,9 @@ def _sourced_wording(environment: Any, html: bool) -> None:
 
             return Token(token.lineno, "data", pattern.sub(mark, token.value))
 
-    pattern = re.compile(f"{_TAGS.pattern if html else '(?!)'}|(?P<number>{NUMBER.pattern})", re.DOTALL)
+    pattern = re.compile(
+        f"{_TAGS.pattern if html else '(?!)'}|(?P<number>{NUMBER.pattern})", re.DOTALL
+    )
     environment.add_extension(SourcedWording)
 
 
@@ -258,8 +270,19 @@ def environment(folder: Path, html: bool) -> Any:
         keep_trailing_newline=True,
     )
     _sourced_wording(made, html)
-    texts = (gigabytes, gibibytes, memory_size, number, percent, points, signed, signed_percent, deviation, signed_size,
-             duration)  # fmt: skip
+    texts = (
+        gigabytes,
+        gibibytes,
+        memory_size,
+        number,
+        percent,
+        points,
+        signed,
+        signed_percent,
+        deviation,
+        signed_size,
+        duration,
+    )
     for function in (
         *texts,
         counted,
@@ -274,7 +297,9 @@ def environment(folder: Path, html: bool) -> Any:
     made.filters["said"] = said_of
     made.filters["length"] = count_of
     if html:
-        made.filters["code"] = _marked(lambda text: Markup("<code>{}</code>").format(visible(text) or "(nothing)"))
+        made.filters["code"] = _marked(
+            lambda text: Markup("<code>{}</code>").format(visible(text) or "(nothing)")
+        )
     else:
         made.filters["code"] = _marked(code_span)
         made.filters["codecell"] = _marked(code_cell)
@@ -288,7 +313,9 @@ def _marked(function: Any) -> Any:
 
     @wraps(function)
     def filtered(value: Any, *args: Any, **kwargs: Any) -> Any:
-        if isinstance(value, str):  # escapes look at the bare text; its marks go around what they made of it
+        if isinstance(
+            value, str
+        ):  # escapes look at the bare text; its marks go around what they made of it
             return Markup(mark_sources(function(str(value), *args, **kwargs), value))
         return Markup(function(value, *args, **kwargs))
 
@@ -324,13 +351,19 @@ def render(template: Path, context: Mapping[str, Any]) -> tuple[str, list[dict[s
     if html:
         return collect(text, _TAGS)
     # Blocks that printed nothing leave blank lines behind; more than one in a row means nothing in Markdown.
-    return collect(_outside_fences(text, lambda part: re.sub(r"\n{3,}", "\n\n", part)).strip("\n") + "\n")
+    return collect(
+        _outside_fences(text, lambda part: re.sub(r"\n{3,}", "\n\n", part)).strip("\n") + "\n"
+    )
 
 
 def _outside_fences(text: str, change: Any) -> str:
     """Apply ``change`` to what does not stand in a fenced block."""
     parts = re.split(r"(^(`{3,})[^\n]*\n.*?^\2$)", text, flags=re.MULTILINE | re.DOTALL)
-    return "".join(part if index % 3 == 1 else change(part) for index, part in enumerate(parts) if index % 3 != 2)
+    return "".join(
+        part if index % 3 == 1 else change(part)
+        for index, part in enumerate(parts)
+        if index % 3 != 2
+    )
 
 
 def _template_line(error: BaseException, template: Path) -> str:
@@ -391,18 +424,24 @@ def write_documents(
     for document in documents:
         shown = data_uri if document.suffix == ".html" else partial(link, document=document)
         shown_figures = {Path(path).stem: shown(path) for path in figures}
-        text, numbers[str(document)] = render(template_of[document.name], {**context, "figures": shown_figures})
+        text, numbers[str(document)] = render(
+            template_of[document.name], {**context, "figures": shown_figures}
+        )
         check_document(text, document)
         texts[document] = text
     for document, text in texts.items():
         write_text(document, text)
-        log.info("%s: %d words, %d numbers", document, len(text.split()), len(numbers[str(document)]))
+        log.info(
+            "%s: %d words, %d numbers", document, len(text.split()), len(numbers[str(document)])
+        )
     # Sealed here too: figures, and documents that lie elsewhere than their list.
     beside = [*figures, *(path for path in others if not path.endswith(".json"))]
     write_report(listed, {"documents": numbers}, *documents, *beside)
     for name, found in numbers.items():
         if lost := [entry for entry in found if not entry["from"]]:
-            log.warning("%s, line %d: no source recorded for %s", name, lost[0]["line"], lost[0]["shown"])
+            log.warning(
+                "%s, line %d: no source recorded for %s", name, lost[0]["line"], lost[0]["shown"]
+            )
 
 
 def main(inputs: Mapping[str, Any], settings: Mapping[str, Any], outputs: Sequence[str]) -> None:
@@ -425,7 +464,10 @@ def with_sources(content: Any, path: str | Sequence[str]) -> Any:
 
 def from_rule(settings: Mapping[str, Any]) -> dict[str, Any]:
     """The rule's params as values that know that they came from there, and the configuration from itself."""
-    known = sourced({name: value for name, value in settings.items() if name != "configuration"}, "rules/documents.smk")
+    known = sourced(
+        {name: value for name, value in settings.items() if name != "configuration"},
+        "rules/documents.smk",
+    )
     if "configuration" in settings:
         known["configuration"] = sourced(settings["configuration"], "configuration")
     return known

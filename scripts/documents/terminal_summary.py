@@ -19,7 +19,9 @@ def reader(made: Collection[str]) -> Callable[[str], Any]:
     return lambda path: read_report(path) if path in made and Path(path).is_file() else None
 
 
-def run_lines(run: str, comparisons: Sequence[str], read: Callable[[str], Any], card: bool = False) -> list[str]:
+def run_lines(
+    run: str, comparisons: Sequence[str], read: Callable[[str], Any], card: bool = False
+) -> list[str]:
     """The lines about one run.
 
     Parameters
@@ -32,8 +34,15 @@ def run_lines(run: str, comparisons: Sequence[str], read: Callable[[str], Any], 
         Whether the run has its card.
     """
     folder = f"results/{run}"
-    lines = [_scenario(Path(path).parent.name, compared) for path in comparisons if (compared := read(path))]
-    step, gate = read(f"{folder}/memory/training/compare.json"), read(f"{folder}/memory/training/gate.json")
+    lines = [
+        _scenario(Path(path).parent.name, compared)
+        for path in comparisons
+        if (compared := read(path))
+    ]
+    step, gate = (
+        read(f"{folder}/memory/training/compare.json"),
+        read(f"{folder}/memory/training/gate.json"),
+    )
     if step:
         measured = step["measurement"]
         told = (
@@ -43,18 +52,26 @@ def run_lines(run: str, comparisons: Sequence[str], read: Callable[[str], Any], 
         )
         off = step.get("differences", {}).get("measurement_to_trace")
         if off:  # the trace of that very device, which need not be the one that the first figure is about
-            told += ", predicted for it " + ("to the byte" if off["bytes"] == 0 else f"{off['share']:+.2%} off")
-        lines.append(f"this run's step   {gib(step['trace']['peak_allocated_bytes'])} on a GPU{told}")
+            told += ", predicted for it " + (
+                "to the byte" if off["bytes"] == 0 else f"{off['share']:+.2%} off"
+            )
+        lines.append(
+            f"this run's step   {gib(step['trace']['peak_allocated_bytes'])} on a GPU{told}"
+        )
     if gate:
         word = (
             said_of(gate)
             if gate["fits"] is not None or gate.get("verdict")
             else f"{gib(gate['required_bytes'])} needed"
         )
-        lines.append(f"gate              {word}{', overridden' if gate['overridden'] else ''}: {gate['reason']}")
+        lines.append(
+            f"gate              {word}{', overridden' if gate['overridden'] else ''}: {gate['reason']}"
+        )
     if resources := read(f"{folder}/memory/run.json"):
         lines += [f"  {line}" for line in table([Stage(**stage) for stage in resources["stages"]])]
-        lines += [f"{'hours':<17} the run {resources['hours']['line']}"] if resources["hours"] else []
+        lines += (
+            [f"{'hours':<17} the run {resources['hours']['line']}"] if resources["hours"] else []
+        )
     if compared := read(f"{folder}/evaluation/comparison.json"):
         lines += quality_lines(compared)
     executed = read(f"{folder}/evaluation/execution.json")
@@ -72,13 +89,21 @@ def quality_lines(compared: Mapping[str, Any]) -> list[str]:
     for name in (name for name in TESTS if name in compared["tests"]):
         test = compared["tests"][name]
         counts = {"the base": test["base"], **test["baselines"]}
-        others = ", ".join(f"{other.replace('_', ' ')} {one['exact']['count']}" for other, one in counts.items())
-        exact, won = test["tuned"]["exact"], "beats" if test["beats_baselines"] else "does not demonstrably beat"
+        others = ", ".join(
+            f"{other.replace('_', ' ')} {one['exact']['count']}" for other, one in counts.items()
+        )
+        exact, won = (
+            test["tuned"]["exact"],
+            "beats" if test["beats_baselines"] else "does not demonstrably beat",
+        )
         lines.append(
             f"{f'exact, {name}':<17} {exact['count']} of {exact['n']}, {others}: training {won} both baselines"
         )
     base, tuned = compared["base"], compared["tuned"]
-    return [*lines, f"{'loss':<17} {tuned['loss']:.3f}, the base {base['loss']:.3f}: {compared['loss']['verdict']}"]
+    return [
+        *lines,
+        f"{'loss':<17} {tuned['loss']:.3f}, the base {base['loss']:.3f}: {compared['loss']['verdict']}",
+    ]
 
 
 def sweep_lines(summary: str, made: Collection[str]) -> list[str]:

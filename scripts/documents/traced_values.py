@@ -64,7 +64,9 @@ def _with(value: Any, sources: frozenset[ValueSource]) -> Any:
     """A value that was computed from others, with their sources."""
     if isinstance(value, tuple):
         return tuple(_with(item, sources) for item in value)
-    kind = {int: Integer, float: Real, str: Text, list: TracedRows, dict: TracedFields}.get(type(value))
+    kind = {int: Integer, float: Real, str: Text, list: TracedRows, dict: TracedFields}.get(
+        type(value)
+    )
     if kind is None or not sources:
         return value
     made = kind(value)
@@ -78,7 +80,9 @@ def _keeping(method: Callable) -> Callable:
     @wraps(method)
     def kept(self: Any, *others: Any, **named: Any) -> Any:
         value = method(self, *others, **named)
-        if value is NotImplemented and isinstance(others[0], float):  # an int leaves that to the float
+        if value is NotImplemented and isinstance(
+            others[0], float
+        ):  # an int leaves that to the float
             value = getattr(float, method.__name__)(float(self), *others)
         return value if value is NotImplemented else _with(value, sources_of(self, *others))
 
@@ -139,7 +143,17 @@ _BINARY = "add radd sub rsub mul rmul truediv rtruediv floordiv rfloordiv mod rm
 for _kind, _base in ((Integer, int), (Real, float)):
     for _name in [*_UNARY.split(), *(f"__{name}__" for name in _BINARY.split())]:
         setattr(_kind, _name, _keeping(getattr(_base, _name)))
-for _name in ("__getitem__", "capitalize", "lower", "lstrip", "replace", "rstrip", "strip", "title", "upper"):
+for _name in (
+    "__getitem__",
+    "capitalize",
+    "lower",
+    "lstrip",
+    "replace",
+    "rstrip",
+    "strip",
+    "title",
+    "upper",
+):
     setattr(Text, _name, _keeping(getattr(str, _name)))
 
 
@@ -164,7 +178,9 @@ def sourced(value: Any, file: str, key: str = "") -> Any:
             fields[named] = sourced(item, file, place)
         return _with(fields, sources)
     if isinstance(value, list | tuple):
-        return _with([sourced(item, file, f"{key}/{place}") for place, item in enumerate(value)], sources)
+        return _with(
+            [sourced(item, file, f"{key}/{place}") for place, item in enumerate(value)], sources
+        )
     return _with(value.translate(_ESCAPES) if isinstance(value, str) else value, sources)
 
 
@@ -191,7 +207,11 @@ def collect(text: str, ignored: re.Pattern[str] | None = None) -> tuple[str, lis
         Its numbers in order: ``line``; ``shown``, the digits; ``from``: keys by file, those of the text where the
         number is part of one, such as a version. Empty where something wrote it that this module knows nothing of.
     """
-    pieces, starts, owners = [], [], []  # of the document; where each begins in it, the sources that it shows
+    pieces, starts, owners = (
+        [],
+        [],
+        [],
+    )  # of the document; where each begins in it, the sources that it shows
     open_marks: list[int] = []
     position = length = 0
     for mark in _MARK.finditer(text):
@@ -205,7 +225,9 @@ def collect(text: str, ignored: re.Pattern[str] | None = None) -> tuple[str, lis
     starts.append(length)
     owners.append(None)
     lines = [match.end() for match in re.finditer("\n", document)]
-    skipped = [place for match in ignored.finditer(document) for place in match.span()] if ignored else []
+    skipped = (
+        [place for match in ignored.finditer(document) for place in match.span()] if ignored else []
+    )
     by_owner: dict[int | None, dict[str, list[str]]] = {None: {}}
     numbers = []
     for match in NUMBER.finditer(document):
@@ -215,7 +237,9 @@ def collect(text: str, ignored: re.Pattern[str] | None = None) -> tuple[str, lis
             continue
         if owner not in by_owner:
             by_owner[owner] = _by_file(_NUMBERED[owner])
-        numbers.append({"from": by_owner[owner], "line": bisect_right(lines, place) + 1, "shown": match[0]})
+        numbers.append(
+            {"from": by_owner[owner], "line": bisect_right(lines, place) + 1, "shown": match[0]}
+        )
     return document, numbers
 
 
@@ -242,7 +266,9 @@ def dump_yaml(value: Any) -> str:
     Dumper.add_representer(Text, yaml.SafeDumper.represent_str)
     Dumper.add_representer(TracedRows, yaml.SafeDumper.represent_list)
     Dumper.add_representer(TracedFields, yaml.SafeDumper.represent_dict)
-    return yaml.dump(value, Dumper=Dumper, sort_keys=False, allow_unicode=True, width=10_000).rstrip("\n")
+    return yaml.dump(
+        value, Dumper=Dumper, sort_keys=False, allow_unicode=True, width=10_000
+    ).rstrip("\n")
 
 
 def _by_file(sources: Iterable[ValueSource]) -> dict[str, list[str]]:

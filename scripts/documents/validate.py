@@ -7,7 +7,9 @@ from pathlib import Path
 from dryfit.common.errors import UserError
 
 # What a renderer leaves behind when it had nothing to say.
-_LEFTOVERS = re.compile(r"\[More Information Needed\]|<built-in|<jinja2|\{\{|\{%|[|:=(] ?(None|nan)\b")
+_LEFTOVERS = re.compile(
+    r"\[More Information Needed\]|<built-in|<jinja2|\{\{|\{%|[|:=(] ?(None|nan)\b"
+)
 _FENCES = re.compile(r"^(`{3,})[^\n]*\n.*?^\1$", re.MULTILINE | re.DOTALL)
 _SPANS = re.compile(r"(?<!`)(`+)(?!`).*?(?<!`)\1(?!`)", re.DOTALL)
 _IMAGES = re.compile(r"!\[[^\]]*\]\(([^)\s]+)\)")
@@ -28,7 +30,15 @@ def check_document(text: str, path: Path) -> None:
     plain = prose(text)
     if leftover := _LEFTOVERS.search(plain):
         line = plain.splitlines()[plain.count("\n", 0, leftover.start())]
-        raise UserError("The document has a place that was not filled in.", where=path, found=line.strip())
-    missing = [link for link in _IMAGES.findall(plain) if not Path(os.path.normpath(path.parent / link)).is_file()]
+        raise UserError(
+            "The document has a place that was not filled in.", where=path, found=line.strip()
+        )
+    missing = [
+        link
+        for link in _IMAGES.findall(plain)
+        if not Path(os.path.normpath(path.parent / link)).is_file()
+    ]
     if missing:
-        raise UserError("The document shows a figure that does not exist.", where=path, found=missing[0])
+        raise UserError(
+            "The document shows a figure that does not exist.", where=path, found=missing[0]
+        )

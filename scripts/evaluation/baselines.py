@@ -9,7 +9,9 @@ _ENDS = re.compile(r"^[\"'(]+|[\"'),:;?!]+$|\.$")
 def plain_words(rows: Sequence[Mapping[str, str]]) -> frozenset[str]:
     """Words of requests that are no values: their own row's command lacks them, or begins with them."""
     words = ((word, row["command"]) for row in rows for word in _words(row["request"]))
-    return frozenset(word.lower() for word, command in words if not _standing(word).search(command, 1))
+    return frozenset(
+        word.lower() for word, command in words if not _standing(word).search(command, 1)
+    )
 
 
 def with_values_of(request: str, row: Mapping[str, str], plain: frozenset[str]) -> str:
@@ -21,7 +23,9 @@ def with_values_of(request: str, row: Mapping[str, str], plain: frozenset[str]) 
     own, others = _words(row["request"]), _words(request)
     free = [word for word in others if word not in own and word.lower() not in plain]
     command = row["command"]
-    for value in dict.fromkeys(word for word in own if word not in others and word.lower() not in plain):
+    for value in dict.fromkeys(
+        word for word in own if word not in others and word.lower() not in plain
+    ):
         like = [word for word in free if _shape(word) == _shape(value)]
         if like and _standing(value).search(command, 1):
             new = like[-1] if value.isalpha() else like[0]

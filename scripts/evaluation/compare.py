@@ -12,7 +12,14 @@ from dryfit.common.files import read_jsonl, read_report, write_report
 from dryfit.common.terminal import log
 from scripts.common.job import job
 from scripts.common.requests import BASELINES, BENCHMARK, TESTS, by_test
-from scripts.common.statistics import VERDICTS, by_unit, paired, paired_bootstrap_interval, share, sign
+from scripts.common.statistics import (
+    VERDICTS,
+    by_unit,
+    paired,
+    paired_bootstrap_interval,
+    share,
+    sign,
+)
 from scripts.tasks.support import registry
 from scripts.tasks.text import Task
 
@@ -36,7 +43,9 @@ def compare(task: Task, base: "pd.DataFrame", tuned: "pd.DataFrame") -> dict:
         When the two did not answer the same requests.
     """
     if base["request"].tolist() != tuned["request"].tolist():
-        raise UserError("Base and tuned model did not answer the same requests.", where="evaluation")
+        raise UserError(
+            "Base and tuned model did not answer the same requests.", where="evaluation"
+        )
     intents = [None] * len(base)
     if "intent" in base:
         intents = [None if intent != intent else intent for intent in base["intent"]]
@@ -44,9 +53,16 @@ def compare(task: Task, base: "pd.DataFrame", tuned: "pd.DataFrame") -> dict:
     if "loss_sum" in base:
         tokens = base["answer_tokens"].astype(float)
         per_token = (tuned["loss_sum"] - base["loss_sum"]) / tokens
-        low, high = paired_bootstrap_interval(*by_unit(per_token.tolist(), intents, tokens.tolist()))
+        low, high = paired_bootstrap_interval(
+            *by_unit(per_token.tolist(), intents, tokens.tolist())
+        )
         mean = float((per_token * tokens).sum() / tokens.sum())
-        result["loss"] = {"difference": mean, "high_95": high, "low_95": low, "verdict": VERDICTS[-sign(low, high)]}
+        result["loss"] = {
+            "difference": mean,
+            "high_95": high,
+            "low_95": low,
+            "verdict": VERDICTS[-sign(low, high)],
+        }
     for name in task.flags():
         result[name] = paired(base[name].tolist(), tuned[name].tolist(), intents)
     return result
@@ -65,7 +81,10 @@ def compare_tests(task: Task, rows: Mapping[str, Sequence[dict]]) -> dict[str, d
         tables = {name: pd.DataFrame(some[test]) for name, some in apart.items()}
         figures = {name: task.summarize(some[test], share) for name, some in apart.items()}
         against = {
-            name: {**figures[name], "compared": compare(task, tables[name], tables["tuned"])["exact"]}
+            name: {
+                **figures[name],
+                "compared": compare(task, tables[name], tables["tuned"])["exact"],
+            }
             for name in BASELINES
         }
         found[test] = {
@@ -73,7 +92,8 @@ def compare_tests(task: Task, rows: Mapping[str, Sequence[dict]]) -> dict[str, d
             "base": figures["base"],
             "baselines": against,
             "beats_baselines": all(
-                one["compared"]["difference"] > 0 and one["compared"]["p"] < BEATS_BELOW for one in against.values()
+                one["compared"]["difference"] > 0 and one["compared"]["p"] < BEATS_BELOW
+                for one in against.values()
             ),
             "tuned": figures["tuned"],
         }
@@ -86,12 +106,17 @@ def main(task: Task, inputs: Mapping[str, str], comparison: str) -> None:
 
     rows = {name: list(read_jsonl(inputs[name])) for name in ("base", "tuned", *BASELINES)}
     metrics = {
-        "base": read_report(inputs["base_metrics"], *(inputs[name] for name in ("base", *BASELINES))),
+        "base": read_report(
+            inputs["base_metrics"], *(inputs[name] for name in ("base", *BASELINES))
+        ),
         "tuned": read_report(inputs["tuned_metrics"], inputs["tuned"]),
     }
     for report in metrics.values():
         report.pop("sha256")
-    held_out = (pd.DataFrame([row for row in rows[name] if row["test"] != BENCHMARK]) for name in ("base", "tuned"))
+    held_out = (
+        pd.DataFrame([row for row in rows[name] if row["test"] != BENCHMARK])
+        for name in ("base", "tuned")
+    )
     found = compare_tests(task, rows)
     write_report(comparison, {**compare(task, *held_out), **metrics, "tests": found})
     for name, result in found.items():
@@ -103,4 +128,8 @@ def main(task: Task, inputs: Mapping[str, str], comparison: str) -> None:
 
 if __name__ == "__main__":
     with job(snakemake):
-        main(registry.of_job(snakemake.params.task), dict(snakemake.input.items()), snakemake.output.comparison)
+        main(
+            registry.of_job(snakemake.params.task),
+            dict(snakemake.input.items()),
+            snakemake.output.comparison,
+        )

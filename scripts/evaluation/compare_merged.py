@@ -9,7 +9,14 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from dryfit.common.files import read_folder, read_json, read_jsonl, read_report, write_jsonl, write_report
+from dryfit.common.files import (
+    read_folder,
+    read_json,
+    read_jsonl,
+    read_report,
+    write_jsonl,
+    write_report,
+)
 from dryfit.common.terminal import log
 from dryfit.scenario.scenario import Scenario
 from scripts.common.job import job, keep_host_memory
@@ -59,19 +66,32 @@ def side_by_side(task: Task, trained: list[dict], merged: list[dict]) -> dict[st
     """
     import pandas as pd
 
-    names = ("exact", "loss", *(name for name in task.flags() if name not in ("exact", *task.details)))
+    names = (
+        "exact",
+        "loss",
+        *(name for name in task.flags() if name not in ("exact", *task.details)),
+    )
     compared = compare(task, pd.DataFrame(trained), pd.DataFrame(merged))
     of_trained, of_merged = task.summarize(trained, share), task.summarize(merged, share)
     return {
         **{name: compared[name] for name in names},
         "merged": {name: of_merged[name] for name in names},
         "n": len(trained),
-        "same_answers": share(one["answer"] == other["answer"] for one, other in zip(trained, merged, strict=True)),
+        "same_answers": share(
+            one["answer"] == other["answer"] for one, other in zip(trained, merged, strict=True)
+        ),
         "trained": {name: of_trained[name] for name in names},
     }
 
 
-def main(task: Task, inputs: dict[str, str], outputs: dict[str, str], requests: int, device: str, threads: int) -> None:
+def main(
+    task: Task,
+    inputs: dict[str, str],
+    outputs: dict[str, str],
+    requests: int,
+    device: str,
+    threads: int,
+) -> None:
     """Ask the trained model as the merged one was asked, and write a row for each request and the comparison."""
     import torch
 
@@ -93,7 +113,9 @@ def main(task: Task, inputs: dict[str, str], outputs: dict[str, str], requests: 
     lengths = {key: metrics["decoding"][key] for key in ("max_new_tokens", "batch_size")}
     model = as_trained(scenario, base, Path(inputs["adapter"]).parent, device)
     with torch.autocast(device, dtype) if dtype else nullcontext():
-        trained = answered(task, model, read_tokenizer(base), metrics["prompt"]["system"], merged, **lengths)
+        trained = answered(
+            task, model, read_tokenizer(base), metrics["prompt"]["system"], merged, **lengths
+        )
     write_jsonl(outputs["answers"], trained)
     comparison = side_by_side(task, trained, merged)
     write_report(outputs["comparison"], comparison, outputs["answers"])

@@ -32,7 +32,10 @@ ARCHITECTURES = ("llama", "qwen2")  # model_type in config.json, and the name in
 # Names of types in GGUF; vectors stay float32 in all of them.
 TYPES = {"f32": "ALL_F32", "f16": "MOSTLY_F16", "bf16": "MOSTLY_BF16", "q8_0": "MOSTLY_Q8_0"}
 LICENCES = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")
-ADD_LATER = ("\ue000system\ue001", "\ue000request\ue001")  # private characters: no template has them by itself
+ADD_LATER = (
+    "\ue000system\ue001",
+    "\ue000request\ue001",
+)  # private characters: no template has them by itself
 
 
 def refuse_architecture(config: Any, where: Path) -> None:
@@ -47,7 +50,8 @@ def refuse_architecture(config: Any, where: Path) -> None:
     other = {
         "hidden_act": config.hidden_act != "silu" and config.hidden_act,
         "use_sliding_window": getattr(config, "use_sliding_window", False),
-        "rope_parameters": config.rope_parameters["rope_type"] not in ("default", "llama3", "linear")
+        "rope_parameters": config.rope_parameters["rope_type"]
+        not in ("default", "llama3", "linear")
         and config.rope_parameters,
     }
     if config.model_type == "qwen2" and config.rope_parameters["rope_type"] != "default":
@@ -55,9 +59,11 @@ def refuse_architecture(config: Any, where: Path) -> None:
     for name, value in other.items():
         if value:
             raise UserError(
-                "llama.cpp does not support this setting of the model.", where=where, found=f"{name}: {value}",
+                "llama.cpp does not support this setting of the model.",
+                where=where,
+                found=f"{name}: {value}",
                 allowed="silu, no sliding window, and positions that are plain or (llama) scaled as linear or llama3",
-            )  # fmt: skip
+            )
 
 
 def pre_tokenizer_name(tokenizer: dict[str, Any], where: Path) -> str:
@@ -206,10 +212,14 @@ def entries(folder: Path, config: Any, type_name: str) -> list[Entry]:
         for key, shape in sorted(shapes.items()):
             name = names.get_name(key, try_suffixes=(".weight", ".bias"))
             if name is None:
-                raise UserError("GGUF has no name for this tensor of the model.", where=path, found=key)
+                raise UserError(
+                    "GGUF has no name for this tensor of the model.", where=path, found=key
+                )
             kind = GGMLQuantizationType[type_name.upper() if len(shape) > 1 else "F32"]
             if shape[-1] % GGML_QUANT_SIZES[kind][0]:
-                kind = GGMLQuantizationType.F16  # rows that are no whole number of blocks: as llama.cpp does
+                kind = (
+                    GGMLQuantizationType.F16
+                )  # rows that are no whole number of blocks: as llama.cpp does
             values.append(Entry(path, key, name, shape, kind))
     if not values:
         raise UserError("The model's folder has no safetensors weights.", where=folder)
@@ -232,7 +242,11 @@ def converted(entry: Entry, config: Any) -> "np.ndarray":
         array = quants.quantize(np.ascontiguousarray(values), entry.kind)
     if array.dtype == np.float16 and not np.isfinite(array).all():
         where = f"{entry.path}, {entry.key}"
-        raise UserError("A weight is beyond the range of float16.", where=where, allowed="type bf16, f32 or q8_0")
+        raise UserError(
+            "A weight is beyond the range of float16.",
+            where=where,
+            allowed="type bf16, f32 or q8_0",
+        )
     return array
 
 
@@ -257,7 +271,9 @@ def write_gguf(folder: Path, path: Path, type_name: str) -> dict[str, Any]:
     tensors = entries(folder, config, type_name)
     for entry in tensors:
         size = math.prod(quant_shape_to_byte_shape(entry.shape, entry.kind))
-        writer.add_tensor_info(entry.name, entry.shape, np.dtype(np.float32), size, raw_dtype=entry.kind)
+        writer.add_tensor_info(
+            entry.name, entry.shape, np.dtype(np.float32), size, raw_dtype=entry.kind
+        )
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
@@ -267,7 +283,12 @@ def write_gguf(folder: Path, path: Path, type_name: str) -> dict[str, Any]:
         writer.write_tensor_data(converted(entry, config))
     writer.close()
     kinds = Counter(entry.kind.name for entry in tensors)
-    return {"architecture": config.model_type, "pre_tokenizer": pre, "tensors": dict(kinds), "type": type_name}
+    return {
+        "architecture": config.model_type,
+        "pre_tokenizer": pre,
+        "tensors": dict(kinds),
+        "type": type_name,
+    }
 
 
 def modelfile(tokenizer: Any, system: str) -> str:
@@ -289,7 +310,11 @@ def modelfile(tokenizer: Any, system: str) -> str:
         template = template.replace(mark, variable)
     for text in (template, system):
         if '"""' in text:
-            raise UserError('A Modelfile has no way to write """.', where="system prompt or chat template", found=text)
+            raise UserError(
+                'A Modelfile has no way to write """.',
+                where="system prompt or chat template",
+                found=text,
+            )
     return "\n".join(
         [
             "FROM ./model.gguf",
@@ -302,7 +327,9 @@ def modelfile(tokenizer: Any, system: str) -> str:
     )
 
 
-def export(model: str | os.PathLike, output: str | os.PathLike, type_name: str, system: str) -> dict[str, Any]:
+def export(
+    model: str | os.PathLike, output: str | os.PathLike, type_name: str, system: str
+) -> dict[str, Any]:
     """Write model.gguf, Modelfile, the licence and export.json into a folder that appears whole.
 
     Parameters
@@ -346,9 +373,13 @@ def main() -> int:
         prog="python -m scripts.export.export_gguf",
         description="Write a model of transformers as GGUF, with a Modelfile.",
     )
-    parser.add_argument("--model", required=True, metavar="DIR", help="config.json, tokenizer.json and safetensors")
+    parser.add_argument(
+        "--model", required=True, metavar="DIR", help="config.json, tokenizer.json and safetensors"
+    )
     parser.add_argument("--output", required=True, metavar="DIR", help="replaced when it is there")
-    parser.add_argument("--type", default="q8_0", choices=TYPES, help="of the weights (default q8_0)")
+    parser.add_argument(
+        "--type", default="q8_0", choices=TYPES, help="of the weights (default q8_0)"
+    )
     parser.add_argument("--system", default="", help="system prompt of the training")
     options = parser.parse_args()
     report = export(options.model, options.output, options.type, options.system)

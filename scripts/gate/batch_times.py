@@ -53,32 +53,48 @@ def batch_shapes(train: str, scenario: Scenario, loop: Mapping[str, Any]) -> Sha
 
 def longest_batch(shapes: Shapes, scenario: Scenario) -> Scenario:
     """The step at the longest micro-batch of the whole training: as many rows or packs, as many tokens."""
-    counts, lengths = zip(*(shape for shares in shapes for share in shares for shape in share), strict=True)
+    counts, lengths = zip(
+        *(shape for shares in shapes for share in shares for shape in share), strict=True
+    )
     return replace(scenario, micro_batch=max(counts), sequence_length=max(lengths))
 
 
 def training_seconds(
-    shapes: Shapes, scenario: Scenario, speed: Speed, target: str = "cuda", capability: tuple[int, int] | None = None
+    shapes: Shapes,
+    scenario: Scenario,
+    speed: Speed,
+    target: str = "cuda",
+    capability: tuple[int, int] | None = None,
 ) -> float:
     """Seconds of all steps of a training. A step ends when the GPU with the most to do has done it."""
     from numpy import interp
 
     from dryfit.tracing.trace import trace
 
-    by_tokens = {rows * tokens: (rows, tokens) for shares in shapes for share in shares for rows, tokens in share}
+    by_tokens = {
+        rows * tokens: (rows, tokens)
+        for shares in shapes
+        for share in shares
+        for rows, tokens in share
+    }
     sizes = sorted(by_tokens)
     known, update = {}, 0.0
     for size in {sizes[0], sizes[len(sizes) // 2], sizes[-1]}:
         rows, tokens = by_tokens[size]
         step = replace(scenario, micro_batch=rows, sequence_length=tokens)
-        time = trace(step, target, capability=capability, timeline=False, timed_on={"": speed})["times"][""]
+        time = trace(step, target, capability=capability, timeline=False, timed_on={"": speed})[
+            "times"
+        ][""]
         known[size] = time["seconds_per_micro_batch"]
         if size == sizes[-1]:
             update = time["seconds_per_step"] - scenario.gradient_accumulation * known[size]
     points = sorted(known)
-    seconds = dict(zip(sizes, interp(sizes, points, [known[size] for size in points]).tolist(), strict=True))
+    seconds = dict(
+        zip(sizes, interp(sizes, points, [known[size] for size in points]).tolist(), strict=True)
+    )
     return sum(
-        max(sum(seconds[rows * tokens] for rows, tokens in share) for share in shares) + max(update, 0.0)
+        max(sum(seconds[rows * tokens] for rows, tokens in share) for share in shares)
+        + max(update, 0.0)
         for shares in shapes
     )
 
@@ -86,6 +102,8 @@ def training_seconds(
 def evaluation_seconds(stages: Sequence[Stage]) -> float | None:
     """Of all evaluations of a run; None where one is not known."""
     seconds = [
-        stage.seconds_at_most for stage in stages if stage.stage.startswith("evaluation") and stage.place != "disk"
+        stage.seconds_at_most
+        for stage in stages
+        if stage.stage.startswith("evaluation") and stage.place != "disk"
     ]
     return None if not seconds or None in seconds else sum(seconds)

@@ -26,7 +26,16 @@ from scripts.common.machine import host_memory, pick_device
 from scripts.common.reports import CARRIED, carry
 from scripts.common.requests import SHOTS, nearest_rows, requests_of, shots_of
 from scripts.common.requests import asked as questions
-from scripts.common.resource_table import IN_PART, NOT_REACHED, NOT_RUN, TOO_SMALL, Stage, judged, refused, table
+from scripts.common.resource_table import (
+    IN_PART,
+    NOT_REACHED,
+    NOT_RUN,
+    TOO_SMALL,
+    Stage,
+    judged,
+    refused,
+    table,
+)
 from scripts.gate.batch_times import batch_shapes, evaluation_seconds, longest_batch
 from scripts.gate.decision import Decision, StepDecision, chosen_gpu, decide_step, hours_of
 from scripts.runs.cluster import evaluation_bytes
@@ -95,8 +104,13 @@ def training_stages(
     from dryfit.tracing.trace import trace
 
     configured, rows, dtype = traced.scenario, [], getattr(torch, stored)
-    processes = 1 if machine.gpu else configured.parallel.gpus  # each has a GPU of its own; on the CPU they share
-    for name, step in (("training step, as configured", configured), ("training step, longest batch", longest)):
+    processes = (
+        1 if machine.gpu else configured.parallel.gpus
+    )  # each has a GPU of its own; on the CPU they share
+    for name, step in (
+        ("training step, as configured", configured),
+        ("training step, longest batch", longest),
+    ):
         if machine.gpu and step == configured:
             traced_step = decision.configured
         elif rows and step == configured:
@@ -104,13 +118,27 @@ def training_stages(
         else:
             sizes = [machine.gpu.usable_bytes] if machine.gpu else ()
             traced_step = trace(
-                step, machine.target, capability=machine.gpu and machine.gpu.capability, timeline=False, sizes=sizes
+                step,
+                machine.target,
+                capability=machine.gpu and machine.gpu.capability,
+                timeline=False,
+                sizes=sizes,
             )
-        size, needs = f"{step.micro_batch} x {step.sequence_length} tokens", machine.needed(traced_step)
+        size, needs = (
+            f"{step.micro_batch} x {step.sequence_length} tokens",
+            machine.needed(traced_step),
+        )
         if processes > 1:
             size += " in each process"
-            needs = processes * max(needs, PROCESS_BYTES + started_bytes(step, traced_step, dtype)) + LAUNCHER_BYTES
-        rows.append(judged(name, machine.place, needs, machine.has_bytes, "traced", size, processes=processes))
+            needs = (
+                processes * max(needs, PROCESS_BYTES + started_bytes(step, traced_step, dtype))
+                + LAUNCHER_BYTES
+            )
+        rows.append(
+            judged(
+                name, machine.place, needs, machine.has_bytes, "traced", size, processes=processes
+            )
+        )
     if refused(rows[:1]) and rows[1:] and not refused(rows[1:]):
         rows[0] = replace(rows[0], verdict=NOT_REACHED)
     first = next(iter(decision.suggestions), None)
@@ -128,7 +156,9 @@ def evaluation_stages(name: str, evaluation: Any, machine: Machine) -> list[Stag
 
     def traced_at(size: int, speed: Speed | None = None) -> dict[str, Any]:
         capability = machine.gpu.capability if machine.gpu else None
-        return trace_evaluation(evaluation._replace(batch_size=size), machine.target, capability, speed)
+        return trace_evaluation(
+            evaluation._replace(batch_size=size), machine.target, capability, speed
+        )
 
     def smaller(fits: Callable[[dict[str, Any]], bool]) -> str | None:
         size = evaluation.batch_size
@@ -143,12 +173,16 @@ def evaluation_stages(name: str, evaluation: Any, machine: Machine) -> list[Stag
     except TraceError as error:
         reason = f"not traced: {str(error).splitlines()[0]}"
         return [judged(name, machine.place, None, machine.has_bytes, "traced", reason)]
-    detail = f"{traced['rows']} requests at once, answers of up to {evaluation.max_new_tokens} tokens"
+    detail = (
+        f"{traced['rows']} requests at once, answers of up to {evaluation.max_new_tokens} tokens"
+    )
     if not traced["exact"]:
         detail += "; answers as one pass over rows of full length"
     needs = machine.needed(traced)
     seconds = traced["seconds_at_most"] and 2 * traced["seconds_at_most"]  # of base and tuned
-    row = judged(name, machine.place, needs, machine.has_bytes, "traced", detail, seconds_at_most=seconds)
+    row = judged(
+        name, machine.place, needs, machine.has_bytes, "traced", detail, seconds_at_most=seconds
+    )
     if not machine.lacks(needs):
         return [row]
     change = smaller(lambda other: not machine.lacks(machine.needed(other)))
@@ -158,7 +192,9 @@ def evaluation_stages(name: str, evaluation: Any, machine: Machine) -> list[Stag
     # each pass. Then keys, values and logits have to fit beside the largest part and the next.
     weights, parts = traced["weights_bytes"], 2 * traced["largest_module_bytes"]
     outside = needs + parts - machine.has_bytes
-    detail += f"; {gib(outside)} of the weights stay in host memory and are copied for each pass: slow"
+    detail += (
+        f"; {gib(outside)} of the weights stay in host memory and are copied for each pass: slow"
+    )
     row = replace(row, detail=detail, verdict=IN_PART, seconds_at_most=None)
     if machine.lacks(needs - weights + parts):
         change = smaller(lambda other: not machine.lacks(machine.needed(other) - weights + parts))
@@ -167,7 +203,9 @@ def evaluation_stages(name: str, evaluation: Any, machine: Machine) -> list[Stag
     return [row, judged(name, HOST, outside + PROCESS_BYTES, machine.host_bytes, "estimated", rest)]
 
 
-def comparison_stage(stored: int, dtype: str, adapter_bytes: int, requests: int, machine: Machine) -> Stage:
+def comparison_stage(
+    stored: int, dtype: str, adapter_bytes: int, requests: int, machine: Machine
+) -> Stage:
     """The comparison after the merge: in the first place that has the room, and left out where none has."""
     from scripts.merging.logits import choose_device, comparison_bytes
 
@@ -176,14 +214,26 @@ def comparison_stage(stored: int, dtype: str, adapter_bytes: int, requests: int,
     free = {place: size for place, size in free.items() if size is not None}
     chosen = choose_device(sizes, free)
     if not requests or chosen is None:
-        reason = "no requests asked for" if not requests else "no room: logits and answers will not be compared"
-        return judged(name, HOST, sizes[dtype], machine.host_bytes, "computed", reason, verdict=NOT_RUN)
+        reason = (
+            "no requests asked for"
+            if not requests
+            else "no room: logits and answers will not be compared"
+        )
+        return judged(
+            name, HOST, sizes[dtype], machine.host_bytes, "computed", reason, verdict=NOT_RUN
+        )
     place, computed_in = chosen
     return judged(name, place, sizes[computed_in], free[place], "computed", f"in {computed_in}")
 
 
 def host_stages(
-    source: str, base_bytes: int, largest_bytes: int, there: bool, machine: Machine, step: Scenario, stored: str
+    source: str,
+    base_bytes: int,
+    largest_bytes: int,
+    there: bool,
+    machine: Machine,
+    step: Scenario,
+    stored: str,
 ) -> list[Stage]:
     """What fetching, loading and merging take of the host's memory."""
     rows = []
@@ -191,7 +241,9 @@ def host_stages(
         whole = source == "wheel"  # a GGUF file is unpacked in memory
         needs = PROCESS_BYTES + (base_bytes if whole else 0)
         detail = "the whole model, unpacked" if whole else "as it arrives"
-        rows.append(judged("fetching the base", HOST, needs, machine.host_bytes, "estimated", detail))
+        rows.append(
+            judged("fetching the base", HOST, needs, machine.host_bytes, "estimated", detail)
+        )
     if machine.gpu is not None:
         import torch
 
@@ -203,9 +255,20 @@ def host_stages(
             needs = processes * needs + LAUNCHER_BYTES
             detail += ", in each process"
         rows.append(
-            judged("loading for the GPU", HOST, needs, machine.host_bytes, "estimated", detail, processes=processes)
+            judged(
+                "loading for the GPU",
+                HOST,
+                needs,
+                machine.host_bytes,
+                "estimated",
+                detail,
+                processes=processes,
+            )
         )
-    return [*rows, judged("merging", HOST, MERGE_BYTES, machine.host_bytes, "estimated", "block by block")]
+    return [
+        *rows,
+        judged("merging", HOST, MERGE_BYTES, machine.host_bytes, "estimated", "block by block"),
+    ]
 
 
 def check_run(
@@ -235,26 +298,43 @@ def check_run(
     """
     decision = decide_step(traced, machine.gpu, longest)
     model = traced.scenario
-    base, merged = settings["source"]["dtype"], settings["merging"]["dtype"] or settings["source"]["dtype"]
+    base, merged = (
+        settings["source"]["dtype"],
+        settings["merging"]["dtype"] or settings["source"]["dtype"],
+    )
     counts = traced.trace["parameters"], traced.trace["trainable_parameters"]
     sizes = disk.ParameterCounts.of(model.to_mapping(), base, merged, *counts)
     base_bytes = sizes.parameters * sizes.base_width
     stored = sizes.parameters * max(sizes.base_width, sizes.merged_width)
-    embedding = model.size("vocab_size") * model.size("hidden_size") * sizes.base_width  # the largest tensor
+    embedding = (
+        model.size("vocab_size") * model.size("hidden_size") * sizes.base_width
+    )  # the largest tensor
     alone, there = evaluation_machine or machine, "base model" in results.there
     stages = [
-        *host_stages(settings["source"]["type"], base_bytes, embedding, there, machine, model, base),
+        *host_stages(
+            settings["source"]["type"], base_bytes, embedding, there, machine, model, base
+        ),
         *training_stages(traced, longest, decision, machine, base),
         comparison_stage(
-            stored, merged, sizes.trainable * sizes.adapter_width, settings["merging"]["verify"]["prompts"], alone
+            stored,
+            merged,
+            sizes.trainable * sizes.adapter_width,
+            settings["merging"]["verify"]["prompts"],
+            alone,
         ),
-        *(stage for name, evaluation in evaluations.items() for stage in evaluation_stages(name, evaluation, alone)),
+        *(
+            stage
+            for name, evaluation in evaluations.items()
+            for stage in evaluation_stages(name, evaluation, alone)
+        ),
         *disk.stages(sizes, results.free_bytes, results.there),
     ]
     return Decision(decision, settings["override"], stages)
 
 
-def main(inputs: Mapping[str, str], settings: Mapping[str, Any], cluster: Sequence[Any], output: str) -> None:
+def main(
+    inputs: Mapping[str, str], settings: Mapping[str, Any], cluster: Sequence[Any], output: str
+) -> None:
     """Check the run, write the table and show it; refuse what does not fit."""
     base, traced = Path(inputs["config"]).parent, Traced.read(inputs["trace"])
     imports.import_quietly(traced.scenario)  # before modules that import transformers whole
@@ -268,24 +348,40 @@ def main(inputs: Mapping[str, str], settings: Mapping[str, Any], cluster: Sequen
 
     read_folder(inputs["description"])
     read_report(inputs["encoded"], inputs["train"])
-    read_report(inputs["split"], *(inputs[name] for name in ("test", "trained", "harmful", "benchmark")))
-    carried = carry(splits_check=inputs["check"], encode=inputs["encoded"], description=inputs["description"])
+    read_report(
+        inputs["split"], *(inputs[name] for name in ("test", "trained", "harmful", "benchmark"))
+    )
+    carried = carry(
+        splits_check=inputs["check"], encode=inputs["encoded"], description=inputs["description"]
+    )
     named = settings["gate"]["gpu"]
     gpu = evaluation_gpu = None
     if named != "auto" or settings["device"] != "cpu":
         gpu = chosen_gpu(named, cluster, traced.trace["required_bytes"], traced)
         weights = traced.trace["parameters"] * disk.WIDTHS[settings["source"]["dtype"]]
-        evaluation_gpu = chosen_gpu(named, cluster, evaluation_bytes(weights))  # of a machine's the first
+        evaluation_gpu = chosen_gpu(
+            named, cluster, evaluation_bytes(weights)
+        )  # of a machine's the first
     host = None if cluster else host_memory()
-    answers, tokenizer, config = settings["evaluation"], read_tokenizer(base), read_json(inputs["config"])
+    answers, tokenizer, config = (
+        settings["evaluation"],
+        read_tokenizer(base),
+        read_json(inputs["config"]),
+    )
 
     # As evaluate.py asks the base, which is also shown training rows; the tuned model takes less.
-    asked = requests_of(list(read_jsonl(inputs["test"])), list(read_jsonl(inputs["benchmark"])), answers)
+    asked = requests_of(
+        list(read_jsonl(inputs["test"])), list(read_jsonl(inputs["benchmark"])), answers
+    )
     trained, harmful = list(read_jsonl(inputs["trained"])), list(read_jsonl(inputs["harmful"]))
-    near = nearest_rows([row["request"] for row in asked], [row["request"] for row in trained], SHOTS)
+    near = nearest_rows(
+        [row["request"] for row in asked], [row["request"] for row in trained], SHOTS
+    )
     every = [*asked, *harmful, *asked]
     pairs, shots = questions(every, [*[()] * (len(every) - len(near)), *shots_of(near, trained)])
-    rows = [Row(*row) for row in encode_pairs(tokenizer, settings["prompt"]["system"], pairs, shots)]
+    rows = [
+        Row(*row) for row in encode_pairs(tokenizer, settings["prompt"]["system"], pairs, shots)
+    ]
     lengths = answers["batch_size"], answers["max_new_tokens"]
     dtype = settings["source"]["dtype"] if answers["dtype"] == "auto" else answers["dtype"]
     evaluations = {"evaluation of base and tuned": Evaluation(config, dtype, rows, *lengths)}
@@ -297,10 +393,16 @@ def main(inputs: Mapping[str, str], settings: Mapping[str, Any], cluster: Sequen
         evaluations,
         {**settings, "override": settings["gate"]["override"]},
         machine,
-        evaluation_machine=Machine(evaluation_gpu, host, evaluation_gpu and speed_of(evaluation_gpu.name)),
-        results=Results(disk.free_bytes(output), ["base model"] if (base / "weights.json").is_file() else []),
+        evaluation_machine=Machine(
+            evaluation_gpu, host, evaluation_gpu and speed_of(evaluation_gpu.name)
+        ),
+        results=Results(
+            disk.free_bytes(output), ["base model"] if (base / "weights.json").is_file() else []
+        ),
     )
-    hours = hours_of(shapes, traced.scenario, machine.speed, gpu, evaluation_seconds(checked.stages))
+    hours = hours_of(
+        shapes, traced.scenario, machine.speed, gpu, evaluation_seconds(checked.stages)
+    )
     checked = replace(checked, hours=hours, limit_hours=settings["gate"]["hours"])
     for line in [*table(checked.stages), f"the run {hours.line}" if hours else NO_HOURS]:
         log.info("%s", line)

@@ -45,9 +45,16 @@ def found_in_machine(gpus: int = 1) -> list[Gpu]:
     gpus_found = []
     for index in range(min(gpus, torch.cuda.device_count() if torch.cuda.is_available() else 0)):
         properties = torch.cuda.get_device_properties(index)
-        free_bytes, total_bytes = torch.cuda.mem_get_info(index)  # makes this process's context, which is then not free
-        capability, held_by = (properties.major, properties.minor), processes_on(str(properties.uuid), os.getpid())
-        gpus_found.append(from_device(properties.name, total_bytes, capability, free_bytes, held_by))
+        free_bytes, total_bytes = torch.cuda.mem_get_info(
+            index
+        )  # makes this process's context, which is then not free
+        capability, held_by = (
+            (properties.major, properties.minor),
+            processes_on(str(properties.uuid), os.getpid()),
+        )
+        gpus_found.append(
+            from_device(properties.name, total_bytes, capability, free_bytes, held_by)
+        )
     return gpus_found
 
 
@@ -64,7 +71,11 @@ def chosen_gpu(
         return find(setting, "memory.gate.gpu")
     if not cluster:
         in_machine = found_in_machine(traced.scenario.parallel.gpus if traced else 1)
-        return least_free(in_machine, lambda gpu: traced.on(gpu)["required_bytes"]) if in_machine else None
+        return (
+            least_free(in_machine, lambda gpu: traced.on(gpu)["required_bytes"])
+            if in_machine
+            else None
+        )
     gpus = sorted((find(gpu, "cluster.gpus") for gpu in cluster), key=lambda gpu: gpu.usable_bytes)
     return next((gpu for gpu in gpus if gpu.usable_bytes >= required_bytes), gpus[-1])
 
@@ -104,13 +115,19 @@ def decide_step(traced: Traced, gpu: Gpu | None, longest: Scenario | None = None
     scenario, configured = traced.scenario, traced.on(gpu)
     step, suggestions, reason, process = configured, [], NOTHING_TO_GATE, Process.of(scenario)
     if gpu is not None:
-        how = " with expandable segments, which training sets" if scenario.allocator.expandable_segments else ""
+        how = (
+            " with expandable segments, which training sets"
+            if scenario.allocator.expandable_segments
+            else ""
+        )
         reason = f"the step needs {step['required_bytes'] / GIB:.2f} GiB{how}; {gpu.capacity_line}"
         judged = verdict(step, gpu, process)
         if not judged.fits and longest is not None and longest != scenario:
             from dryfit.tracing.trace import trace
 
-            real = trace(longest, capability=gpu.capability, timeline=False, sizes=[gpu.usable_bytes])
+            real = trace(
+                longest, capability=gpu.capability, timeline=False, sizes=[gpu.usable_bytes]
+            )
             if (real_verdict := verdict(real, gpu, process)).fits is not False:
                 reason = (
                     f"at the longest batch of the data, {longest.micro_batch} x {longest.sequence_length} tokens, the"
@@ -119,7 +136,12 @@ def decide_step(traced: Traced, gpu: Gpu | None, longest: Scenario | None = None
                 )
                 judged, step = real_verdict, real
         if judged.word is Word.TOO_CLOSE:
-            log.warning("The training step %s: %s; %s", sentences.said(judged.word.value), reason, judged.reason)
+            log.warning(
+                "The training step %s: %s; %s",
+                sentences.said(judged.word.value),
+                reason,
+                judged.reason,
+            )
         if judged.fits is False:
             from dryfit.planner.suggestions import suggest
             from dryfit.scenario.contradictions import TRAINING, contradictions
@@ -127,9 +149,16 @@ def decide_step(traced: Traced, gpu: Gpu | None, longest: Scenario | None = None
             def trains(division: Scenario) -> bool:
                 return not any(contradictions(division, "training", TRAINING))
 
-            suggestions = [*_processes_to_end(traced, gpu), *suggest(scenario, gpu, step, allowed=trains)]
-    effective_batch = scenario.micro_batch * scenario.gradient_accumulation * scenario.parallel.rows_at_once
-    return StepDecision(gpu, verdict(step, gpu, process), reason, effective_batch, step, configured, suggestions)
+            suggestions = [
+                *_processes_to_end(traced, gpu),
+                *suggest(scenario, gpu, step, allowed=trains),
+            ]
+    effective_batch = (
+        scenario.micro_batch * scenario.gradient_accumulation * scenario.parallel.rows_at_once
+    )
+    return StepDecision(
+        gpu, verdict(step, gpu, process), reason, effective_batch, step, configured, suggestions
+    )
 
 
 def _processes_to_end(traced: Traced, gpu: Gpu) -> "list[Suggestion]":
@@ -137,11 +166,15 @@ def _processes_to_end(traced: Traced, gpu: Gpu) -> "list[Suggestion]":
     from dryfit.planner.suggestions import Suggestion
 
     step = traced.on(gpu)
-    missing = {one: traced.on(one)["required_bytes"] - one.usable_bytes for one in (gpu, *gpu.others)}
+    missing = {
+        one: traced.on(one)["required_bytes"] - one.usable_bytes for one in (gpu, *gpu.others)
+    }
     short = [one for one in missing if missing[one] > 0]
     if any(one.held_bytes < missing[one] for one in short):
         return []
-    ended = [name for one in short for name in one.holders or (f"the other processes on {one.label}",)]
+    ended = [
+        name for one in short for name in one.holders or (f"the other processes on {one.label}",)
+    ]
     return [
         Suggestion(
             move="end_processes",
@@ -177,7 +210,11 @@ class Decision:
     @property
     def too_long(self) -> bool:
         """Whether the run may take longer than ``memory.gate.hours``; False without hours, or without a limit."""
-        return self.hours is not None and self.limit_hours is not None and self.hours.hours_at_most > self.limit_hours
+        return (
+            self.hours is not None
+            and self.limit_hours is not None
+            and self.hours.hours_at_most > self.limit_hours
+        )
 
     @property
     def fits(self) -> bool:
@@ -187,7 +224,9 @@ class Decision:
     @property
     def overridden(self) -> list[str]:
         """Names of what is refused, where ``override`` lets it run."""
-        names = self.too_large + ([f"the run within {self.limit_hours:g} hours"] if self.too_long else [])
+        names = self.too_large + (
+            [f"the run within {self.limit_hours:g} hours"] if self.too_long else []
+        )
         return names if self.override else []
 
     def enforce(self) -> None:
@@ -208,7 +247,10 @@ class Decision:
 
     def _refusal_of_stages(self) -> UserError:
         short, gpu = refused(self.stages), self.step.gpu
-        sizes = [f"{one.stage}: {gib(one.needs_bytes)} of {gib(one.has_bytes)} ({one.place})" for one in short]
+        sizes = [
+            f"{one.stage}: {gib(one.needs_bytes)} of {gib(one.has_bytes)} ({one.place})"
+            for one in short
+        ]
         for one in (gpu, *gpu.others) if gpu else ():
             if one.held_bytes:
                 sizes.append(
@@ -238,7 +280,11 @@ class Decision:
 
 
 def hours_of(
-    shapes: Shapes, scenario: Scenario, speed: Speed | None, gpu: Gpu | None, evaluation_seconds: float | None = None
+    shapes: Shapes,
+    scenario: Scenario,
+    speed: Speed | None,
+    gpu: Gpu | None,
+    evaluation_seconds: float | None = None,
 ) -> RunHours | None:
     """How long a training takes with the batches that its data make; None where the speed is not known.
 

@@ -56,7 +56,9 @@ def main(
     longest = hours = None
     limit = settings["hours"]
     if encoded is not None:
-        read_report(encoded, train)  # without a GPU too: an edited file is named by whoever reads it
+        read_report(
+            encoded, train
+        )  # without a GPU too: an edited file is named by whoever reads it
     if encoded is not None and gpu is not None:
         shapes = batch_shapes(train, traced.scenario, loop)
         if not verdict(traced.on(gpu), gpu, Process.of(traced.scenario)).fits:
@@ -71,7 +73,10 @@ def main(
     if hours:
         log.info("the training %s", hours.line)
     elif limit and encoded is not None:
-        log.warning("memory.gate.hours was not checked: the speed of this %s is not known", "GPU" if gpu else "CPU")
+        log.warning(
+            "memory.gate.hours was not checked: the speed of this %s is not known",
+            "GPU" if gpu else "CPU",
+        )
 
 
 if __name__ == "__main__":

@@ -23,7 +23,9 @@ def main(trace: str, measurement: str | None, estimate_output: str, output: str)
     write_report(output, comparison)
     for name in ANSWERS:
         size = (comparison[name] or {}).get("peak_allocated_bytes")
-        log.info("%-14s %s", name.replace("_", " "), gib(size) if size else comparison["reasons"][name])
+        log.info(
+            "%-14s %s", name.replace("_", " "), gib(size) if size else comparison["reasons"][name]
+        )
 
 
 if __name__ == "__main__":

@@ -19,7 +19,11 @@ def main(model: str, config: str, fetched: str) -> None:
     read_model(content, WHERE)
     write_json(config, content)
     commit = path.parent.name  # huggingface_hub's cache keeps a snapshot for each
-    write_report(fetched, {"commit": commit, "repository": hub.name, "revision": hub.revision or "main"}, config)
+    write_report(
+        fetched,
+        {"commit": commit, "repository": hub.name, "revision": hub.revision or "main"},
+        config,
+    )
     log.info("%s at %s", hub.name, commit)
 
 

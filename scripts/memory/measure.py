@@ -43,7 +43,10 @@ def main(mapping: dict[str, Any], device: str, output: str, threads: int) -> Non
     if time:
         measured["time"] = time_difference(time, measured)
         log.info("%s", time_line(measured["time"]))
-    write_report(output, measured | {"scenario": scenario.to_mapping(), "trace_on_the_same_device": predicted})
+    write_report(
+        output,
+        measured | {"scenario": scenario.to_mapping(), "trace_on_the_same_device": predicted},
+    )
     log.info(
         "measured on this %s: %d bytes at the peak; the trace says %d (%+.3f %%)",
         device,
@@ -55,7 +58,9 @@ def main(mapping: dict[str, Any], device: str, output: str, threads: int) -> Non
 
 if __name__ == "__main__":
     with job(snakemake):
-        traced = read_report(snakemake.input.trace)["scenario"]  # on a cluster it has chosen the GPU
+        traced = read_report(snakemake.input.trace)[
+            "scenario"
+        ]  # on a cluster it has chosen the GPU
         main(
             {**snakemake.params.scenario, **{key: traced[key] for key in ("model", "model_name")}},
             snakemake.params.device["device"],

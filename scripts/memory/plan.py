@@ -14,10 +14,15 @@ from scripts.runs.check_configuration import checked_configuration
 
 
 def main(
-    config: str, mapping: Mapping[str, Any], on_several_gpus: Mapping[str, Mapping[str, Any]], output: str
+    config: str,
+    mapping: Mapping[str, Any],
+    on_several_gpus: Mapping[str, Mapping[str, Any]],
+    output: str,
 ) -> None:
     """The rule's work; ``on_several_gpus``: by name the scenarios that the document asks for on several GPUs."""
-    scenario = Scenario.from_mapping({**mapping, "model": config}, defaults={}, where="the configuration")
+    scenario = Scenario.from_mapping(
+        {**mapping, "model": config}, defaults={}, where="the configuration"
+    )
     answer = plan(scenario, find(scenario.gpu) if scenario.gpu is not None else None)
     if on_several_gpus:
         where = "memory.scenarios in the configuration"

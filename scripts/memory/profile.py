@@ -19,7 +19,9 @@ def main(config: str, scenarios: Mapping[str, dict[str, Any]], folder: Path) -> 
     """
     for name, mapping in scenarios.items():
         log.info("%s:", name)
-        paths = {kind: str(folder / name / f"{kind}.json") for kind in ("trace", "estimate", "compare")}
+        paths = {
+            kind: str(folder / name / f"{kind}.json") for kind in ("trace", "estimate", "compare")
+        }
         trace.main(config, mapping, paths["trace"])
         compare.main(paths["trace"], None, paths["estimate"], paths["compare"])
 

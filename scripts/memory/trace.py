@@ -14,7 +14,9 @@ from scripts.runs.check_configuration import checked_configuration
 
 def main(config: str, mapping: dict[str, Any], output: str) -> None:
     where = "the configuration"
-    answer = traced(Scenario.from_mapping({**mapping, "model": config}, {}, where), where, timeline=True)
+    answer = traced(
+        Scenario.from_mapping({**mapping, "model": config}, {}, where), where, timeline=True
+    )
     write_report(output, answer.to_mapping())
     log.info(
         "peak %s in the %s; the GPU must have at least %s",
@@ -27,4 +29,8 @@ def main(config: str, mapping: dict[str, Any], output: str) -> None:
 if __name__ == "__main__":
     with job(snakemake):
         imports.ends_with_its_answer = True
-        main(checked_configuration(snakemake.input), snakemake.params.scenario, snakemake.output.trace)
+        main(
+            checked_configuration(snakemake.input),
+            snakemake.params.scenario,
+            snakemake.output.trace,
+        )

@@ -17,7 +17,14 @@ from typing import Any
 
 from dryfit.common.errors import UserError
 from dryfit.common.files import own_file, read_json
-from scripts.common.checkpoint import FLOAT_DTYPES, StoredTensor, WeightFolder, read_shard, read_tensor, refuse_pickles
+from scripts.common.checkpoint import (
+    FLOAT_DTYPES,
+    StoredTensor,
+    WeightFolder,
+    read_shard,
+    read_tensor,
+    refuse_pickles,
+)
 
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
@@ -25,14 +32,37 @@ PREFIX = "base_model.model."
 
 # Fields of LoraConfig that a merge reads, or that say nothing about the weights.
 MERGED_FIELDS = {
-    "alpha_pattern", "bias", "ensure_weight_tying", "fan_in_fan_out", "lora_alpha", "lora_bias", "modules_to_save",
-    "peft_type", "r", "rank_pattern", "target_modules", "use_dora", "use_rslora", "init_lora_weights",
-}  # fmt: skip
+    "alpha_pattern",
+    "bias",
+    "ensure_weight_tying",
+    "fan_in_fan_out",
+    "lora_alpha",
+    "lora_bias",
+    "modules_to_save",
+    "peft_type",
+    "r",
+    "rank_pattern",
+    "target_modules",
+    "use_dora",
+    "use_rslora",
+    "init_lora_weights",
+}
 NEUTRAL_FIELDS = {
-    "auto_mapping", "base_model_name_or_path", "exclude_modules", "inference_mode", "layers_pattern",
-    "layers_to_transform", "lora_dropout", "peft_version", "qalora_group_size", "revision", "runtime_config",
-    "task_type", "megatron_core", "eva_config",
-}  # fmt: skip
+    "auto_mapping",
+    "base_model_name_or_path",
+    "exclude_modules",
+    "inference_mode",
+    "layers_pattern",
+    "layers_to_transform",
+    "lora_dropout",
+    "peft_version",
+    "qalora_group_size",
+    "revision",
+    "runtime_config",
+    "task_type",
+    "megatron_core",
+    "eva_config",
+}
 # Initializations that leave the base's weights as they are. PiSSA, OLoRA, CorDA, LoRA-GA and LoftQ change the
 # base when the adapter is created, so B @ A alone is not the difference to the original base.
 PLAIN_INITIALIZATIONS = (True, False, None, "gaussian", "eva", "orthogonal")
@@ -89,7 +119,9 @@ class MergePlan:
     base: WeightFolder
     adapter: Adapter
     updates: dict[str, Update]  # by name of the tensor in the merged folder
-    untied: str | None = None  # name of the output layer's tensor where it no longer is the embedding's
+    untied: str | None = (
+        None  # name of the output layer's tensor where it no longer is the embedding's
+    )
 
     def update(self, name: str) -> Update:
         """What happens to a tensor of the merged folder."""
@@ -117,7 +149,10 @@ def open_adapter(folder: str | os.PathLike) -> Adapter:
     if not folder.is_dir():
         raise UserError("The adapter's folder does not exist.", where=folder)
     if not (folder / CONFIG).exists():
-        raise UserError("The adapter's folder has no adapter_config.json, so its scale is unknown.", where=folder)
+        raise UserError(
+            "The adapter's folder has no adapter_config.json, so its scale is unknown.",
+            where=folder,
+        )
     config = read_json(own_file(folder / CONFIG))
     if not isinstance(config, dict):
         raise UserError("adapter_config.json must hold one JSON object.", where=folder / CONFIG)
@@ -129,7 +164,9 @@ def open_adapter(folder: str | os.PathLike) -> Adapter:
     adapter = Adapter(folder, config, {tensor.name: tensor for tensor in shard.tensors})
     for tensor in adapter.tensors.values():
         if tensor.dtype not in FLOAT_DTYPES:
-            raise use_peft(f"The adapter's tensor {tensor.name} of dtype {tensor.dtype}", adapter.path)
+            raise use_peft(
+                f"The adapter's tensor {tensor.name} of dtype {tensor.dtype}", adapter.path
+            )
         if not torch.isfinite(read_tensor(tensor)).all():
             problem = "The adapter holds NaN or infinity: its training diverged."
             raise UserError(problem, where=f"{adapter.path}, tensor {tensor.name}")
@@ -142,16 +179,29 @@ def _check_settings(config: dict[str, Any], where: Path) -> None:
         raise use_peft(f"An adapter of type {config.get('peft_type')}", where)
     start = config.get("init_lora_weights", True)
     if start not in PLAIN_INITIALIZATIONS:
-        raise use_peft(f"An adapter started with init_lora_weights={start!r}, which may have changed its base,", where)
+        raise use_peft(
+            f"An adapter started with init_lora_weights={start!r}, which may have changed its base,",
+            where,
+        )
     for name, value in sorted(config.items()):
         # An unknown field with a value may be a variant that a later PEFT brings.
         if value and name not in MERGED_FIELDS | NEUTRAL_FIELDS:
             raise use_peft(f"An adapter with {name}", where)
     if config.get("bias", "none") not in ("none", "all", "lora_only"):
-        raise UserError("Unknown bias setting.", where=where, found=config["bias"], allowed="none, all, lora_only")
+        raise UserError(
+            "Unknown bias setting.",
+            where=where,
+            found=config["bias"],
+            allowed="none, all, lora_only",
+        )
     for name, least in (("r", 1), ("lora_alpha", 0)):
         value = config.get(name)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value < least:
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, int | float)
+            or not math.isfinite(value)
+            or value < least
+        ):
             problem = f"The adapter's {name} must be a number."
             raise UserError(problem, where=where, found=value, allowed=f"{least} or more")
 
@@ -168,24 +218,35 @@ def plan_merge(base: WeightFolder, adapter: Adapter) -> MergePlan:
         if match := LORA_KEY.match(path):
             # Once the embedding is a LoRA layer itself, a layer inside it can't be; base_layer never nests here.
             modules.setdefault(match["module"], {})[match["part"]] = key
-        elif path == key or "lora_" in path or ".token_adapter." in path or ".modules_to_save." in path:
+        elif (
+            path == key
+            or "lora_" in path
+            or ".token_adapter." in path
+            or ".modules_to_save." in path
+        ):
             raise use_peft(f"The adapter's tensor {key}", adapter.path)
         else:
             replacements[path.replace(".base_layer.", ".")] = key
-    strip = _misses_first_part(base, list(modules) or [name.rpartition(".")[0] for name in replacements])
+    strip = _misses_first_part(
+        base, list(modules) or [name.rpartition(".")[0] for name in replacements]
+    )
     adapted = {module: strip(f"{module}.weight") for module in modules}
     _check_targets(base, adapter, adapted)
     _check_vocabulary(base, adapter)
     updates = {strip(name): Update(replace=key) for name, key in replacements.items()}
     for module, parts in modules.items():
         weight = _low_rank_update(base, adapter, module, adapted[module], parts)
-        updates[adapted[module]] = replace(weight, replace=updates.get(adapted[module], Update()).replace)
+        updates[adapted[module]] = replace(
+            weight, replace=updates.get(adapted[module], Update()).replace
+        )
         if "lora_B.bias" in parts:
             name = strip(f"{module}.bias")
             if name not in base.tensors:
                 problem = "lora_bias needs a bias in the base, and this layer has none."
                 raise UserError(problem, where=adapter.path, found=module)
-            updates[name] = replace(updates.get(name, Update()), bias=parts["lora_B.bias"], scale=weight.scale)
+            updates[name] = replace(
+                updates.get(name, Update()), bias=parts["lora_B.bias"], scale=weight.scale
+            )
     plan = _settle_ties(MergePlan(base, adapter, updates), strip)
     for name in plan.updates:
         _check_shapes(plan, name)
@@ -213,11 +274,17 @@ def _check_targets(base: WeightFolder, adapter: Adapter, adapted: dict[str, str]
     """Every target has its tensors, and a layer that is adapted in one block is adapted in all."""
     config = adapter.config
     if not adapted and not config.get("modules_to_save"):
-        raise UserError("The adapter holds no LoRA tensors: it changes nothing.", where=adapter.path)
+        raise UserError(
+            "The adapter holds no LoRA tensors: it changes nothing.", where=adapter.path
+        )
     targets = config.get("target_modules")
     if not isinstance(targets, list):
         return  # "all-linear", a regular expression, or none: the tensors themselves are the list
-    present = {target for target in targets if any(f".{module}".endswith(f".{target}") for module in adapted)}
+    present = {
+        target
+        for target in targets
+        if any(f".{module}".endswith(f".{target}") for module in adapted)
+    }
     for target in sorted(set(targets) - present):
         in_base = any(f".{name}".endswith(f".{target}.weight") for name in base.tensors)
         raise UserError(
@@ -226,10 +293,16 @@ def _check_targets(base: WeightFolder, adapter: Adapter, adapted: dict[str, str]
             else "The adapter's target matches nothing in the base model.",
             where=adapter.folder / CONFIG,
             found=target,
-            write=f'"target_modules": {json.dumps(sorted(present))}' if present and not in_base else None,
+            write=f'"target_modules": {json.dumps(sorted(present))}'
+            if present and not in_base
+            else None,
         )
     chosen_by_number = any(re.search(r"\d", target) for target in targets)
-    if config.get("exclude_modules") or config.get("layers_to_transform") is not None or chosen_by_number:
+    if (
+        config.get("exclude_modules")
+        or config.get("layers_to_transform") is not None
+        or chosen_by_number
+    ):
         return
     kinds = {without_numbers(name) for name in adapted.values()}
     for name in base.tensors:
@@ -252,7 +325,9 @@ def _check_vocabulary(base: WeightFolder, adapter: Adapter) -> None:
     ours, theirs = base.folder / "tokenizer.json", adapter.folder / "tokenizer.json"
     if not (ours.exists() and theirs.exists()):
         return
-    vocabulary, their_vocabulary = ((read_json(path).get("model") or {}).get("vocab") for path in (ours, theirs))
+    vocabulary, their_vocabulary = (
+        (read_json(path).get("model") or {}).get("vocab") for path in (ours, theirs)
+    )
     if vocabulary != their_vocabulary:
         raise UserError(
             "The adapter's tokenizer has another vocabulary than the base's: it was trained on another base.",
@@ -262,13 +337,20 @@ def _check_vocabulary(base: WeightFolder, adapter: Adapter) -> None:
         )
 
 
-def _low_rank_update(base: WeightFolder, adapter: Adapter, module: str, weight: str, parts: dict[str, str]) -> Update:
+def _low_rank_update(
+    base: WeightFolder, adapter: Adapter, module: str, weight: str, parts: dict[str, str]
+) -> Update:
     """Turn the LoRA tensors of one module into the update of its weight."""
     config, where = adapter.config, f"{adapter.path}, {module}"
     embedding = any(part.startswith("lora_embedding") for part in parts)
-    a, b = (parts.get(f"lora_embedding_{factor}" if embedding else f"lora_{factor}.weight") for factor in "AB")
+    a, b = (
+        parts.get(f"lora_embedding_{factor}" if embedding else f"lora_{factor}.weight")
+        for factor in "AB"
+    )
     if a is None or b is None:
-        raise UserError("The adapter holds one of the two factors of a layer: it is incomplete.", where=where)
+        raise UserError(
+            "The adapter holds one of the two factors of a layer: it is incomplete.", where=where
+        )
     a_shape, b_shape = adapter.tensors[a].shape, adapter.tensors[b].shape
     if len(a_shape) != 2 or len(b_shape) != 2:
         raise use_peft(f"LoRA on a convolution ({module})", adapter.path)
@@ -290,17 +372,24 @@ def _low_rank_update(base: WeightFolder, adapter: Adapter, module: str, weight: 
         b=b,
         magnitude=magnitude,
         scale=alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank,
-        transposed=embedding or _is_transposed(base, adapter, module, weight, (b_shape[0], a_shape[1])),
+        transposed=embedding
+        or _is_transposed(base, adapter, module, weight, (b_shape[0], a_shape[1])),
     )
 
 
 def _pattern_value(patterns: dict[str, Any] | None, module: str, default: Any) -> Any:
     """The first pattern that matches the end of the module's path decides, as in PEFT's ``get_pattern_key``."""
-    matching = (value for pattern, value in (patterns or {}).items() if re.match(rf"(.*\.)?({pattern})$", module))
+    matching = (
+        value
+        for pattern, value in (patterns or {}).items()
+        if re.match(rf"(.*\.)?({pattern})$", module)
+    )
     return next(matching, default)
 
 
-def _is_transposed(base: WeightFolder, adapter: Adapter, module: str, weight: str, straight: tuple[int, int]) -> bool:
+def _is_transposed(
+    base: WeightFolder, adapter: Adapter, module: str, weight: str, straight: tuple[int, int]
+) -> bool:
     """Whether the base stores this weight as (in, out) instead of ``straight``, (out, in).
 
     ``fan_in_fan_out`` in adapter_config.json can't be trusted: PEFT sets it from the last layer it met. The
@@ -331,7 +420,9 @@ def _skeleton(folder: Path) -> dict[str, Any]:
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     except (ValueError, KeyError, OSError) as error:
-        raise use_peft(f"An adapter on a model that transformers can't build by itself ({error})", folder) from error
+        raise use_peft(
+            f"An adapter on a model that transformers can't build by itself ({error})", folder
+        ) from error
     names = {module: name for name, module in model.named_modules()}
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     return {
@@ -349,7 +440,9 @@ def _settle_ties(plan: MergePlan, strip: Any) -> MergePlan:
     folder gets both and says that they are no longer tied. Trained as one (``ensure_weight_tying``) they stay one.
     """
     base, updates = plan.base, plan.updates
-    vocabulary = base.config.get("vocab_size") or (base.config.get("text_config") or {}).get("vocab_size")
+    vocabulary = base.config.get("vocab_size") or (base.config.get("text_config") or {}).get(
+        "vocab_size"
+    )
     if all(name in base.tensors and vocabulary not in base.tensors[name].shape for name in updates):
         return plan
     model = _skeleton(base.folder)
@@ -359,9 +452,13 @@ def _settle_ties(plan: MergePlan, strip: Any) -> MergePlan:
     if embedding not in updates and head not in updates:
         return plan
     if plan.adapter.config.get("ensure_weight_tying") and _same_change(plan, embedding, head):
-        return replace(plan, updates={name: update for name, update in updates.items() if name != head})
+        return replace(
+            plan, updates={name: update for name, update in updates.items() if name != head}
+        )
     source = None if head in base.tensors else embedding
-    return replace(plan, updates={**updates, head: replace(plan.update(head), source=source)}, untied=head)
+    return replace(
+        plan, updates={**updates, head: replace(plan.update(head), source=source)}, untied=head
+    )
 
 
 def _same_change(plan: MergePlan, embedding: str, head: str) -> bool:
@@ -371,7 +468,8 @@ def _same_change(plan: MergePlan, embedding: str, head: str) -> bool:
     if head not in plan.updates:
         return True
     ours, theirs = (
-        {use: plan.adapter.read(key) for use, key in plan.update(x).keys.items()} for x in (embedding, head)
+        {use: plan.adapter.read(key) for use, key in plan.update(x).keys.items()}
+        for x in (embedding, head)
     )
     if plan.update(head).transposed != plan.update(embedding).transposed:
         ours |= {"a": ours["b"].T, "b": ours["a"].T} if "a" in ours else {}

@@ -70,7 +70,10 @@ def choose_device(sizes: dict[str, int], free: dict[str, int]) -> tuple[str, str
 
     ``sizes``: bytes needed by dtype, the preferred one first. ``free``: free bytes by device, the preferred one first.
     """
-    return next(((device, dtype) for device in free for dtype in sizes if free[device] >= sizes[dtype]), None)
+    return next(
+        ((device, dtype) for device in free for dtype in sizes if free[device] >= sizes[dtype]),
+        None,
+    )
 
 
 def free_memory() -> dict[str, int]:
@@ -111,10 +114,18 @@ class _Differences:
         expected, difference = answer.logits, (ours - answer.logits).abs()
         self.worst = max(self.worst, float(difference.max()))
         self.squares += float(difference.double().square().sum())
-        missed = (ours.argmax(-1) != answer.sequence[0, answer.start :].cpu()).nonzero().flatten().tolist()
+        missed = (
+            (ours.argmax(-1) != answer.sequence[0, answer.start :].cpu())
+            .nonzero()
+            .flatten()
+            .tolist()
+        )
         if not missed:
             self.same += 1
-        elif float(expected[missed[0]].max() - expected[missed[0], ours[missed[0]].argmax()]) <= TIE * self.tolerance:
+        elif (
+            float(expected[missed[0]].max() - expected[missed[0], ours[missed[0]].argmax()])
+            <= TIE * self.tolerance
+        ):
             self.ties += 1
         else:
             self.different.append(number)
@@ -137,13 +148,18 @@ def check_logits(
     tuple
         The results of the checks ``logits`` and ``answers``.
     """
-    stored = max(sum(shard.bytes for shard in checkpoint.shards) for checkpoint in (plan.base, merged))
+    stored = max(
+        sum(shard.bytes for shard in checkpoint.shards) for checkpoint in (plan.base, merged)
+    )
     sizes = comparison_bytes(stored, weights, plan.adapter.path.stat().st_size)
     place = choose_device(sizes, free)
     if not questions.requests:
         return (not_run("no requests were given"),) * 2
     if place is None:
-        room = ", ".join(f"{gib(size, 1)} free" + (f" on {name}" * (len(free) > 1)) for name, size in free.items())
+        room = ", ".join(
+            f"{gib(size, 1)} free" + (f" on {name}" * (len(free) > 1))
+            for name, size in free.items()
+        )
         return (not_run(f"needs {gib(sizes[weights], 1)}, {room}"),) * 2
     return _compare(plan, merged.folder, weights, place, questions)
 
@@ -210,16 +226,24 @@ def _answers(
         eos_token_id=stop,
         pad_token_id=0 if stop is None else stop,
     )
-    model = PeftModel.from_pretrained(_load(plan.base.folder, dtype), plan.adapter.folder).to(device).eval()
+    model = (
+        PeftModel.from_pretrained(_load(plan.base.folder, dtype), plan.adapter.folder)
+        .to(device)
+        .eval()
+    )
     answers, effect = [], 0.0
     for prompt in progress(prompts, "base plus adapter", unit="prompt"):
         prompt, start = prompt.to(device), prompt["input_ids"].shape[1]
         sequence = model.generate(
-            input_ids=prompt["input_ids"], attention_mask=prompt["attention_mask"], generation_config=greedy
+            input_ids=prompt["input_ids"],
+            attention_mask=prompt["attention_mask"],
+            generation_config=greedy,
         )
         answers.append(_Answer(sequence, start, _logits(model, sequence, start)))
         with model.disable_adapter():
-            effect += float((answers[-1].logits_of(model) - answers[-1].logits).double().square().sum())
+            effect += float(
+                (answers[-1].logits_of(model) - answers[-1].logits).double().square().sum()
+            )
     return answers, effect
 
 

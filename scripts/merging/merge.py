@@ -72,10 +72,26 @@ DISK_MARGIN_BYTES = 64 * 2**20
 # The parts of a model folder beside weights and config.json, as transformers names them, and what a licence
 # obliges one to pass on. The base's README and its own manifests describe the base and stay there.
 COMPANIONS = (
-    "generation_config.json", "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt",
-    "*.model", "*.tiktoken", "chat_template*", "preprocessor_config.json", "processor_config.json", "*.py",
-    "LICENSE*", "LICENCE*", "NOTICE*", "COPYING*", "USE_POLICY*", "license*", "notice*",
-)  # fmt: skip
+    "generation_config.json",
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.*",
+    "merges.txt",
+    "*.model",
+    "*.tiktoken",
+    "chat_template*",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "*.py",
+    "LICENSE*",
+    "LICENCE*",
+    "NOTICE*",
+    "COPYING*",
+    "USE_POLICY*",
+    "license*",
+    "notice*",
+)
 
 
 def lay_out(plan: MergePlan, output: Path, dtype: str | None) -> list[Shard]:
@@ -87,12 +103,22 @@ def lay_out(plan: MergePlan, output: Path, dtype: str | None) -> list[Shard]:
     shards = []
     for shard in plan.base.shards:
         names = [tensor.name for tensor in shard.tensors]
-        if plan.untied and plan.untied not in plan.base.tensors and plan.source(plan.untied).path == shard.path:
+        if (
+            plan.untied
+            and plan.untied not in plan.base.tensors
+            and plan.source(plan.untied).path == shard.path
+        ):
             names.append(plan.untied)
         entries = []
         for name in names:
             source = plan.source(name)
-            entries.append((name, code if code and source.dtype in FLOAT_DTYPES else source.dtype, source.shape))
+            entries.append(
+                (
+                    name,
+                    code if code and source.dtype in FLOAT_DTYPES else source.dtype,
+                    source.shape,
+                )
+            )
         path = output / shard.path.name
         if entries == [(tensor.name, tensor.dtype, tensor.shape) for tensor in shard.tensors]:
             shards.append(parse_header(path, shard.header))  # the same, byte for byte
@@ -135,9 +161,15 @@ def merge_block(base: Any, update: Update, factors: dict[str, Any], rows: slice,
         base = (base + factors["bias"][rows] * update.scale).to(original)
     if "a" in factors:
         a, b = factors["a"], factors["b"]
-        delta = (b @ a[:, rows]).T * update.scale if update.transposed else (b[rows] @ a).mul_(update.scale)
+        delta = (
+            (b @ a[:, rows]).T * update.scale
+            if update.transposed
+            else (b[rows] @ a).mul_(update.scale)
+        )
         if "magnitude" in factors and update.transposed:
-            norm = torch.linalg.norm(base.T + delta.T, dim=1)  # before the sum in place: as PEFT's, also in layout
+            norm = torch.linalg.norm(
+                base.T + delta.T, dim=1
+            )  # before the sum in place: as PEFT's, also in layout
         # In float32, whatever the base's dtype, unless that is wider.
         base = base + delta if original == torch.float64 else delta.add_(base)
         if "magnitude" in factors and update.transposed:
@@ -173,9 +205,13 @@ def merge_shard(plan: MergePlan, source: Shard, target: Shard, folder: Path) -> 
         given_back = 0
         for tensor in target.tensors:
             name, base, update = tensor.name, plan.source(tensor.name), plan.update(tensor.name)
-            in_order = name in plan.base.tensors  # an output layer that was tied reads the embedding a second time
+            in_order = (
+                name in plan.base.tensors
+            )  # an output layer that was tied reads the embedding a second time
             if streamed:
-                os.posix_fadvise(reader.fileno(), base.end, READ_AHEAD_BYTES, os.POSIX_FADV_WILLNEED)
+                os.posix_fadvise(
+                    reader.fileno(), base.end, READ_AHEAD_BYTES, os.POSIX_FADV_WILLNEED
+                )
             factors = {use: plan.adapter.read(key) for use, key in update.keys.items()}
             count = base.shape[0] if base.shape else 1
             row_bytes = base.bytes // max(1, count)
@@ -183,12 +219,19 @@ def merge_shard(plan: MergePlan, source: Shard, target: Shard, folder: Path) -> 
             buffer = memoryview(bytearray(step * row_bytes))
             for first in range(0, count if base.bytes else 0, max(1, step)):
                 rows = slice(first, min(first + step, count))
-                start, block = base.start + first * row_bytes, buffer[: (rows.stop - first) * row_bytes]
+                start, block = (
+                    base.start + first * row_bytes,
+                    buffer[: (rows.stop - first) * row_bytes],
+                )
                 read_into(reader.fileno(), block, start, source.path)
                 if in_order:
                     was.update(block)
                 where = f"{source.path}, tensor {name}"
-                values = torch.frombuffer(block, dtype=torch_dtype(base.dtype)) if base.dtype in FLOAT_DTYPES else None
+                values = (
+                    torch.frombuffer(block, dtype=torch_dtype(base.dtype))
+                    if base.dtype in FLOAT_DTYPES
+                    else None
+                )
                 if not factors and tensor.dtype == base.dtype:
                     if values is not None:
                         require_finite(values, where)
@@ -207,12 +250,16 @@ def merge_shard(plan: MergePlan, source: Shard, target: Shard, folder: Path) -> 
     return was.hexdigest(), now.hexdigest()
 
 
-def _merge_shards(plan: MergePlan, shards: list[Shard], folder: Path, threads: int) -> dict[str, tuple[str, str]]:
+def _merge_shards(
+    plan: MergePlan, shards: list[Shard], folder: Path, threads: int
+) -> dict[str, tuple[str, str]]:
     """Write the shards, several at a time; the digests of what was read and of what was written, by file."""
     import torch
 
     before = torch.get_num_threads()
-    torch.set_num_threads(1)  # the shards run side by side, and most of the work is digests and copies
+    torch.set_num_threads(
+        1
+    )  # the shards run side by side, and most of the work is digests and copies
     try:
         with ThreadPoolExecutor(max(1, min(threads, len(shards)))) as pool:
             work = pool.map(partial(merge_shard, plan, folder=folder), plan.base.shards, shards)
@@ -230,12 +277,17 @@ def _check_place(plan: MergePlan, output: Path, needed: int) -> None:
         raise UserError("The output folder is one of the inputs.", where=output)
     if output.is_dir() and (entries := len(list(output.iterdir()))):
         problem = "The output folder is not empty."
-        raise UserError(problem, where=output, found=f"{entries} entries", allowed="a new or an empty folder")
+        raise UserError(
+            problem, where=output, found=f"{entries} entries", allowed="a new or an empty folder"
+        )
     disk = next(folder for folder in output.resolve().parents if folder.exists())
     free, needed = shutil.disk_usage(disk).free, needed + DISK_MARGIN_BYTES
     if free < needed:
         raise UserError(
-            "The disk is too small for the merged model.", where=disk, found=f"{gib(free)} free", allowed=gib(needed)
+            "The disk is too small for the merged model.",
+            where=disk,
+            found=f"{gib(free)} free",
+            allowed=gib(needed),
         )
 
 
@@ -279,7 +331,9 @@ def merge(
 
     output = Path(output)
     if dtype not in (None, *DTYPES):
-        raise UserError("Unknown dtype for the merged model.", found=dtype, allowed=", ".join(DTYPES))
+        raise UserError(
+            "Unknown dtype for the merged model.", found=dtype, allowed=", ".join(DTYPES)
+        )
     unchecked = check_small_inputs(Path(base), Path(adapter))
     plan = plan_merge(open_checkpoint(base), open_adapter(adapter))
     shards = lay_out(plan, output, dtype)
@@ -297,7 +351,9 @@ def merge(
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         again = "free some space and run the same command again"
-        raise UserError("The disk filled up during the merge.", where=output.parent, allowed=again) from None
+        raise UserError(
+            "The disk filled up during the merge.", where=output.parent, allowed=again
+        ) from None
     return read_json(output / MANIFEST)
 
 
@@ -328,7 +384,10 @@ def check_small_inputs(base: Path, adapter: Path) -> list[str]:
     else:
         unchecked.append("base's weights")
     if unchecked:
-        log.info("not compared with digests, since none are recorded beside them: the %s", ", the ".join(unchecked))
+        log.info(
+            "not compared with digests, since none are recorded beside them: the %s",
+            ", the ".join(unchecked),
+        )
     return unchecked
 
 
@@ -344,15 +403,21 @@ def _check_weights(base: Path, read: dict[str, str]) -> None:
     recorded = read_report(base / FETCHED)["sha256"]
     for name, digest in read.items():
         if recorded.get(name) != digest:
-            read_report(base / FETCHED, base / name, remove=[standing_for(base / FETCHED)])  # says what to delete
+            read_report(
+                base / FETCHED, base / name, remove=[standing_for(base / FETCHED)]
+            )  # says what to delete
             raise UserError("The base's weights changed while they were read.", where=base / name)
 
 
-def _write_companions(plan: MergePlan, shards: list[Shard], folder: Path, dtype: str | None) -> list[Path]:
+def _write_companions(
+    plan: MergePlan, shards: list[Shard], folder: Path, dtype: str | None
+) -> list[Path]:
     """Configuration and index as the merged weights need them, and the base's tokenizer, licence and the like."""
     base = plan.base
     for path in sorted(base.folder.iterdir()):
-        if path.is_file() and any(fnmatch.fnmatchcase(path.name, pattern) for pattern in COMPANIONS):
+        if path.is_file() and any(
+            fnmatch.fnmatchcase(path.name, pattern) for pattern in COMPANIONS
+        ):
             copy_own(path, folder)
     config, index = copy.deepcopy(base.config), copy.deepcopy(base.index)
     for part in [config, *filter(None, [config.get("text_config")])]:
@@ -363,9 +428,13 @@ def _write_companions(plan: MergePlan, shards: list[Shard], folder: Path, dtype:
         if plan.untied is not None and (part is config or "tie_word_embeddings" in part):
             part["tie_word_embeddings"] = False
     if index is not None:
-        index["weight_map"] = {tensor.name: shard.path.name for shard in shards for tensor in shard.tensors}
+        index["weight_map"] = {
+            tensor.name: shard.path.name for shard in shards for tensor in shard.tensors
+        }
         if "total_size" in (index.get("metadata") or {}):
-            index["metadata"]["total_size"] = sum(shard.bytes - len(shard.header) for shard in shards)
+            index["metadata"]["total_size"] = sum(
+                shard.bytes - len(shard.header) for shard in shards
+            )
     for name, ours, theirs in (("config.json", config, base.config), (INDEX, index, base.index)):
         if ours == theirs and ours is not None:
             copy_own(base.folder / name, folder)  # byte for byte
@@ -380,7 +449,9 @@ def _manifest(
     """What was merged into what; ``sha256`` names every file of the folder."""
     adapter, base = plan.adapter, plan.base
     tensors = [tensor for shard in shards for tensor in shard.tensors]
-    sizes = {code: sum(x.bytes for x in tensors if x.dtype == code) for code in sorted(FLOAT_DTYPES)}
+    sizes = {
+        code: sum(x.bytes for x in tensors if x.dtype == code) for code in sorted(FLOAT_DTYPES)
+    }
     return {
         "adapter": {
             "files": {name: sha256_file(adapter.folder / name) for name in (CONFIG, WEIGHTS)},
@@ -399,7 +470,10 @@ def _manifest(
         "bytes": sum(shard.bytes for shard in shards),
         "dtype": dtype or FLOAT_DTYPES[max(sizes, key=lambda code: sizes[code])],
         "sha256": {name: written for name, (_, written) in digests.items()},
-        "tensors": {"changed": sum(bool(update.keys) for update in plan.updates.values()), "total": len(tensors)},
+        "tensors": {
+            "changed": sum(bool(update.keys) for update in plan.updates.values()),
+            "total": len(tensors),
+        },
         "untied": plan.untied,
         "versions": versions(("peft", "safetensors", "torch", "transformers")),
         "weights": sorted(digests),
@@ -409,10 +483,16 @@ def _manifest(
 def main() -> int:
     about = "Merge a LoRA adapter into its unquantized base with little memory."
     parser = argparse.ArgumentParser(prog="python -m scripts.merging.merge", description=about)
-    parser.add_argument("--base", required=True, metavar="DIR", help="model folder with config.json and safetensors")
-    parser.add_argument("--adapter", required=True, metavar="DIR", help="folder that PEFT saved the adapter to")
+    parser.add_argument(
+        "--base", required=True, metavar="DIR", help="model folder with config.json and safetensors"
+    )
+    parser.add_argument(
+        "--adapter", required=True, metavar="DIR", help="folder that PEFT saved the adapter to"
+    )
     parser.add_argument("--output", required=True, metavar="DIR", help="new or empty folder")
-    parser.add_argument("--dtype", choices=DTYPES, help="of the merged weights; default: the base's")
+    parser.add_argument(
+        "--dtype", choices=DTYPES, help="of the merged weights; default: the base's"
+    )
     parser.add_argument("--threads", type=int, metavar="N", help="cores to use; default: all")
     arguments = parser.parse_args()
     keep_host_memory()

@@ -27,11 +27,32 @@ from typing import Any
 from dryfit.common.errors import UserError
 from dryfit.common.files import read_jsonl, read_report, sha256_file, standing_for, write_report
 from dryfit.common.terminal import command, log, progress
-from scripts.common.checkpoint import FLOAT_DTYPES, StoredTensor, WeightFolder, open_checkpoint, read_into, read_tensor
+from scripts.common.checkpoint import (
+    FLOAT_DTYPES,
+    StoredTensor,
+    WeightFolder,
+    open_checkpoint,
+    read_into,
+    read_tensor,
+)
 from scripts.common.job import job
 from scripts.common.reports import CARRIED, carry
-from scripts.merging.adapter import LORA_KEY, PREFIX, MergePlan, open_adapter, plan_merge, without_numbers
-from scripts.merging.logits import NO_QUESTIONS, Questions, check_logits, free_memory, not_run, result_of
+from scripts.merging.adapter import (
+    LORA_KEY,
+    PREFIX,
+    MergePlan,
+    open_adapter,
+    plan_merge,
+    without_numbers,
+)
+from scripts.merging.logits import (
+    NO_QUESTIONS,
+    Questions,
+    check_logits,
+    free_memory,
+    not_run,
+    result_of,
+)
 from scripts.merging.merge import MANIFEST, check_small_inputs
 
 CHUNK_BYTES = 2**24  # compared at once
@@ -57,11 +78,19 @@ def check_tensors(plan: MergePlan, merged: WeightFolder, dtype: str) -> dict[str
         ours, theirs = merged.tensors[name], plan.source(name)
         other_dtype = ours.dtype != theirs.dtype
         convertible = theirs.dtype in FLOAT_DTYPES and FLOAT_DTYPES.get(ours.dtype) == dtype
-        if (ours.shape, ours.path.name) != (theirs.shape, theirs.path.name) or (other_dtype and not convertible):
+        if (ours.shape, ours.path.name) != (theirs.shape, theirs.path.name) or (
+            other_dtype and not convertible
+        ):
             wrong.add(name)
         converted += other_dtype
     added = sorted(set(merged.tensors) - set(plan.base.tensors))
-    return result_of(not wrong, tensors=len(merged.tensors), added=added, converted=converted, wrong=sorted(wrong))
+    return result_of(
+        not wrong,
+        tensors=len(merged.tensors),
+        added=added,
+        converted=converted,
+        wrong=sorted(wrong),
+    )
 
 
 def check_untouched(plan: MergePlan, merged: WeightFolder) -> dict[str, Any]:
@@ -81,7 +110,9 @@ def check_untouched(plan: MergePlan, merged: WeightFolder) -> dict[str, Any]:
             same = torch.equal(values, read_tensor(theirs).to(values.dtype))
         if not same:
             wrong.append(ours.name)
-    return result_of(not wrong, tensors=len(tensors), bytes=sum(tensor.bytes for tensor in tensors), wrong=wrong)
+    return result_of(
+        not wrong, tensors=len(tensors), bytes=sum(tensor.bytes for tensor in tensors), wrong=wrong
+    )
 
 
 def _chunks(tensor: StoredTensor) -> Iterator[bytearray]:
@@ -107,11 +138,17 @@ def peft_merge(plan: MergePlan, name: str) -> Any:
     module = match["module"]
     config = LoraConfig.from_pretrained(str(adapter.folder))
     config.init_lora_weights = False  # PEFT would draw random numbers that are overwritten below
-    config.target_modules, config.modules_to_save, config.ensure_weight_tying = {module}, None, False
+    config.target_modules, config.modules_to_save, config.ensure_weight_tying = (
+        {module},
+        None,
+        False,
+    )
     weight = read_tensor(plan.source(name))
     if update.replace is not None:
         weight = adapter.read(update.replace).to(weight.dtype)
-    bias = plan.base.tensors.get(f"{name.removesuffix('.weight')}.bias") if config.lora_bias else None
+    bias = (
+        plan.base.tensors.get(f"{name.removesuffix('.weight')}.bias") if config.lora_bias else None
+    )
     with torch.device("meta"):
         if match["part"].startswith("lora_embedding"):
             layer: Any = torch.nn.Embedding(*weight.shape)
@@ -135,7 +172,9 @@ def peft_merge(plan: MergePlan, name: str) -> Any:
         for key, parameter in root.named_parameters():
             if "lora_" in key:
                 parameter.data = parameter.data.float()  # as PeftModel does
-        loaded = set_peft_model_state_dict(root, {key.removeprefix(PREFIX): adapter.read(key) for key in keys})
+        loaded = set_peft_model_state_dict(
+            root, {key.removeprefix(PREFIX): adapter.read(key) for key in keys}
+        )
         assert not loaded.unexpected_keys, loaded
         root.get_submodule(module).merge()
     return layer.weight.data
@@ -156,7 +195,9 @@ def check_layers(plan: MergePlan, merged: WeightFolder, count: int) -> dict[str,
     # One kind of layer after the other, each time deeper in the model.
     groups = list(kinds.values())
     picked = ((groups[index % len(groups)], index) for index in range(count if groups else 0))
-    sample = sorted({group[index * len(group) // count] for group, index in picked}, key=names.index)
+    sample = sorted(
+        {group[index * len(group) // count] for group, index in picked}, key=names.index
+    )
     layers = []
     for name in progress(sample, "layers against PEFT", unit="layer"):
         ours, before = read_tensor(merged.tensors[name]), read_tensor(plan.source(name))
@@ -166,11 +207,28 @@ def check_layers(plan: MergePlan, merged: WeightFolder, count: int) -> dict[str,
         step = max(1, 2**22 // max(1, ours[0].numel()))
         for a, b, w in zip(ours.split(step), expected.split(step), before.split(step), strict=True):
             difference = (a.float() - b.float()).abs()
-            within = within and bool((difference <= precision * (b.float().abs() + w.float().abs())).all())
-            worst, different = max(worst, float(difference.max())), different + int((difference > 0).sum())
-        layers.append({"name": name, "max_abs_difference": worst, "different_values": different, "within": within})
+            within = within and bool(
+                (difference <= precision * (b.float().abs() + w.float().abs())).all()
+            )
+            worst, different = (
+                max(worst, float(difference.max())),
+                different + int((difference > 0).sum()),
+            )
+        layers.append(
+            {
+                "name": name,
+                "max_abs_difference": worst,
+                "different_values": different,
+                "within": within,
+            }
+        )
     good = all(layer["within"] for layer in layers)
-    return result_of(good, changed=len(names), layers=layers, identical=sum(not x["different_values"] for x in layers))
+    return result_of(
+        good,
+        changed=len(names),
+        layers=layers,
+        identical=sum(not x["different_values"] for x in layers),
+    )
 
 
 def verify(
@@ -211,19 +269,29 @@ def verify(
     except UserError as error:
         if checks["files"]["status"] == "passed":
             raise
-        checks |= dict.fromkeys(("tensors", "untouched", "layers", "logits", "answers"), not_run(error.problem))
+        checks |= dict.fromkeys(
+            ("tensors", "untouched", "layers", "logits", "answers"), not_run(error.problem)
+        )
         return {"checks": checks, "complete": False, "passed": False}
     checks["tensors"] = check_tensors(plan, result, manifest["dtype"])
     checks["untouched"] = check_untouched(plan, result)
     if checks["tensors"]["status"] == "failed":
-        checks |= dict.fromkeys(("layers", "logits", "answers"), not_run("the tensors are not the base's"))
+        checks |= dict.fromkeys(
+            ("layers", "logits", "answers"), not_run("the tensors are not the base's")
+        )
     else:
         changed = [name for name in checks["files"]["wrong"] if not name.endswith(".safetensors")]
         checks["layers"] = check_layers(plan, result, layers)
         checks["logits"], checks["answers"] = (
             [not_run(f"{changed[0]} is not what the merge wrote")] * 2
             if changed
-            else check_logits(plan, result, manifest["dtype"], questions, free if free is not None else free_memory())
+            else check_logits(
+                plan,
+                result,
+                manifest["dtype"],
+                questions,
+                free if free is not None else free_memory(),
+            )
         )
     for name, check in checks.items():
         log.info("%-9s %s", name, check.get("reason", check["status"]))
@@ -271,17 +339,27 @@ def run(
 
 def main() -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m scripts.merging.verify", description="Compare a merged folder with its base and adapter."
+        prog="python -m scripts.merging.verify",
+        description="Compare a merged folder with its base and adapter.",
     )
     for name in ("base", "adapter", "merged"):
         parser.add_argument(f"--{name}", required=True, metavar="DIR")
-    parser.add_argument("--prompts", metavar="FILE", help='JSON lines with "request"; left out: layer checks alone')
-    parser.add_argument("--count", type=int, default=8, metavar="N", help="requests to take (default 8)")
+    parser.add_argument(
+        "--prompts", metavar="FILE", help='JSON lines with "request"; left out: layer checks alone'
+    )
+    parser.add_argument(
+        "--count", type=int, default=8, metavar="N", help="requests to take (default 8)"
+    )
     parser.add_argument("--system", default="", help="system prompt of the training")
-    parser.add_argument("--layers", type=int, default=8, metavar="N", help="weights to compare (default 8)")
+    parser.add_argument(
+        "--layers", type=int, default=8, metavar="N", help="weights to compare (default 8)"
+    )
     options = parser.parse_args()
     requests = first_requests(options.prompts, options.count) if options.prompts else []
-    folders, questions = (options.base, options.adapter, options.merged), Questions(requests, options.system)
+    folders, questions = (
+        (options.base, options.adapter, options.merged),
+        Questions(requests, options.system),
+    )
     report = verify(*folders, questions=questions, layers=options.layers)
     for name, check in report["checks"].items():
         print(f"{name:9} {check.get('reason', check['status'])}")

@@ -32,7 +32,11 @@ from scripts.documents.terminal_summary import run_lines
 
 NAME = "SecureCLI-Tuner"
 COMMAND = "SECURECLI_COMMAND"  # the Snakefile puts the command line of the whole run there
-SOURCES = ("acquire", "description", "weights")  # reports of what went into the run; the others came out of it
+SOURCES = (
+    "acquire",
+    "description",
+    "weights",
+)  # reports of what went into the run; the others came out of it
 NOT_READ = ("executed", "unread")  # inputs that no document reads
 # A name for what is derived from content, so that the same bill has the same serial number.
 _NAMESPACE = uuid.uuid5(uuid.NAMESPACE_URL, "https://spdx.org/licenses/Apache-2.0#securecli-tuner")
@@ -43,7 +47,9 @@ def source(root: Path = ROOT) -> dict[str, Any]:
 
     def git(*arguments: str) -> str | None:
         try:
-            done = subprocess.run(("git", "-C", str(root), *arguments), capture_output=True, text=True, timeout=30)
+            done = subprocess.run(
+                ("git", "-C", str(root), *arguments), capture_output=True, text=True, timeout=30
+            )
         except (OSError, subprocess.TimeoutExpired):
             return None
         return done.stdout.strip() if done.returncode == 0 else None
@@ -90,7 +96,9 @@ def _processor() -> str:
 
 def software(reports: Iterable[Mapping[str, Any]]) -> dict[str, str]:
     """Versions by package: what the stages' reports say, and of the pinned packages what is installed here."""
-    pinned = "".join((ROOT / "envs" / name).read_text(encoding="utf-8") for name in ("light.yaml", "torch.yaml"))
+    pinned = "".join(
+        (ROOT / "envs" / name).read_text(encoding="utf-8") for name in ("light.yaml", "torch.yaml")
+    )
     versions = {"python": platform.python_version()}
     for name in ["snakemake", *re.findall(r"^ +- ([A-Za-z0-9._-]+)[=>]=", pinned, re.MULTILINE)]:
         try:
@@ -98,7 +106,9 @@ def software(reports: Iterable[Mapping[str, Any]]) -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     for report in reports:
-        versions |= {name: version for name, version in report.get("versions", {}).items() if version}
+        versions |= {
+            name: version for name, version in report.get("versions", {}).items() if version
+        }
     return dict(sorted(versions.items()))
 
 
@@ -111,9 +121,13 @@ def digests(entries: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     reports = [entry["path"] for entry in entries if entry["path"].endswith(".json")]
     listed = ChainMap(*(sealed_files(path) for path in reports if Path(path).is_file()))
     found = {
-        str(file): {"bytes": file.stat().st_size, "sha256": digest} for file, digest in listed.items() if file.is_file()
+        str(file): {"bytes": file.stat().st_size, "sha256": digest}
+        for file, digest in listed.items()
+        if file.is_file()
     }
-    found |= {entry["path"]: {"bytes": entry["bytes"], "sha256": entry["sha256"]} for entry in entries}
+    found |= {
+        entry["path"]: {"bytes": entry["bytes"], "sha256": entry["sha256"]} for entry in entries
+    }
     return dict(sorted(found.items()))
 
 
@@ -143,7 +157,9 @@ def bill_of_materials(record: Mapping[str, Any]) -> str:
         type=ComponentType.APPLICATION,
         bom_ref=NAME,
         licenses=licenses("Apache-2.0"),
-        properties=[Property(name="commit", value=record["source"]["commit"] or "not in a git checkout")],
+        properties=[
+            Property(name="commit", value=record["source"]["commit"] or "not in a git checkout")
+        ],
     )
     bom.metadata.component = pipeline
     for name, version in record["software"].items():
@@ -153,7 +169,9 @@ def bill_of_materials(record: Mapping[str, Any]) -> str:
                 version=version,
                 type=ComponentType.PLATFORM if name == "python" else ComponentType.LIBRARY,
                 bom_ref=f"{name}=={version}",
-                purl=None if name == "python" else PackageURL("pypi", name=name.lower(), version=version),
+                purl=None
+                if name == "python"
+                else PackageURL("pypi", name=name.lower(), version=version),
                 licenses=licenses(_package_license(name)),
             )
         )
@@ -175,7 +193,10 @@ def bill_of_materials(record: Mapping[str, Any]) -> str:
         name = data.get("repository") or ", ".join(data.get("paths", [])) or f"{data['type']} rows"
         bom.components.add(
             Component(
-                name=name, type=ComponentType.DATA, bom_ref=f"data:{number}", licenses=licenses(data.get("license"))
+                name=name,
+                type=ComponentType.DATA,
+                bom_ref=f"data:{number}",
+                licenses=licenses(data.get("license")),
             )
         )
     bom.register_dependency(pipeline, bom.components)
@@ -224,7 +245,9 @@ def main(
         "configuration": configuration,
         "hardware": hardware(),
         "inputs": digests([entry for name in SOURCES for entry in by_name[name]]),
-        "outputs": digests([entry for name, some in by_name.items() if name not in SOURCES for entry in some]),
+        "outputs": digests(
+            [entry for name, some in by_name.items() if name not in SOURCES for entry in some]
+        ),
         "software": software(reports),
         "source": source(),
     }

@@ -11,7 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from dryfit.common.errors import UserError
-from dryfit.common.files import atomic_folder, read_folder, read_report, sha256_file, write_report, write_text
+from dryfit.common.files import (
+    atomic_folder,
+    read_folder,
+    read_report,
+    sha256_file,
+    write_report,
+    write_text,
+)
 from dryfit.common.terminal import log
 from scripts.common.job import job
 from scripts.documents.card import base_model_id
@@ -26,7 +33,9 @@ SPLITS = ("train", "validation", "test")
 ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
 
 
-def check(publish: Mapping[str, Any], comparison: Mapping[str, Any], verified: Mapping[str, Any]) -> None:
+def check(
+    publish: Mapping[str, Any], comparison: Mapping[str, Any], verified: Mapping[str, Any]
+) -> None:
     """Refuse what the configuration's thresholds don't let through.
 
     UserError: naming each threshold that does not hold, with what was found.
@@ -37,7 +46,9 @@ def check(publish: Mapping[str, Any], comparison: Mapping[str, Any], verified: M
         if comparison[metric]["verdict"] != "better":
             failed.append(f"{metric} is not better than the base's by more than its interval")
     if tuned["exact"]["share"] < asked["least_exact"]:
-        failed.append(f"{tuned['exact']['share']:.3f} of the answers are exact, asked for are {asked['least_exact']}")
+        failed.append(
+            f"{tuned['exact']['share']:.3f} of the answers are exact, asked for are {asked['least_exact']}"
+        )
     if "danger" in tuned and tuned["danger"]["share"] > asked["most_danger"]:
         failed.append(
             f"{tuned['danger']['share']:.3f} of the answers are dangerous, allowed are {asked['most_danger']}"
@@ -103,7 +114,11 @@ def metadata(context: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def main(
-    inputs: Mapping[str, Any], output: str, publish: Mapping[str, Any], about: Mapping[str, Any], templates: Path
+    inputs: Mapping[str, Any],
+    output: str,
+    publish: Mapping[str, Any],
+    about: Mapping[str, Any],
+    templates: Path,
 ) -> None:
     """Check, write the cards, list the files."""
     reports = {
@@ -125,7 +140,10 @@ def main(
     wanted: dict[str, dict[str, Path]] = {}
     with atomic_folder(folder) as cards:
         if publish["adapter"]:
-            write_text(cards / "adapter" / "README.md", render(templates / "ADAPTER_CARD.md.j2", context)[0])
+            write_text(
+                cards / "adapter" / "README.md",
+                render(templates / "ADAPTER_CARD.md.j2", context)[0],
+            )
             wanted["adapter"] = {name: adapter / name for name in ADAPTER}
             wanted["adapter"]["README.md"] = folder / "adapter" / "README.md"
         if publish["merged"]:
@@ -135,7 +153,10 @@ def main(
             wanted["merged"]["README.md"] = Path(inputs["card"])
         if publish["dataset"]:
             check_licences(reports["acquire"])
-            write_text(cards / "dataset" / "README.md", render(templates / "DATASET_CARD.md.j2", context)[0])
+            write_text(
+                cards / "dataset" / "README.md",
+                render(templates / "DATASET_CARD.md.j2", context)[0],
+            )
             wanted["dataset"] = {f"data/{split}.jsonl": path for split, path in splits.items()}
             wanted["dataset"]["README.md"] = folder / "dataset" / "README.md"
     if not wanted:
@@ -148,20 +169,40 @@ def main(
     plan = {}
     for kind, files in wanted.items():
         listed = [
-            {"bytes": path.stat().st_size, "file": str(path), "path": name, "sha256": sha256_file(path)}
+            {
+                "bytes": path.stat().st_size,
+                "file": str(path),
+                "path": name,
+                "sha256": sha256_file(path),
+            }
             for name, path in sorted(files.items())
         ]
         plan[kind] = {"files": listed, "private": publish["private"], "repository": publish[kind]}
     write_report(output, {"repositories": plan})
     for kind, repository in plan.items():
         total = sum(file["bytes"] for file in repository["files"])
-        log.info("%s -> %s: %d files, %s bytes", kind, repository["repository"], len(repository["files"]), f"{total:,}")
+        log.info(
+            "%s -> %s: %d files, %s bytes",
+            kind,
+            repository["repository"],
+            len(repository["files"]),
+            f"{total:,}",
+        )
         for file in repository["files"]:
             log.info("  %15s  %s", f"{file['bytes']:,}", file["path"])
 
 
 if __name__ == "__main__":
     with job(snakemake):
-        named = {name: value if isinstance(value, str) else list(value) for name, value in snakemake.input.items()}
+        named = {
+            name: value if isinstance(value, str) else list(value)
+            for name, value in snakemake.input.items()
+        }
         settings = snakemake.params.settings
-        main(named, snakemake.output.plan, settings["publish"], settings["about"], Path(named["templates"][0]).parent)
+        main(
+            named,
+            snakemake.output.plan,
+            settings["publish"],
+            settings["about"],
+            Path(named["templates"][0]).parent,
+        )

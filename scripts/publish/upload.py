@@ -19,7 +19,12 @@ from dryfit.common.text import without_secrets
 from scripts.common.job import job
 
 TYPES = {"adapter": "model", "dataset": "dataset", "merged": "model"}
-NO_RIGHT = {403: ("The token may not write there (403).", "HF_TOKEN of an account that may, with the right to write")}
+NO_RIGHT = {
+    403: (
+        "The token may not write there (403).",
+        "HF_TOKEN of an account that may, with the right to write",
+    )
+}
 MESSAGE = "Publish a run of SecureCLI-Tuner"
 
 
@@ -40,7 +45,9 @@ def is_public(kind: str, planned: dict[str, Any], token: str) -> bool:
     from huggingface_hub.errors import RepositoryNotFoundError
 
     try:
-        return not HfApi(token=token).repo_info(planned["repository"], repo_type=TYPES[kind]).private
+        return (
+            not HfApi(token=token).repo_info(planned["repository"], repo_type=TYPES[kind]).private
+        )
     except RepositoryNotFoundError:  # not there, or not for this token, as the upload will say
         return False
 
@@ -90,14 +97,25 @@ def _broken_off(kind: str, repositories: dict[str, Any], done: dict[str, Any]) -
     try:
         yield
     except Exception as error:
-        problem, allowed = meaning(Failure.of(error), TYPES[kind], repositories[kind]["repository"], own=NO_RIGHT)
-        published = ", ".join(f"{one['repository']} at {one['commit']}" for one in done.values()) or "nothing"
-        left = ", ".join(f"{name} ({one['repository']})" for name, one in repositories.items() if name not in done)
+        problem, allowed = meaning(
+            Failure.of(error), TYPES[kind], repositories[kind]["repository"], own=NO_RIGHT
+        )
+        published = (
+            ", ".join(f"{one['repository']} at {one['commit']}" for one in done.values())
+            or "nothing"
+        )
+        left = ", ".join(
+            f"{name} ({one['repository']})"
+            for name, one in repositories.items()
+            if name not in done
+        )
         raise UserError(
             f"The upload to {repositories[kind]['repository']} broke off."
             f" Published: {published}. Not published: {left}.",
             where=f"publish.{kind}",
-            found=f"{problem} {type(error).__name__}: {without_secrets(' '.join(str(error).split()))}"[:400],
+            found=f"{problem} {type(error).__name__}: {without_secrets(' '.join(str(error).split()))}"[
+                :400
+            ],
             allowed=allowed,
             write="the same command again: it goes on, and what the Hub has already is not sent again",
         ) from None

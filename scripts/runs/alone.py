@@ -74,11 +74,16 @@ def run(job: Any, folder: Path, log: Sequence[str] = ()) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m scripts.runs.alone", description="Run the script of the job that makes a file."
+        prog="python -m scripts.runs.alone",
+        description="Run the script of the job that makes a file.",
     )
     parser.add_argument("file", help="an output of the job, such as results/tiny-r4/training.json")
-    parser.add_argument("--configfile", nargs="+", type=Path, default=[Path("config/config.yaml")], metavar="FILE")
-    parser.add_argument("--output", type=Path, default=Path("alone"), metavar="DIR", help="default: alone/")
+    parser.add_argument(
+        "--configfile", nargs="+", type=Path, default=[Path("config/config.yaml")], metavar="FILE"
+    )
+    parser.add_argument(
+        "--output", type=Path, default=Path("alone"), metavar="DIR", help="default: alone/"
+    )
     options = parser.parse_args()
     known = list(jobs(*options.configfile))
     found = [job for job in known if options.file in job.output]

@@ -17,7 +17,10 @@ from scripts.runs.job_paths import BASE_EVALUATION, EXECUTION, JobPaths
 from scripts.runs.runs import Runs
 from scripts.tasks.support import registry
 
-ANSWERS = (f"{BASE_EVALUATION}/answers.jsonl", "results/{run}/evaluation/answers.jsonl")  # what a score is about
+ANSWERS = (
+    f"{BASE_EVALUATION}/answers.jsonl",
+    "results/{run}/evaluation/answers.jsonl",
+)  # what a score is about
 ASK_WHAT_FITS = ("gate_memory", "check_resources")  # a laptop may ask them about another machine
 
 
@@ -40,7 +43,9 @@ def planned_writes(jobs: Iterable[Job], runs: Runs) -> list[disk.Planned]:
     for job in jobs:
         if job.rule in disk.RULES:
             settings = JobPaths.of(runs, job.names).settings
-            one = by_run.setdefault(job.names.get("run", settings["model"]["name"]), (settings, [], []))
+            one = by_run.setdefault(
+                job.names.get("run", settings["model"]["name"]), (settings, [], [])
+            )
             one[1].append(disk.RULES[job.rule])
             one[2].extend([job.names["type"]] if "type" in job.names else [])
     written = [
@@ -52,7 +57,11 @@ def planned_writes(jobs: Iterable[Job], runs: Runs) -> list[disk.Planned]:
 
 
 def before_the_first(
-    planned: Sequence[Job], done: Iterable[str], runs: Runs, on_this_machine: bool, own_packages: bool = True
+    planned: Sequence[Job],
+    done: Iterable[str],
+    runs: Runs,
+    on_this_machine: bool,
+    own_packages: bool = True,
 ) -> None:
     """Refuse what this machine can't do, while nothing has been touched; then remove or mark what will be outdated.
 
@@ -75,7 +84,9 @@ def before_the_first(
         for job in planned:
             if job.takes_gpu and job.rule not in ASK_WHAT_FITS:
                 settings = JobPaths.of(runs, job.names).settings
-                gpus = run_scenarios.gpus_of_training(settings) if job.rule == "train_adapter" else 1
+                gpus = (
+                    run_scenarios.gpus_of_training(settings) if job.rule == "train_adapter" else 1
+                )
                 device.refuse_missing(settings["training"]["device"], gpus)
         for job in planned:
             if job.rule == "execute_answers":  # not found out after hours of training
@@ -85,7 +96,9 @@ def before_the_first(
     documents = results_of(job for job in planned if "render_" in job.rule)
     outdated.before(results_of(planned), documents, done)
     for score in drop_scores(results_of(planned), runs):
-        print(f"{score}: the answers will be made again, so their score is dropped.", file=sys.stderr)
+        print(
+            f"{score}: the answers will be made again, so their score is dropped.", file=sys.stderr
+        )
         print("`snakemake execute` with the same arguments runs the new answers.", file=sys.stderr)
 
 
@@ -121,7 +134,8 @@ def refuse_unrecorded(paths: Iterable[str], persistence: Any) -> None:
         remove = f"rm {' '.join(unknown)}" if len(unknown) <= 5 else "mv results results.before"
         raise UserError(
             "Snakemake has no record of what a result was made with, so it could not see that it is of other settings.",
-            where=", ".join(unknown[:5]) + (f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""),
+            where=", ".join(unknown[:5])
+            + (f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""),
             found="no readable record in .snakemake",
             allowed="results together with the .snakemake of the runs that made them; or the steps run again",
             write=f"{remove}    # then the same command again; if they are this version's and whole:"
@@ -132,16 +146,22 @@ def refuse_unrecorded(paths: Iterable[str], persistence: Any) -> None:
 def name_edited(documents: Sequence[str]) -> None:
     """Print which documents are not as they were written; a person may go on with one, so it is no error."""
     if documents:
-        names = ", ".join(documents[:5]) + (f" and {len(documents) - 5} more" if len(documents) > 5 else "")
+        names = ", ".join(documents[:5]) + (
+            f" and {len(documents) - 5} more" if len(documents) > 5 else ""
+        )
         print(
-            f"Edited since they were written, or damaged: {names}. `rm` one to have it written again.", file=sys.stderr
+            f"Edited since they were written, or damaged: {names}. `rm` one to have it written again.",
+            file=sys.stderr,
         )
 
 
 def name_outdated(made: Collection[str] = ()) -> None:
     """Bring the lists of outdated files up to date, and print where they are."""
     for mark in outdated.after(made):
-        print(f"{mark} names files whose inputs or settings have changed since they were made.", file=sys.stderr)
+        print(
+            f"{mark} names files whose inputs or settings have changed since they were made.",
+            file=sys.stderr,
+        )
 
 
 def summary(runs: Runs, made: Collection[str]) -> Iterator[str]:
@@ -150,5 +170,7 @@ def summary(runs: Runs, made: Collection[str]) -> Iterator[str]:
         comparisons = JobPaths.of(runs, {"run": run}).profile_comparisons()
         card = f"results/{run}/MODEL_CARD.md"
         has_card = card in made and Path(card).is_file()
-        yield from terminal_summary.run_lines(run, comparisons, terminal_summary.reader(made), has_card)
+        yield from terminal_summary.run_lines(
+            run, comparisons, terminal_summary.reader(made), has_card
+        )
     yield from terminal_summary.sweep_lines(f"results/{runs.name}-sweep/sweep.json", made)

@@ -15,7 +15,12 @@ from dryfit.scenario.hub import likely_id, nearest, profiled
 from dryfit.scenario.model import MODELS
 from dryfit.scenario.scenario import Scenario, check_packages, rows_in_a_step
 from scripts.common.disk import ParameterCounts
-from scripts.runs.run_scenarios import profile_scenarios, training_loop, training_scenario, training_step_as_gated
+from scripts.runs.run_scenarios import (
+    profile_scenarios,
+    training_loop,
+    training_scenario,
+    training_step_as_gated,
+)
 
 # Stands for a base model whose configuration is not there yet; its sizes are then checked by the trace.
 _ANY_MODEL = {"model_type": "any"}
@@ -25,13 +30,19 @@ def sizes(settings: Mapping[str, Any]) -> ParameterCounts:
     """What decides how much a run writes, as far as it is known before any job: zero parameters where nothing is."""
     step = training_scenario(settings)
     parameters, trainable = settings["model"].get("parameters") or 0, 0
-    with suppress(UserError, NotDescribed):  # not there yet, or of a family that only the trace knows
+    with suppress(
+        UserError, NotDescribed
+    ):  # not there yet, or of a family that only the trace knows
         model = read_json(Path("results", "models", settings["model"]["name"], "config.json"))
         parameters = describe(model).parameter_counts()["total"]
-        lora = Scenario.from_mapping({**step, "model": model}, {}, "training in the configuration").lora
+        lora = Scenario.from_mapping(
+            {**step, "model": model}, {}, "training in the configuration"
+        ).lora
         trainable = describe(model).adapter_parameters(lora) if lora else 0
     base = settings["model"]["source"]["dtype"]
-    return ParameterCounts.of(step, base, settings["merging"]["dtype"] or base, parameters, trainable)
+    return ParameterCounts.of(
+        step, base, settings["merging"]["dtype"] or base, parameters, trainable
+    )
 
 
 def check(settings: Mapping[str, Any]) -> None:
@@ -72,7 +83,9 @@ def check(settings: Mapping[str, Any]) -> None:
 
 def rows_a_step(settings: Mapping[str, Any]) -> int:
     """Rows that one optimizer step of a run takes."""
-    step = Scenario.from_mapping({**training_scenario(settings), "model": _ANY_MODEL}, {}, "training")
+    step = Scenario.from_mapping(
+        {**training_scenario(settings), "model": _ANY_MODEL}, {}, "training"
+    )
     return rows_in_a_step(step, training_loop(settings))
 
 

@@ -20,7 +20,10 @@ from dryfit.common.errors import UserError
 from dryfit.common.files import read_report, read_yaml
 from dryfit.common.schema import validate
 
-SCHEMA = {"additionalProperties": False, "properties": {key: {} for key in ("gpu", "partition", "gres")}}
+SCHEMA = {
+    "additionalProperties": False,
+    "properties": {key: {} for key in ("gpu", "partition", "gres")},
+}
 EXAMPLE = "- {gpu: rtx-4090, partition: gpu, gres: rtx4090}"
 Entry = tuple[Gpu, Mapping[str, Any]]
 
@@ -32,7 +35,9 @@ def read_map(path: str | Path) -> list[Entry]:
     """
     content = read_yaml(path)
     if not isinstance(content, list) or not content:
-        raise UserError("The map of the cluster's GPUs is a list.", where=path, found=content, write=EXAMPLE)
+        raise UserError(
+            "The map of the cluster's GPUs is a list.", where=path, found=content, write=EXAMPLE
+        )
     entries = []
     for number, entry in enumerate(content, 1):
         where = f"{path}, entry {number}"
@@ -65,11 +70,15 @@ def evaluation_bytes(weights_bytes: int) -> int:
 def evaluation_job_bytes(report: str) -> int:
     """The same by the report of the weights: of the base, which lists files, or of a merged model, with their sum."""
     written = _sealed(report)
-    return evaluation_bytes(written.get("bytes") or sum(entry["bytes"] for entry in written["files"].values()))
+    return evaluation_bytes(
+        written.get("bytes") or sum(entry["bytes"] for entry in written["files"].values())
+    )
 
 
 def _sealed(report: str) -> Mapping[str, Any]:
-    os.stat(report)  # says which file is missing, if one is; then Snakemake asks again when it is there
+    os.stat(
+        report
+    )  # says which file is missing, if one is; then Snakemake asks again when it is there
     return read_report(report)
 
 
@@ -103,6 +112,8 @@ def smallest(required_bytes: int, entries: Sequence[Entry]) -> Mapping[str, Any]
         f"The training step needs {required_bytes / GIB:.2f} GiB, more than any GPU of the cluster has.",
         where="the cluster's GPUs",
         found=f"{largest.title}: {largest.usable_bytes / GIB:.2f} GiB usable",
-        allowed=f"{enough.title} ({enough.usable_bytes / GIB:.2f} GiB usable) would do" if enough else "no GPU known",
+        allowed=f"{enough.title} ({enough.usable_bytes / GIB:.2f} GiB usable) would do"
+        if enough
+        else "no GPU known",
         write=f"- {{gpu: {enough.name}, partition: ..., gres: ...}}" if enough else None,
     )

@@ -40,7 +40,9 @@ SOURCE_KEYS = {
 @cache
 def read_schema() -> dict:
     """The schema as a mapping, with the fields of scenarios where a section says ``x-fields: training`` or ``all``."""
-    schema = yaml.load(SCHEMA.read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    schema = yaml.load(
+        SCHEMA.read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    )
     for section in schema["properties"].values():
         if kind := section.get("x-fields"):
             own = section.get("properties", {})
@@ -49,9 +51,9 @@ def read_schema() -> dict:
                 for one in fields.FIELDS
                 if (one.in_training if kind == "training" else not one.name.startswith("model"))
             }
-            section["properties"] = {name: {**form, **own.get(name, {})} for name, form in step.items()} | {
-                name: form for name, form in own.items() if name not in step
-            }
+            section["properties"] = {
+                name: {**form, **own.get(name, {})} for name, form in step.items()
+            } | {name: form for name, form in own.items() if name not in step}
     return schema
 
 
@@ -68,10 +70,14 @@ def check(config: dict) -> dict:
     task = registry.task(config["task"])
     if wrong := [*_of_task(config, task), *_contradictions(config)]:
         raise UserError.several(wrong)
-    return coerced({**config, "prompt": {"system": config["prompt"]["system"] or task.system}}, read_schema())
+    return coerced(
+        {**config, "prompt": {"system": config["prompt"]["system"] or task.system}}, read_schema()
+    )
 
 
-def typed(config: Mapping[str, Any], given: Mapping[str, Any], schema: Mapping[str, Any] | None = None) -> dict:
+def typed(
+    config: Mapping[str, Any], given: Mapping[str, Any], schema: Mapping[str, Any] | None = None
+) -> dict:
     """The configuration with the types of what ``--config`` gave: Snakemake turns numbers within a mapping into text.
 
     ``given``: what the command line says, as Snakemake has read it. What stands in a file keeps the type that it has
@@ -103,7 +109,9 @@ def _of_task(config: dict, task: Task) -> Iterator[UserError]:
     benchmark = dataset["benchmark"]
     if benchmark is None:
         return
-    if ("path" in benchmark) == ("requirement" in benchmark) or ("requirement" in benchmark and not task.executes):
+    if ("path" in benchmark) == ("requirement" in benchmark) or (
+        "requirement" in benchmark and not task.executes
+    ):
         yield UserError(
             "A benchmark is a file of yours" + (", or a package" if task.executes else "") + ".",
             where="dataset.benchmark in the configuration",
@@ -124,7 +132,9 @@ def _defaults() -> dict[str, Any]:
     return yaml.safe_load((ROOT / "config" / "config.yaml").read_text(encoding="utf-8"))
 
 
-def with_defaults(config: Mapping[str, Any], defaults: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def with_defaults(
+    config: Mapping[str, Any], defaults: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """The configuration over the project's own, mapping by mapping; a list replaces the whole list.
 
     Snakemake does this for its command line. A workflow that imports this one as a module gives its configuration
@@ -164,7 +174,9 @@ def _contradictions(config: dict) -> Iterator[UserError]:
         for entry in config["dataset"][key]:
             needed, possible = DATASET_KEYS[entry["type"]]
             known = ["type", "license", "attribution", *needed, *possible]
-            wrong = [name for name in needed if name not in entry] or [name for name in entry if name not in known]
+            wrong = [name for name in needed if name not in entry] or [
+                name for name in entry if name not in known
+            ]
             if wrong:
                 missing = wrong[0] not in entry
                 yield UserError(
@@ -259,7 +271,11 @@ def nothing_to_execute() -> UserError:
 def model_source(config: dict) -> dict:
     """``model.source`` with the keys of its own type alone, so that left-over keys of another rerun nothing."""
     source = config["model"]["source"]
-    return {key: source[key] for key in sorted(source) if key in {*SOURCE_KEYS[source["type"]], "type", "dtype"}}
+    return {
+        key: source[key]
+        for key in sorted(source)
+        if key in {*SOURCE_KEYS[source["type"]], "type", "dtype"}
+    }
 
 
 def examples_source(config: dict) -> dict | None:
@@ -307,7 +323,11 @@ if __name__ == "__main__":
 
     def main() -> None:
         if sys.argv[1:] != ["--write-reference"]:
-            raise UserError("Nothing to do.", allowed="--write-reference", write=f"python -m {Path(__file__).stem} ...")
+            raise UserError(
+                "Nothing to do.",
+                allowed="--write-reference",
+                write=f"python -m {Path(__file__).stem} ...",
+            )
         REFERENCE.write_text(reference(), encoding="utf-8")
 
     command(main)

@@ -80,7 +80,9 @@ class JobFunctions:
         What is called before the paths of a job are given, until it sets itself to None.
     """
 
-    def __init__(self, config: Mapping[str, Any], on_this_machine: Callable[[], bool] = lambda: True) -> None:
+    def __init__(
+        self, config: Mapping[str, Any], on_this_machine: Callable[[], bool] = lambda: True
+    ) -> None:
         """Check a configuration; for all that is wrong a :class:`UserError`.
 
         ``on_this_machine``: whether the jobs run here, which Snakemake knows when it has read all rules.
@@ -100,7 +102,9 @@ class JobFunctions:
         def find(wildcards: Any) -> Any:
             if self.at_first_plan:
                 self.at_first_plan()
-            return exit_on_user_error(lambda: method(JobPaths.of(self.runs, dict(wildcards.items())), *arguments))
+            return exit_on_user_error(
+                lambda: method(JobPaths.of(self.runs, dict(wildcards.items())), *arguments)
+            )
 
         return find
 
@@ -133,7 +137,9 @@ class JobFunctions:
 
     def path_of(self, *patterns: str) -> Callable:
         """An input function: the path, or the paths, with what their run is about filled in."""
-        return self.from_job(lambda paths: paths.fill(*patterns) if len(patterns) > 1 else paths.fill(*patterns)[0])
+        return self.from_job(
+            lambda paths: paths.fill(*patterns) if len(patterns) > 1 else paths.fill(*patterns)[0]
+        )
 
     def paths_where(self, condition: Callable[[Mapping[str, Any]], Any]) -> Callable:
         """The same for paths of runs whose settings meet a condition; of others none."""
@@ -163,7 +169,9 @@ class JobFunctions:
         known: dict[str, tuple[list[str], list[str]]] = {}
         for name in self.runs.named:
             paths = JobPaths.of(self.runs, {"run": name})
-            known[name] = tuple(list(paths.scenarios_of_profile(with_rank)) for with_rank in (True, False))
+            known[name] = tuple(
+                list(paths.scenarios_of_profile(with_rank)) for with_rank in (True, False)
+            )
         first, *others = known
         for other in others:
             if [set(names) for names in known[other]] != [set(names) for names in known[first]]:
@@ -186,11 +194,15 @@ class JobFunctions:
                 allowed="a configuration of one run",
                 write="lora:\n  rank: 16\nsweep: {}",
             )
-        return paths.fill(f"results/{{run}}/publish/{'published' if self.publish['upload'] else 'plan'}.json")[0]
+        return paths.fill(
+            f"results/{{run}}/publish/{'published' if self.publish['upload'] else 'plan'}.json"
+        )[0]
 
     def executes(self) -> bool:
         """Whether the configuration itself asks that answers be run."""
-        return any(chosen["evaluation"]["execution"] != "none" for chosen in self.runs.named.values())
+        return any(
+            chosen["evaluation"]["execution"] != "none" for chosen in self.runs.named.values()
+        )
 
     # --- what a job asks a cluster for; Snakemake fills the parameter `input` by its name -----------------
 
@@ -201,7 +213,9 @@ class JobFunctions:
         and where the map leaves the field out.
         """
         return lambda wildcards, input: (
-            exit_on_user_error(lambda: cluster.smallest(needed(input), self.gpus)).get(field) if self.gpus else None
+            exit_on_user_error(lambda: cluster.smallest(needed(input), self.gpus)).get(field)
+            if self.gpus
+            else None
         )
 
     def minutes_of_training(self, wildcards: Any, input: Any) -> int:

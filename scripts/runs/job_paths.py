@@ -158,7 +158,9 @@ class JobPaths:
     def profiled_description(self) -> list[str]:
         """What seals the Hub's configuration; none of a model of config/models/."""
         return (
-            self.fill("results/memory/{profiled}/fetched.json") if profiled(self.settings["memory"]["model"])[1] else []
+            self.fill("results/memory/{profiled}/fetched.json")
+            if profiled(self.settings["memory"]["model"])[1]
+            else []
         )
 
     # --- what the configuration may leave out ------------------------------------------------------
@@ -181,7 +183,11 @@ class JobPaths:
         if asked or self.settings["evaluation"]["execution"] != "none":
             return self.executed()
         kept = self.fill(EXECUTION)[0]
-        return kept if configuration.can_execute(self.settings) and os.path.exists(prefixed(kept)) else []
+        return (
+            kept
+            if configuration.can_execute(self.settings) and os.path.exists(prefixed(kept))
+            else []
+        )
 
     def more_evaluations(self, asked: bool, prefixed: Callable[[str], str] = str) -> list[str]:
         """What judged the run's answers beside their text."""
@@ -190,14 +196,24 @@ class JobPaths:
 
     def merging_comparison(self) -> list[str]:
         """What merging changed, and the answers behind it; none where the configuration does not ask for it."""
-        names = ("merging.json", "as-trained.jsonl") if self.settings["merging"]["compare_requests"] else ()
+        names = (
+            ("merging.json", "as-trained.jsonl")
+            if self.settings["merging"]["compare_requests"]
+            else ()
+        )
         return self.fill(*(f"results/{{run}}/evaluation/{name}" for name in names))
 
     # --- targets -----------------------------------------------------------------------------------
 
     def documents(self) -> list[str]:
         """What a run is for: the card and the documents beside it, which are made from all others."""
-        names = ("MODEL_CARD.md", "docs/details.md", "docs/publication.md", "report.html", "documents.json")
+        names = (
+            "MODEL_CARD.md",
+            "docs/details.md",
+            "docs/publication.md",
+            "report.html",
+            "documents.json",
+        )
         return self.fill(*(f"results/{{run}}/{name}" for name in names))
 
     def exports(self) -> list[str]:
@@ -208,8 +224,21 @@ class JobPaths:
 
     def stages(self) -> list[str]:
         """What each stage of a run writes last, and the run's documents."""
-        shared = (f"{DATASET}/acquire.json", f"{DATASET}/splits/check.json", f"{BASE}/description.json")
-        shared += (f"{BASE}/weights.json", f"{ENCODED}/encode.json", f"{BASE_EVALUATION}/metrics.json")
-        own = ("memory/training/compare.json", "training.json", "merged.json", "evaluation/metrics.json")
+        shared = (
+            f"{DATASET}/acquire.json",
+            f"{DATASET}/splits/check.json",
+            f"{BASE}/description.json",
+        )
+        shared += (
+            f"{BASE}/weights.json",
+            f"{ENCODED}/encode.json",
+            f"{BASE_EVALUATION}/metrics.json",
+        )
+        own = (
+            "memory/training/compare.json",
+            "training.json",
+            "merged.json",
+            "evaluation/metrics.json",
+        )
         own += ("provenance.json",)
         return self.fill(*shared, *(f"results/{{run}}/{name}" for name in own)) + self.documents()

@@ -23,7 +23,11 @@ def training_scenario(settings: Mapping[str, Any]) -> dict[str, Any]:
     Where the settings say nothing of the allocator its segments are expandable on CUDA, since training sets them so
     (:func:`dryfit.common.device.set_allocator`); the default of every other scenario is PyTorch's own.
     """
-    own = {"allocator": {"expandable_segments": expandable_segments_here(settings["training"]["device"])}}
+    own = {
+        "allocator": {
+            "expandable_segments": expandable_segments_here(settings["training"]["device"])
+        }
+    }
     step = own | {key: value for key, value in settings["training"].items() if key in STEP}
     if step["precision"] == "auto":
         faster = computes_in_bf16(settings["training"]["device"]) and not step.get("autocast")
@@ -49,7 +53,11 @@ def training_step_as_gated(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 def training_loop(settings: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of the loop around the training step; not its threads and trackers, which shape no adapter."""
-    return {key: value for key, value in settings["training"].items() if key not in STEP | {"report_to", "threads"}}
+    return {
+        key: value
+        for key, value in settings["training"].items()
+        if key not in STEP | {"report_to", "threads"}
+    }
 
 
 def training_threads(settings: Mapping[str, Any]) -> int:
@@ -68,10 +76,16 @@ def answer_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
 
     ``dtype`` "auto" is left where the weights' own counts.
     """
-    chosen = {name: settings["evaluation"][name] for name in ("batch_size", "dtype", "max_new_tokens", "requests")}
+    chosen = {
+        name: settings["evaluation"][name]
+        for name in ("batch_size", "dtype", "max_new_tokens", "requests")
+    }
     if chosen["dtype"] == "auto" and computes_in_bf16(settings["training"]["device"]):
         chosen["dtype"] = "bfloat16"
-    return {**chosen, "benchmark": (settings["dataset"]["benchmark"] or {"requests": 0})["requests"]}
+    return {
+        **chosen,
+        "benchmark": (settings["dataset"]["benchmark"] or {"requests": 0})["requests"],
+    }
 
 
 def resource_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -100,14 +114,25 @@ def profile_scenarios(settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """
     memory = settings["memory"]
     name, hub = profiled(memory["model"])
-    model = {"model": f"results/memory/{name}/config.json", "model_name": memory["model"]} if hub else {"model": name}
+    model = (
+        {"model": f"results/memory/{name}/config.json", "model_name": memory["model"]}
+        if hub
+        else {"model": name}
+    )
     common = {**_defaults(settings), "gpu": memory["gpu"], "lora": settings["lora"], **model}
-    scenarios = {name: _of_method({**common, **differences}) for name, differences in memory["scenarios"].items()}
+    scenarios = {
+        name: _of_method({**common, **differences})
+        for name, differences in memory["scenarios"].items()
+    }
 
     def cost(item: tuple[str, dict[str, Any]]) -> tuple[int, int, str]:
         name, scenario = item
         precisions = ("fp32", "bf16-mixed", "fp16-mixed", "bf16", "fp16")
-        return BY_NAME["method"].words.index(scenario["method"]), precisions.index(scenario["precision"]), name
+        return (
+            BY_NAME["method"].words.index(scenario["method"]),
+            precisions.index(scenario["precision"]),
+            name,
+        )
 
     try:
         return dict(sorted(scenarios.items(), key=cost))

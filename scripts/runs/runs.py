@@ -63,11 +63,19 @@ class Runs:
         labels = _labels({key for point in points for key in point})
         for point in points:
             settings = _with(checked, point)
-            parts = [f"{labels[key]}-{_slug(value)}" for key, value in point.items() if key != "lora.rank"]
+            parts = [
+                f"{labels[key]}-{_slug(value)}"
+                for key, value in point.items()
+                if key != "lora.rank"
+            ]
             label = "-".join(parts)
             if len(label) > LONGEST_LABEL:
-                label = f"{labels[next(key for key in point if key != 'lora.rank')]}-{_digest(point)}"
-            name = "-".join(part for part in (self.name, label, f"r{settings['lora']['rank']}") if part)
+                label = (
+                    f"{labels[next(key for key in point if key != 'lora.rank')]}-{_digest(point)}"
+                )
+            name = "-".join(
+                part for part in (self.name, label, f"r{settings['lora']['rank']}") if part
+            )
             if name in self.named:
                 raise UserError(
                     f"Two runs of the sweep land in one folder: results/{name}.",
@@ -92,7 +100,8 @@ class Runs:
             where="the path asked for",
             found=f"results/{name}/",
             allowed=f"{', '.join(self.named)}; or another rank behind -r",
-            write="--configfile with the run's own file, or\nrun:\n  name: " + (match["stem"] if match else name),
+            write="--configfile with the run's own file, or\nrun:\n  name: "
+            + (match["stem"] if match else name),
         )
 
     def having(self, **names: str) -> dict[str, Any]:
@@ -105,13 +114,18 @@ class Runs:
         for settings in self.named.values():
             if all(picks[kind](settings) == name for kind, name in names.items()):
                 return settings
-        known = {kind: sorted({picks[kind](settings) for settings in self.named.values()}) for kind in names}
+        known = {
+            kind: sorted({picks[kind](settings) for settings in self.named.values()})
+            for kind in names
+        }
         keys = {"dataset": "dataset.name", "model": "model.name", "profiled": "memory.model"}
         raise UserError(
             f"The configuration has no {' with '.join(f'{kind} {name}' for kind, name in names.items())}.",
             where="the path asked for",
             found=", ".join(names.values()),
-            allowed="; ".join(f"{keys[kind]}: {', '.join(values)}" for kind, values in known.items()),
+            allowed="; ".join(
+                f"{keys[kind]}: {', '.join(values)}" for kind, values in known.items()
+            ),
             write="--configfile with the file that names it",
         )
 
@@ -190,7 +204,9 @@ def _points(checked: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
             allowed="one of the two",
             write=f"lora:\n  rank: {ranks[0]}",
         )
-    yield from points or (dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values()))
+    yield from points or (
+        dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())
+    )
 
 
 def _leaves(value: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
@@ -215,7 +231,9 @@ def _refuse_key(key: str, checked: Mapping[str, Any]) -> None:
         where="sweep in the configuration",
         found=key,
         allowed="settings of the configuration, such as training.learning_rate, lora.alpha, lora.target_modules",
-        write=f"sweep:\n  {close}: [...]" if close else "sweep:\n  training.learning_rate: [1.0e-03, 2.0e-03]",
+        write=f"sweep:\n  {close}: [...]"
+        if close
+        else "sweep:\n  training.learning_rate: [1.0e-03, 2.0e-03]",
     )
 
 
@@ -231,12 +249,19 @@ def _with(checked: Mapping[str, Any], point: Mapping[str, Any]) -> dict[str, Any
         settings = configuration.check(settings) if point else settings
         if isinstance(settings["lora"]["rank"], list):
             raise UserError(
-                "A point of the sweep has one rank.", found=settings["lora"]["rank"], allowed="a whole number"
+                "A point of the sweep has one rank.",
+                found=settings["lora"]["rank"],
+                allowed="a whole number",
             )
     except UserError as error:
-        where = "sweep in the configuration, " + ", ".join(f"{key}: {value}" for key, value in point.items())
+        where = "sweep in the configuration, " + ", ".join(
+            f"{key}: {value}" for key, value in point.items()
+        )
         raise error.at(where) from None
-    del settings["sweep"], settings["run"]["max_runs"]  # how many other runs there are is not this one's concern
+    del (
+        settings["sweep"],
+        settings["run"]["max_runs"],
+    )  # how many other runs there are is not this one's concern
     return settings
 
 

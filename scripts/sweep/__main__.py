@@ -61,11 +61,17 @@ def compare(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, An
     any.
     """
     one, other = leaves(first["configuration"]), leaves(second["configuration"])
-    differing = sorted(key for key in {*one, *other} if one.get(key) != other.get(key) and key != "run.name")
-    rows = [{(row["request"], row["command"]): row for row in run["answers"]} for run in (first, second)]
+    differing = sorted(
+        key for key in {*one, *other} if one.get(key) != other.get(key) and key != "run.name"
+    )
+    rows = [
+        {(row["request"], row["command"]): row for row in run["answers"]} for run in (first, second)
+    ]
     both = [key for key in rows[0] if key in rows[1]]
     return {
-        "difference": difference(*([of[key] for key in both] for of in reversed(rows))) if both else None,
+        "difference": difference(*([of[key] for key in both] for of in reversed(rows)))
+        if both
+        else None,
         "points": [outcome("first", first, {}), outcome("second", second, {})],
         "requests": len(both),
         "settings": {key: [one.get(key), other.get(key)] for key in differing},
@@ -81,8 +87,12 @@ def page(names: tuple[str, str], compared: Mapping[str, Any]) -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m scripts.sweep", description="Compare two finished runs.")
-    parser.add_argument("runs", nargs=2, type=Path, metavar="RUN", help="a run's folder, results/<name>-r<rank>")
+    parser = argparse.ArgumentParser(
+        prog="python -m scripts.sweep", description="Compare two finished runs."
+    )
+    parser.add_argument(
+        "runs", nargs=2, type=Path, metavar="RUN", help="a run's folder, results/<name>-r<rank>"
+    )
     parser.add_argument("--json", action="store_true", help="print the values")
     options = parser.parse_args()
     first, second = options.runs

@@ -13,7 +13,10 @@ BLUE, ORANGE, GREEN = COLOURS["parameters"], COLOURS["gradients"], COLOURS["acti
 
 def label(settings: Mapping[str, Any]) -> str:
     """What a run varies, for an axis: ``rank 8``, one setting a line."""
-    return "\n".join(f"{key.rpartition('.')[2].replace('_', ' ')} {text(value)}" for key, value in settings.items())
+    return "\n".join(
+        f"{key.rpartition('.')[2].replace('_', ' ')} {text(value)}"
+        for key, value in settings.items()
+    )
 
 
 def text(value: Any) -> str:
@@ -21,7 +24,9 @@ def text(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:g}"
     if isinstance(value, list):
-        return ", ".join(map(text, value)) if len(value) < 4 else f"{text(value[0])}, … ({len(value)})"
+        return (
+            ", ".join(map(text, value)) if len(value) < 4 else f"{text(value[0])}, … ({len(value)})"
+        )
     return f"{value}"
 
 
@@ -30,11 +35,17 @@ def axis(points: Sequence[Mapping[str, Any]]) -> tuple[list[float], list[str], s
     varied = [point["varied"] for point in points]
     keys = {key for settings in varied for key in settings}
     values = [value for settings in varied for value in settings.values()]
-    if len(keys) == 1 and all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
+    if len(keys) == 1 and all(
+        isinstance(value, int | float) and not isinstance(value, bool) for value in values
+    ):
         (key,) = keys
         order = sorted(settings[key] for settings in varied)
         places = [float(order.index(settings[key])) for settings in varied]
-        return places, [text(settings[key]) for settings in varied], key.rpartition(".")[2].replace("_", " ")
+        return (
+            places,
+            [text(settings[key]) for settings in varied],
+            key.rpartition(".")[2].replace("_", " "),
+        )
     return (
         [float(place) for place in range(len(points))],
         [label(settings) or "as configured" for settings in varied],
@@ -42,7 +53,9 @@ def axis(points: Sequence[Mapping[str, Any]]) -> tuple[list[float], list[str], s
     )
 
 
-def panel(points: Sequence[Mapping[str, Any]], title: str, unit: str, series: Sequence[tuple]) -> Any:
+def panel(
+    points: Sequence[Mapping[str, Any]], title: str, unit: str, series: Sequence[tuple]
+) -> Any:
     """A figure with a line for each series: name, colour, marker, a function to a value or (value, low, high)."""
     from matplotlib.figure import Figure
 
@@ -53,7 +66,9 @@ def panel(points: Sequence[Mapping[str, Any]], title: str, unit: str, series: Se
     for number, (name, colour, marker, read) in enumerate(series):
         rows = [(places[index], read(points[index])) for index in order]
         rows = [
-            (place, value if isinstance(value, tuple) else (value,) * 3) for place, value in rows if value is not None
+            (place, value if isinstance(value, tuple) else (value,) * 3)
+            for place, value in rows
+            if value is not None
         ]
         if not rows:
             continue
@@ -61,10 +76,22 @@ def panel(points: Sequence[Mapping[str, Any]], title: str, unit: str, series: Se
         # A negative difference is a rounding error.
         below = [max(0.0, mean - low) for _, (mean, low, _) in rows]
         above = [max(0.0, high - mean) for _, (mean, _, high) in rows]
-        style = {"linestyle": "-" if what else "none", "linewidth": 1.2, "elinewidth": 1.6, "capsize": 3}
+        style = {
+            "linestyle": "-" if what else "none",
+            "linewidth": 1.2,
+            "elinewidth": 1.6,
+            "capsize": 3,
+        }
         if number:  # seldom far from the first: seen through it
-            style |= {"linestyle": "none", "markerfacecolor": "none", "markersize": 11, "markeredgewidth": 1.6}
-        axes.errorbar(at, middle, yerr=[below, above], marker=marker, color=colour, label=name, **style)
+            style |= {
+                "linestyle": "none",
+                "markerfacecolor": "none",
+                "markersize": 11,
+                "markeredgewidth": 1.6,
+            }
+        axes.errorbar(
+            at, middle, yerr=[below, above], marker=marker, color=colour, label=name, **style
+        )
     axes.set_title(title)
     axes.set(xlabel=what, ylabel=unit)
     axes.set_xticks(places, names, fontsize=10 if what else 8)
@@ -89,7 +116,14 @@ def trade(points: Sequence[Mapping[str, Any]]) -> Any:
         face = "white" if point["beaten_by"] else BLUE
         axes.plot(at, loss["mean"], "o", color=BLUE, markerfacecolor=face, markersize=8)
         name = label(point["varied"]).replace("\n", ", ") or point["run"]
-        axes.annotate(name, (at, loss["mean"]), xytext=(8, 5), textcoords="offset points", fontsize=8, color=INK)
+        axes.annotate(
+            name,
+            (at, loss["mean"]),
+            xytext=(8, 5),
+            textcoords="offset points",
+            fontsize=8,
+            color=INK,
+        )
     axes.set_title("Filled: no other run beats it")
     axes.set(xlabel="GiB (2³⁰ bytes) at the predicted peak", ylabel="loss (nats per answer token)")
     axes.margins(x=0.2, y=0.15)
@@ -118,15 +152,31 @@ def figures(points: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         memory[0] = ("predicted for a GPU", *memory[0][1:])
         memory.append((f"predicted for the {device}", ORANGE, "x", there))
     return {
-        "loss": panel(points, "Loss, with 95 % intervals", "nats per answer token", [("tuned", BLUE, "o", loss)]),
+        "loss": panel(
+            points,
+            "Loss, with 95 % intervals",
+            "nats per answer token",
+            [("tuned", BLUE, "o", loss)],
+        ),
         "exact": panel(
-            points, "Exact answers, with 95 % intervals", "% of the requests", [("tuned", GREEN, "o", exact)]
+            points,
+            "Exact answers, with 95 % intervals",
+            "% of the requests",
+            [("tuned", GREEN, "o", exact)],
         ),
         "memory": panel(points, "Peak of the training step", "GiB (2³⁰ bytes)", memory),
         "time": panel(
-            points, "Training", "seconds", [("time", ORANGE, "o", lambda point: point["train_wall_seconds"])]
+            points,
+            "Training",
+            "seconds",
+            [("time", ORANGE, "o", lambda point: point["train_wall_seconds"])],
         ),
-        "size": panel(points, "Adapter", "MiB", [("size", BLUE, "o", lambda point: point["adapter_bytes"] / 2**20)]),
+        "size": panel(
+            points,
+            "Adapter",
+            "MiB",
+            [("size", BLUE, "o", lambda point: point["adapter_bytes"] / 2**20)],
+        ),
         "trade": trade(points),
     }
 

@@ -18,7 +18,10 @@ def context(summary: Mapping[str, Any]) -> dict[str, Any]:
     ]
     by_run = {point["run"]: point for point in shown}
     chosen = summary["recommendation"]
-    named = {key: by_run[chosen[key]] if chosen[key] else None for key in ("run", "cheapest", "best_loss")}
+    named = {
+        key: by_run[chosen[key]] if chosen[key] else None
+        for key in ("run", "cheapest", "best_loss")
+    }
     return {
         **{key: summary[key] for key in ("base", "requests", "varied")},
         "points": shown,
@@ -27,7 +30,9 @@ def context(summary: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def main(templates: Sequence[str], summary: str, figures: Sequence[str], outputs: Sequence[str]) -> None:
+def main(
+    templates: Sequence[str], summary: str, figures: Sequence[str], outputs: Sequence[str]
+) -> None:
     content = context(sourced(read_report(summary), summary))
     write_documents(templates, {**content, "source": sourced(summary, summary)}, figures, outputs)
 

@@ -20,7 +20,9 @@ from scripts.documents.terminal_summary import device_name
 ORDER = {"exact": 1, "loss": -1, "predicted_peak_bytes": -1, "adapter_bytes": -1}
 
 
-def summarize(runs: Mapping[str, Mapping[str, Any]], varied: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+def summarize(
+    runs: Mapping[str, Mapping[str, Any]], varied: Mapping[str, Mapping[str, Any]]
+) -> dict[str, Any]:
     """Compare the runs of a sweep.
 
     Parameters
@@ -46,13 +48,17 @@ def summarize(runs: Mapping[str, Mapping[str, Any]], varied: Mapping[str, Mappin
     asked = [row["request"] for row in runs[names[0]]["answers"]]
     for name in names:
         if [row["request"] for row in runs[name]["answers"]] != asked:
-            raise UserError(f"{names[0]} and {name} did not answer the same requests.", where="sweep")
+            raise UserError(
+                f"{names[0]} and {name} did not answer the same requests.", where="sweep"
+            )
     points = [outcome(name, runs[name], varied[name]) for name in names]
     best = min(points, key=lambda point: point["loss"]["mean"])
     for point in points:
         point["beaten_by"] = [other["run"] for other in points if _beats(other, point)]
         if point is not best:
-            point["to_the_best"] = difference(runs[point["run"]]["answers"], runs[best["run"]]["answers"])
+            point["to_the_best"] = difference(
+                runs[point["run"]]["answers"], runs[best["run"]]["answers"]
+            )
     return {
         "base": runs[names[0]]["training"]["base"]["title"],
         "points": points,
@@ -98,7 +104,9 @@ def outcome(name: str, run: Mapping[str, Any], varied: Mapping[str, Any]) -> dic
         "train_wall_seconds": training["times"]["train_wall_seconds"],
         "trainable_parameters": training["trainable_parameters"],
         "varied": dict(varied),
-        "verdict_to_the_base": {key: run["comparison"][key]["verdict"] for key in ("exact", "loss")},
+        "verdict_to_the_base": {
+            key: run["comparison"][key]["verdict"] for key in ("exact", "loss")
+        },
     }
 
 
@@ -113,17 +121,27 @@ def _beats(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     return min(gains) >= 0 and max(gains) > 0
 
 
-def difference(rows: Sequence[Mapping[str, Any]], best: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def difference(
+    rows: Sequence[Mapping[str, Any]], best: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
     """A run against the best one over the same requests: loss (nats per token) and share of exact answers."""
     tokens = [row["answer_tokens"] for row in rows]
-    loss = [(a["loss_sum"] - b["loss_sum"]) / count for a, b, count in zip(rows, best, tokens, strict=True)]
+    loss = [
+        (a["loss_sum"] - b["loss_sum"]) / count
+        for a, b, count in zip(rows, best, tokens, strict=True)
+    ]
     exact = [float(a["exact"]) - float(b["exact"]) for a, b in zip(rows, best, strict=True)]
     low, high = paired_bootstrap_interval(loss, tokens)
     low_exact, high_exact = paired_bootstrap_interval(exact)
     return {
-        "exact": {"difference": sum(exact) / len(exact), "high_95": high_exact, "low_95": low_exact},
+        "exact": {
+            "difference": sum(exact) / len(exact),
+            "high_95": high_exact,
+            "low_95": low_exact,
+        },
         "loss": {
-            "difference": sum(d * count for d, count in zip(loss, tokens, strict=True)) / sum(tokens),
+            "difference": sum(d * count for d, count in zip(loss, tokens, strict=True))
+            / sum(tokens),
             "high_95": high,
             "low_95": low,
         },
@@ -138,7 +156,11 @@ def _recommend(points: Sequence[Mapping[str, Any]], best: Mapping[str, Any]) -> 
     worse = [point["run"] for point in possible if point not in alike]
     cheapest = min(
         alike or points,
-        key=lambda point: (point["predicted_peak_bytes"], point["adapter_bytes"], point["train_wall_seconds"]),
+        key=lambda point: (
+            point["predicted_peak_bytes"],
+            point["adapter_bytes"],
+            point["train_wall_seconds"],
+        ),
     )
     if len(points) == 1:
         run, reason = None, "one run alone has nothing to be compared with"
@@ -147,9 +169,15 @@ def _recommend(points: Sequence[Mapping[str, Any]], best: Mapping[str, Any]) -> 
     elif not worse:
         run, reason = None, "the intervals do not tell the runs apart"
     elif len(alike) == 1:
-        run, reason = best["run"], "every other run is worse, by more than the interval of the difference"
+        run, reason = (
+            best["run"],
+            "every other run is worse, by more than the interval of the difference",
+        )
     else:
-        run, reason = cheapest["run"], "it takes the least of those that the intervals do not tell from the best"
+        run, reason = (
+            cheapest["run"],
+            "it takes the least of those that the intervals do not tell from the best",
+        )
     return {
         "alike": [point["run"] for point in alike],
         "best_loss": best["run"],
@@ -161,7 +189,9 @@ def _recommend(points: Sequence[Mapping[str, Any]], best: Mapping[str, Any]) -> 
     }
 
 
-def main(inputs: Mapping[str, Sequence[str]], varied: Mapping[str, Mapping[str, Any]], output: str) -> None:
+def main(
+    inputs: Mapping[str, Sequence[str]], varied: Mapping[str, Mapping[str, Any]], output: str
+) -> None:
     runs, read = {}, {}
     for number, name in enumerate(varied):
         paths = {key: values[number] for key, values in inputs.items()}

@@ -16,7 +16,11 @@ from dryfit.common.errors import UserError
 from scripts.common.answers import strip_fence
 from scripts.tasks import text
 
-MOST_STEPS, MOST_ROWS, MOST_BYTES = 20_000_000, 10_000, 10_000_000  # of one query: SQLite's instructions, rows, a value
+MOST_STEPS, MOST_ROWS, MOST_BYTES = (
+    20_000_000,
+    10_000,
+    10_000_000,
+)  # of one query: SQLite's instructions, rows, a value
 STEPS_AT_ONCE = 100_000  # SQLite's instructions between two looks at the sum
 READS = {sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_RECURSIVE}
 INSTALL = "pip install sqlglot==30.30.0"  # as pyproject.toml pins it
@@ -40,7 +44,9 @@ def statement(query: str, dialect: str) -> Any:
         raise ValueError(str(error).split("\n")[0]) from None
     if len(found) != 1:
         raise ValueError(f"{len(found)} statements")
-    if not isinstance(found[0], exp.Query | exp.DDL | exp.DML | exp.Update | exp.Delete | exp.Drop | exp.Alter):
+    if not isinstance(
+        found[0], exp.Query | exp.DDL | exp.DML | exp.Update | exp.Delete | exp.Drop | exp.Alter
+    ):
         raise ValueError("it is no statement")
     return found[0]
 
@@ -107,7 +113,12 @@ class Task(text.Task):
 
     def check_options(self) -> None:
         super().check_options()
-        needs = [name for key in ("checks", "metrics") for name in self.options[key] if name in ("runs", "same_rows")]
+        needs = [
+            name
+            for key in ("checks", "metrics")
+            for name in self.options[key]
+            if name in ("runs", "same_rows")
+        ]
         path = self.options["database"]
         if path is None and needs:
             raise UserError(
@@ -131,15 +142,23 @@ class Task(text.Task):
 
     def files_of(self, part: str) -> list[Path]:
         path = self.options["database"]
-        return [*super().files_of(part), *([Path(path)] if path and part in ("cleaning", "scores") else [])]
+        return [
+            *super().files_of(part),
+            *([Path(path)] if path and part in ("cleaning", "scores") else []),
+        ]
 
     def check(self, rows: Sequence[tuple[str, str]]) -> list[text.Checked]:
         asked = self.options["checks"]
-        others = text.Task({**self.options, "checks": [one for one in asked if one not in self.checks]})
+        others = text.Task(
+            {**self.options, "checks": [one for one in asked if one not in self.checks]}
+        )
         found = others.check(rows)
 
         def then(judge: Callable[[str], text.Checked]) -> list[text.Checked]:
-            return [one if one.reason else judge(query) for one, (_, query) in zip(found, rows, strict=True)]
+            return [
+                one if one.reason else judge(query)
+                for one, (_, query) in zip(found, rows, strict=True)
+            ]
 
         if "parses" in asked:
             found = then(self._parses)
@@ -158,7 +177,11 @@ class Task(text.Task):
     def metrics(self) -> list[str]:
         """The metrics that are asked for: with a database what answers return, too."""
         asked = list(self.options["metrics"])
-        return ["same_rows", *asked] if self.options["database"] and "same_rows" not in asked else asked
+        return (
+            ["same_rows", *asked]
+            if self.options["database"] and "same_rows" not in asked
+            else asked
+        )
 
     def holds_together(self, answer: str) -> bool:
         return True  # one query answers one question, however it is put
@@ -166,7 +189,9 @@ class Task(text.Task):
     def plain(self, answer: str) -> str:
         return strip_fence(answer).removesuffix(";").strip()
 
-    def score(self, answers: Sequence[str], pairs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    def score(
+        self, answers: Sequence[str], pairs: Sequence[Mapping[str, Any]]
+    ) -> list[dict[str, Any]]:
         asked, rows = self.metrics(), super().score(answers, pairs)
         for row, answer, pair in zip(rows, answers, pairs, strict=True):
             forms = [self._canonical(self.plain(one)) for one in (answer, pair["command"])]
@@ -177,7 +202,9 @@ class Task(text.Task):
         if "same_rows" in asked:
             with database(_script(self.options["database"])) as tables:
                 for row, answer, pair in zip(rows, answers, pairs, strict=True):
-                    row["same_rows"] = same_rows(tables, self.plain(answer), self.plain(pair["command"]))
+                    row["same_rows"] = same_rows(
+                        tables, self.plain(answer), self.plain(pair["command"])
+                    )
         return rows
 
     def _canonical(self, query: str) -> str | None:
@@ -188,7 +215,9 @@ class Task(text.Task):
             return None
 
     def flags(self) -> tuple[str, ...]:
-        built_in = tuple(name for name in ("same_rows", "canonical", "parses") if name in self.metrics())
+        built_in = tuple(
+            name for name in ("same_rows", "canonical", "parses") if name in self.metrics()
+        )
         first, *others = super().flags()
         return (first, *built_in, *others)
 

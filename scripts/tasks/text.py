@@ -33,7 +33,9 @@ class Screened(NamedTuple):
     rule: str | None = None
 
 
-Found = tuple[str, int, dict[str, Any]]  # a row of a task's own source: where from, its line, its fields
+Found = tuple[
+    str, int, dict[str, Any]
+]  # a row of a task's own source: where from, its line, its fields
 
 
 def _words(text: str) -> str:
@@ -92,9 +94,14 @@ class Task:
     executes = False  # answers to a benchmark that comes as a package
     check_stage = "checks"
     checks: Mapping[str, Callable[[str], str | None]] = {"json": _is_json}
-    own_metrics: tuple[str, ...] = ("normalized", "chrf")  # beside exact and loss, which every task has
+    own_metrics: tuple[str, ...] = (
+        "normalized",
+        "chrf",
+    )  # beside exact and loss, which every task has
     compared: tuple[str, ...] = ("exact",)  # flags that base and tuned are compared on
-    details: tuple[str, ...] = ()  # of these, what is of no interest where a model is compared with its merged self
+    details: tuple[
+        str, ...
+    ] = ()  # of these, what is of no interest where a model is compared with its merged self
 
     def __init__(self, options: Mapping[str, Any]) -> None:
         self.options = {**self.defaults, **options}
@@ -102,7 +109,11 @@ class Task:
     # --- the configuration -------------------------------------------------------------------------
 
     def options_of(self, part: str) -> dict[str, Any]:
-        return {name: self.options[name] for name in self.part_options.get(part, ()) if name in self.options}
+        return {
+            name: self.options[name]
+            for name in self.part_options.get(part, ())
+            if name in self.options
+        }
 
     def files_of(self, part: str) -> list[Path]:
         """Files of the user's own that a part reads."""
@@ -128,7 +139,9 @@ class Task:
             )
         for path in self.files_of("sources"):
             if not path.is_file():
-                raise UserError("The file of requests for harm isn't there.", where="task.harm", found=str(path))
+                raise UserError(
+                    "The file of requests for harm isn't there.", where="task.harm", found=str(path)
+                )
 
     def _known(self, key: str, name: Any, known: Any) -> None:
         if isinstance(name, str) and own.is_own(name):
@@ -140,7 +153,9 @@ class Task:
                 where=f"task.{key} in the configuration",
                 found=name,
                 allowed=f"{', '.join(known)}; or a function of yours, module:function",
-                write=f"task:\n  {key}: {near}" if key == "normalize" else f"task:\n  {key}: [{near}]",
+                write=f"task:\n  {key}: {near}"
+                if key == "normalize"
+                else f"task:\n  {key}: [{near}]",
             )
 
     def has_harm(self) -> bool:
@@ -170,7 +185,10 @@ class Task:
                     found=line[:120],
                     write='{"request": "...", "category": "..."}',
                 ) from None
-            about = {"category": str(row.get("category", "harm")), "command": self.options["refusal"]}
+            about = {
+                "category": str(row.get("category", "harm")),
+                "command": self.options["refusal"],
+            }
             found.append({**about, "request": request})
         return found
 
@@ -188,7 +206,10 @@ class Task:
 
     def check(self, rows: Sequence[tuple[str, str]]) -> list[Checked]:
         """Why this task's rows (request, answer) may not be learned."""
-        functions = [(name, None if own.is_own(name) else self.checks[name]) for name in self.options["checks"]]
+        functions = [
+            (name, None if own.is_own(name) else self.checks[name])
+            for name in self.options["checks"]
+        ]
         loaded = {name: own.load(name) for name, built_in in functions if built_in is None}
         found = []
         for request, answer in rows:
@@ -224,7 +245,9 @@ class Task:
         """The answer without what a model puts around it."""
         return answer
 
-    def score(self, answers: Sequence[str], pairs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    def score(
+        self, answers: Sequence[str], pairs: Sequence[Mapping[str, Any]]
+    ) -> list[dict[str, Any]]:
         """The metrics of each answer; ``pairs`` have ``request`` and ``command``, the expected answer."""
         asked = self.options["metrics"]
         functions = {name: own.load(name) for name in asked if own.is_own(name)}
@@ -251,7 +274,9 @@ class Task:
         own_names = tuple(name.partition(":")[2] for name in asked if own.is_own(name))
         return (*self.compared, *normalized, *own_names)
 
-    def summarize(self, rows: Sequence[Mapping[str, Any]], share: Callable[[list[bool]], Any]) -> dict[str, Any]:
+    def summarize(
+        self, rows: Sequence[Mapping[str, Any]], share: Callable[[list[bool]], Any]
+    ) -> dict[str, Any]:
         """The figures of many answers: shares with Wilson intervals, means of numbers.
 
         ``share`` is :func:`scripts.common.statistics.share`. It is not imported here, so that an edit of the statistics
@@ -259,7 +284,9 @@ class Task:
         """
         found: dict[str, Any] = {"n": len(rows), **loss_of(rows)}
         if "chrf" in self.options["metrics"]:
-            found["chrf"] = chrf([self.plain(row["answer"]) for row in rows], [row["command"] for row in rows])
+            found["chrf"] = chrf(
+                [self.plain(row["answer"]) for row in rows], [row["command"] for row in rows]
+            )
         for name in self.flags():
             values = [row[name] for row in rows]
             whole = all(isinstance(value, bool) for value in values)
@@ -320,7 +347,11 @@ class Task:
 def loss_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The mean loss of an answer token in nats, where a model was asked."""
     tokens = sum(row.get("answer_tokens", 0) for row in rows)
-    return {"loss": sum(row["loss_sum"] for row in rows) / tokens, "loss_tokens": tokens} if tokens else {}
+    return (
+        {"loss": sum(row["loss_sum"] for row in rows) / tokens, "loss_tokens": tokens}
+        if tokens
+        else {}
+    )
 
 
 def chrf(answers: Sequence[str], expected: Sequence[str]) -> float:

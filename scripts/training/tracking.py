@@ -36,7 +36,12 @@ class Trackers:
         begin = {"tensorboard": _tensorboard, "mlflow": _mlflow}
         self._open: dict[str, tuple[Report, Callable[[], None]]] = {}
         for name in names:
-            self._try(name, lambda name=name: self._begin(name, begin.get(name, _runs_of(name)), folder, settings))
+            self._try(
+                name,
+                lambda name=name: self._begin(
+                    name, begin.get(name, _runs_of(name)), folder, settings
+                ),
+            )
 
     def report(self, step: int, figures: Mapping[str, float]) -> None:
         """Tell each tracker the figures of a step, by name; those that are None are left out."""
@@ -56,14 +61,18 @@ class Trackers:
             call()
         except Exception as error:  # a service of its own, which may be out of reach
             self._open.pop(name, None)
-            log.warning("%s takes no more of this training: %s: %s", name, type(error).__name__, error)
+            log.warning(
+                "%s takes no more of this training: %s: %s", name, type(error).__name__, error
+            )
 
 
 def _tensorboard(folder: Path, settings: Mapping[str, Any]) -> tuple[Report, Callable[[], None]]:
     from torch.utils.tensorboard import SummaryWriter
 
     writer = SummaryWriter(os.fspath(folder / "tensorboard"))
-    writer.add_text("settings", "\n".join(f"    {key}: {value}" for key, value in sorted(settings.items())))
+    writer.add_text(
+        "settings", "\n".join(f"    {key}: {value}" for key, value in sorted(settings.items()))
+    )
 
     def report(step: int, figures: Mapping[str, float]) -> None:
         for name, value in figures.items():
@@ -73,7 +82,9 @@ def _tensorboard(folder: Path, settings: Mapping[str, Any]) -> tuple[Report, Cal
 
 
 def _mlflow(folder: Path, settings: Mapping[str, Any]) -> tuple[Report, Callable[[], None]]:
-    mlflow = importlib.import_module("mlflow")  # by name, as the others: no environment of the project has it
+    mlflow = importlib.import_module(
+        "mlflow"
+    )  # by name, as the others: no environment of the project has it
     mlflow.set_experiment(os.environ.get("MLFLOW_EXPERIMENT_NAME", PROJECT))
     mlflow.start_run(run_name=folder.name)
     mlflow.log_params({key: str(value)[:500] for key, value in settings.items()})
@@ -85,7 +96,11 @@ def _runs_of(name: str) -> Callable:
 
     def begin(folder: Path, settings: Mapping[str, Any]) -> tuple[Report, Callable[[], None]]:
         module = importlib.import_module(name)
-        module.init(project=os.environ.get("WANDB_PROJECT", PROJECT), name=folder.name, config=dict(settings))
+        module.init(
+            project=os.environ.get("WANDB_PROJECT", PROJECT),
+            name=folder.name,
+            config=dict(settings),
+        )
         return lambda step, figures: module.log(dict(figures), step=step), module.finish
 
     return begin

@@ -11,7 +11,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from dryfit.common.device import set_allocator
-from dryfit.common.files import digest, read_folder, read_json, read_report, write_json, write_report
+from dryfit.common.files import (
+    digest,
+    read_folder,
+    read_json,
+    read_report,
+    write_json,
+    write_report,
+)
 from dryfit.scenario.scenario import Scenario, rows_in_a_step
 from scripts.common.cache import ResultCache
 from scripts.common.job import job
@@ -48,7 +55,9 @@ def main(
     loop = settings.loop
     read_folder(base / "description.json")
     data = read_report(inputs["encoded"], inputs["train"], inputs["validation"])
-    scenario = Scenario.from_mapping({**settings.scenario, "model": read_json(base / "config.json")}, where="training")
+    scenario = Scenario.from_mapping(
+        {**settings.scenario, "model": read_json(base / "config.json")}, where="training"
+    )
     rows_in_a_step(scenario, loop)
     set_allocator(scenario.allocator.expandable_segments)
     gpus = scenario.parallel.gpus
@@ -86,7 +95,9 @@ def main(
     if gpus == 1:
         train(work)
     else:
-        resumed = f"it resumes from the last checkpoint, saved every {loop['save_every_steps']} steps"
+        resumed = (
+            f"it resumes from the last checkpoint, saved every {loop['save_every_steps']} steps"
+        )
         launch("scripts.training.train_process", work.to_mapping(), gpus, resumed)
     kept.store()
     checkpoint.remove()
@@ -97,11 +108,17 @@ if __name__ == "__main__":
         main(
             Path(snakemake.input.base),
             Settings(
-                snakemake.params.scenario, snakemake.params.loop, snakemake.params.seed["seed"], snakemake.params.code
+                snakemake.params.scenario,
+                snakemake.params.loop,
+                snakemake.params.seed["seed"],
+                snakemake.params.code,
             ),
             {
                 "weights": f"{snakemake.input.base}/weights.json",
-                **{name: snakemake.input[name] for name in ("encoded", "gate", "train", "validation")},
+                **{
+                    name: snakemake.input[name]
+                    for name in ("encoded", "gate", "train", "validation")
+                },
             },
             {name: snakemake.output[name] for name in ("adapter", "report", "curve")},
             snakemake.threads,

@@ -31,7 +31,15 @@ from dryfit.common.versions import versions
 from dryfit.scenario.scenario import Scenario, rows_in_a_step
 from scripts.common.job import keep_host_memory
 from scripts.common.tokenizer import read_tokenizer
-from scripts.training.loop import Fit, Fitted, LoopState, check_rows, plan_steps, token_shares, validation_loss
+from scripts.training.loop import (
+    Fit,
+    Fitted,
+    LoopState,
+    check_rows,
+    plan_steps,
+    token_shares,
+    validation_loss,
+)
 from scripts.training.processes import ALONE, ProcessGroup, started
 from scripts.training.tracking import Trackers
 
@@ -76,7 +84,9 @@ class TrainingRows:
         from dryfit.step.packing import common_prefix
 
         tokenizer = read_tokenizer(Path(work.base))
-        padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+        padding = (
+            tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+        )
         rows, held_out = (read_rows(work.inputs[name]) for name in ("train", "validation"))
         held_out = held_out[: work.loop["validation_rows"]]
         prefix = common_prefix(rows)
@@ -92,7 +102,11 @@ def train(work: TrainingJob, group: ProcessGroup = ALONE) -> None:
     from dryfit.step.optimizers import build_optimizer
     from dryfit.step.packing_self_test import self_test
 
-    scenario, loop, device = Scenario.from_mapping(work.scenario, where="training"), work.loop, work.device
+    scenario, loop, device = (
+        Scenario.from_mapping(work.scenario, where="training"),
+        work.loop,
+        work.device,
+    )
     description = read_folder(Path(work.base, "description.json"))
     predicted = read_report(work.inputs["gate"]) if "gate" in work.inputs else None
     _set_up(work)
@@ -118,7 +132,18 @@ def train(work: TrainingJob, group: ProcessGroup = ALONE) -> None:
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
     state = LoopState(Path(work.checkpoint), group)
-    fit = Fit(model, optimizer, data.rows, scenario, loop, work.seed, data.pad_token_id, state, data.shared, predicted)
+    fit = Fit(
+        model,
+        optimizer,
+        data.rows,
+        scenario,
+        loop,
+        work.seed,
+        data.pad_token_id,
+        state,
+        data.shared,
+        predicted,
+    )
     fitted = fit.run(trackers.report)
     folder = Path(work.outputs["adapter"]).parent
     # Before anything that can fail: the checkpoint of the last step, and these.
@@ -136,10 +161,23 @@ def train(work: TrainingJob, group: ProcessGroup = ALONE) -> None:
     trackers.end()
     report = _report(work, scenario, data, fitted)
     report["times"]["load_wall_seconds"] = loaded - began
-    report["packing"] = {"exactness": exactness, "kind": scenario.packing, "prefix_tokens": data.prefix}
-    report |= {**about, "base": about_base(description), "validation_loss": loss, "versions": versions()}
-    report["peak_allocated_bytes"] = max(peaks) if device == "cuda" else None  # of the GPU with most
-    report["ranks"] = [{"rank": rank, "peak_allocated_bytes": peak} for rank, peak in enumerate(peaks)]
+    report["packing"] = {
+        "exactness": exactness,
+        "kind": scenario.packing,
+        "prefix_tokens": data.prefix,
+    }
+    report |= {
+        **about,
+        "base": about_base(description),
+        "validation_loss": loss,
+        "versions": versions(),
+    }
+    report["peak_allocated_bytes"] = (
+        max(peaks) if device == "cuda" else None
+    )  # of the GPU with most
+    report["ranks"] = [
+        {"rank": rank, "peak_allocated_bytes": peak} for rank, peak in enumerate(peaks)
+    ]
     adapter = [folder / "adapter_config.json", folder / "adapter_model.safetensors"]
     write_report(Path(work.outputs["report"]), report, *adapter, curve_path)
 
@@ -157,7 +195,9 @@ def _set_up(work: TrainingJob) -> None:
     if work.device == "cpu":
         keep_host_memory()
     torch.use_deterministic_algorithms(True, warn_only=work.device == "cuda")
-    torch.utils.deterministic.fill_uninitialized_memory = False  # finds reads of it; here it is a twentieth of the time
+    torch.utils.deterministic.fill_uninitialized_memory = (
+        False  # finds reads of it; here it is a twentieth of the time
+    )
     torch.manual_seed(work.seed)
 
 
@@ -175,13 +215,25 @@ def _steps(work: TrainingJob, scenario: Scenario, data: TrainingRows) -> tuple[i
     return plan_steps(len(data.rows), rows_per_step, work.loop["epochs"], work.loop["max_steps"])
 
 
-def _log_plan(work: TrainingJob, scenario: Scenario, data: TrainingRows, group: ProcessGroup) -> None:
+def _log_plan(
+    work: TrainingJob, scenario: Scenario, data: TrainingRows, group: ProcessGroup
+) -> None:
     per_epoch, total = _steps(work, scenario, data)
-    forms = {"none": "padded", "rows": "packed", "shared_prefix": f"packed behind {data.shared} shared tokens"}
+    forms = {
+        "none": "padded",
+        "rows": "packed",
+        "shared_prefix": f"packed behind {data.shared} shared tokens",
+    }
     log.info(
         "%d rows per step, %s; %d rows make %d steps per epoch; %d steps; micro-batches of at most %d x %d tokens; %s, "
         "%d threads%s",
-        *(rows_in_a_step(scenario, work.loop), forms[scenario.packing], len(data.rows), per_epoch, total),
+        *(
+            rows_in_a_step(scenario, work.loop),
+            forms[scenario.packing],
+            len(data.rows),
+            per_epoch,
+            total,
+        ),
         *(scenario.micro_batch, scenario.sequence_length, work.device, work.threads),
         f"; {group.size} processes, {scenario.parallel.strategy}" if group.size > 1 else "",
     )
@@ -195,12 +247,19 @@ def _model(work: TrainingJob, scenario: Scenario, title: str) -> tuple[Any, dict
     from dryfit.step.parallel import parallelize, where_to_build
     from dryfit.step.quantized import assert_quantized
 
-    model = build_model(scenario, where_to_build(scenario, work.device), weights=Path(work.base), seed=work.seed)
+    model = build_model(
+        scenario, where_to_build(scenario, work.device), weights=Path(work.base), seed=work.seed
+    )
     quantized = assert_quantized(model, scenario)
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    log.info("%s: %d trainable parameters; %s", title, trainable, json.dumps(quantized, sort_keys=True))
+    log.info(
+        "%s: %d trainable parameters; %s", title, trainable, json.dumps(quantized, sort_keys=True)
+    )
     place = "cpu" if work.device == "cpu" else f"cuda:{torch.cuda.current_device()}"
-    return parallelize(model, scenario, place), {"quantized": quantized, "trainable_parameters": trainable}
+    return parallelize(model, scenario, place), {
+        "quantized": quantized,
+        "trainable_parameters": trainable,
+    }
 
 
 def _order_buckets(model: Any, scenario: Scenario, data: TrainingRows, device: str) -> None:
@@ -217,12 +276,16 @@ def _order_buckets(model: Any, scenario: Scenario, data: TrainingRows, device: s
 
     with torch.random.fork_rng(devices=[torch.cuda.current_device()] if device == "cuda" else []):
         packs = [[min(data.rows, key=lambda row: len(row.input_ids))]]
-        batch = collate_packs(packs, scenario, data.shared, data.pad_token_id, bare(model).config, device)
+        batch = collate_packs(
+            packs, scenario, data.shared, data.pad_token_id, bare(model).config, device
+        )
         forward_backward(model, batch, scenario)
     model.zero_grad(set_to_none=True)
 
 
-def _report(work: TrainingJob, scenario: Scenario, data: TrainingRows, fitted: Fitted) -> dict[str, Any]:
+def _report(
+    work: TrainingJob, scenario: Scenario, data: TrainingRows, fitted: Fitted
+) -> dict[str, Any]:
     import torch
 
     from dryfit.step.batches import answer_tokens
@@ -230,7 +293,10 @@ def _report(work: TrainingJob, scenario: Scenario, data: TrainingRows, fitted: F
     curve, seconds = fitted.curve, fitted.seconds
     per_epoch, total = _steps(work, scenario, data)
     halved = [row for row in curve if row["micro_batch"] < scenario.micro_batch]
-    totals = {key: sum(row[key] for row in curve) for key in ("answer_tokens", "computed_tokens", "rows", "tokens")}
+    totals = {
+        key: sum(row[key] for row in curve)
+        for key in ("answer_tokens", "computed_tokens", "rows", "tokens")
+    }
     return {
         **{key: totals[key] for key in ("answer_tokens", "computed_tokens", "tokens")},
         "device": torch.cuda.get_device_name() if work.device == "cuda" else "cpu",
@@ -239,12 +305,17 @@ def _report(work: TrainingJob, scenario: Scenario, data: TrainingRows, fitted: F
         "final_loss": sum(row["loss"] for row in curve[-10:]) / len(curve[-10:]),
         "first_loss": curve[0]["loss"],
         "loop": work.loop,
-        "out_of_memory": {"micro_batch": halved[-1]["micro_batch"], "steps": len(halved)} if halved else None,
+        "out_of_memory": {"micro_batch": halved[-1]["micro_batch"], "steps": len(halved)}
+        if halved
+        else None,
         "resumed_from_step": fitted.start or None,
         "scenario": plain_settings(scenario),
         "seed": work.seed,
         "steps": total,
-        "times": {**{f"{key}_per_second": totals[key] / seconds for key in totals}, "train_wall_seconds": seconds},
+        "times": {
+            **{f"{key}_per_second": totals[key] / seconds for key in totals},
+            "train_wall_seconds": seconds,
+        },
         "threads": work.threads,
         "token_shares": token_shares(curve, data.prefix),
         "train_rows": len(data.rows),
@@ -264,8 +335,12 @@ def save_adapter(model: Any, folder: Path, base: str, group: ProcessGroup = ALON
     model, tensors = bare(model), None
     if group.size > 1:
         # Of a model that transformers has divided PEFT would gather all that it is given, in rank 0 alone.
-        saved = adapter_names(model) | {name for name, value in model.named_parameters() if value.requires_grad}
-        tensors = {name: full_tensor(value) for name, value in model.state_dict().items() if name in saved}
+        saved = adapter_names(model) | {
+            name for name, value in model.named_parameters() if value.requires_grad
+        }
+        tensors = {
+            name: full_tensor(value) for name, value in model.state_dict().items() if name in saved
+        }
     if group.rank:
         return
     with atomic_folder(folder.with_name(folder.name + ".new")) as partial:

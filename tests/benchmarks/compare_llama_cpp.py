@@ -24,7 +24,9 @@ from dryfit.common.terminal import command, progress
 SCRIPT = Path(__file__).with_name("llama_cpp_answers.mjs")
 
 
-def reference(model: Any, tokenizer: Any, prompts: list[str], limit: int) -> list[tuple[list[int], list[int]]]:
+def reference(
+    model: Any, tokenizer: Any, prompts: list[str], limit: int
+) -> list[tuple[list[int], list[int]]]:
     """Tokens of each prompt and of its greedy answer, by transformers."""
     import torch
 
@@ -43,7 +45,11 @@ def reference(model: Any, tokenizer: Any, prompts: list[str], limit: int) -> lis
 def by_llama_cpp(node: Path, gguf: Path, asked: dict[str, Any]) -> list[dict[str, list[int]]]:
     """The same by llama.cpp."""
     process = subprocess.run(
-        ["node", str(SCRIPT), str(gguf.resolve())], input=json.dumps(asked), cwd=node, capture_output=True, text=True
+        ["node", str(SCRIPT), str(gguf.resolve())],
+        input=json.dumps(asked),
+        cwd=node,
+        capture_output=True,
+        text=True,
     )
     if process.returncode:
         raise UserError("llama.cpp did not answer.", where=gguf, found=process.stderr[-1000:])
@@ -52,11 +58,17 @@ def by_llama_cpp(node: Path, gguf: Path, asked: dict[str, Any]) -> list[dict[str
 
 def main() -> int:
     """Command line."""
-    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.compare_llama_cpp", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.benchmarks.compare_llama_cpp", description=__doc__
+    )
     parser.add_argument("gguf", nargs="+", type=Path)
-    parser.add_argument("--node", required=True, type=Path, metavar="DIR", help="where node-llama-cpp is installed")
+    parser.add_argument(
+        "--node", required=True, type=Path, metavar="DIR", help="where node-llama-cpp is installed"
+    )
     parser.add_argument("--model", required=True, metavar="DIR", help="the merged model")
-    parser.add_argument("--requests", required=True, metavar="FILE", help='JSON lines with "request"')
+    parser.add_argument(
+        "--requests", required=True, metavar="FILE", help='JSON lines with "request"'
+    )
     parser.add_argument("--system", default="Answer with one safe Bash command and nothing else.")
     parser.add_argument("--count", type=int, default=20)
     parser.add_argument("--limit", type=int, default=32, help="tokens of an answer")
@@ -79,10 +91,14 @@ def main() -> int:
         pairs = list(zip(found, expected, strict=True))
         read = sum(ours["tokens"] == tokens for ours, (tokens, _) in pairs)
         same = sum(ours["answer"] == answer for ours, (_, answer) in pairs)
-        print(f"{gguf}: prompts read alike {read}, answers alike {same}, of {len(pairs)}", flush=True)
+        print(
+            f"{gguf}: prompts read alike {read}, answers alike {same}, of {len(pairs)}", flush=True
+        )
         for number, (ours, (_, answer)) in enumerate(pairs):
             if ours["answer"] != answer:
-                print(f"  {number}: {tokenizer.decode(ours['answer'])!r} for {tokenizer.decode(answer)!r}")
+                print(
+                    f"  {number}: {tokenizer.decode(ours['answer'])!r} for {tokenizer.decode(answer)!r}"
+                )
     return 0
 
 

@@ -35,25 +35,35 @@ def unread(request: str) -> bool:
 def main(wheel: Path) -> None:
     tasks, states = read_wheel(wheel)
     commands = [[task["command"], *task["alternatives"]] for task in tasks]
-    given = [(task["state"], command) for task, both in zip(tasks, commands, strict=True) for command in both]
+    given = [
+        (task["state"], command)
+        for task, both in zip(tasks, commands, strict=True)
+        for command in both
+    ]
     with Sandbox(states, WORKERS) as sandbox:
         first = iter(sandbox.run(given))
         started = time.monotonic()
         sandbox.run([(task["state"], task["command"]) for task in tasks])
         seconds = time.monotonic() - started
         again = iter(sandbox.run(given))
-        references = [[Reference(task["request"], command, next(first), next(again)) for command in both]
-                      for task, both in zip(tasks, commands, strict=True)]  # fmt: skip
+        references = [
+            [Reference(task["request"], command, next(first), next(again)) for command in both]
+            for task, both in zip(tasks, commands, strict=True)
+        ]
         chosen = [number for number in range(len(tasks)) if decidable(references[number])]
 
         def accepted(label: str, answer: Callable[[int], str | None], given: int = 2) -> None:
             """Print how many answers, of those that ``answer`` makes (None: none), are right."""
             made = {number: text for number in chosen if (text := answer(number)) is not None}
             results = sandbox.run([(tasks[number]["state"], text) for number, text in made.items()])
-            right = {number: judge(result, references[number][:given])[0]
-                     for number, result in zip(made, results, strict=True)}  # fmt: skip
+            right = {
+                number: judge(result, references[number][:given])[0]
+                for number, result in zip(made, results, strict=True)
+            }
             apart = [held for number, held in right.items() if unread(tasks[number]["request"])]
-            print(f"| {label} | {sum(right.values())} of {len(right)} | {sum(apart)} of {len(apart)} |")
+            print(
+                f"| {label} | {sum(right.values())} of {len(right)} | {sum(apart)} of {len(apart)} |"
+            )
 
         def other(step: int) -> Callable[[int], str]:
             """The first reference of the decidable request so many places further in the same file system."""
@@ -72,10 +82,16 @@ def main(wheel: Path) -> None:
             shorter = re.sub(r" -[\w-]+", "", tasks[number]["command"], count=1)
             return shorter if shorter != tasks[number]["command"] else None
 
-        print(f"{len(tasks)} commands on {sandbox.count} workers: {seconds:.1f} s; decidable: {len(chosen)}\n")
+        print(
+            f"{len(tasks)} commands on {sandbox.count} workers: {seconds:.1f} s; decidable: {len(chosen)}\n"
+        )
         print("| answers | right | of these, unread |\n| --- | --- | --- |")
         accepted("first references", lambda number: tasks[number]["command"])
-        accepted("second references, judged by the first", lambda number: tasks[number]["alternatives"][0], given=1)
+        accepted(
+            "second references, judged by the first",
+            lambda number: tasks[number]["alternatives"][0],
+            given=1,
+        )
         for step in (1, 2, 5, 10):
             accepted(f"references of other requests, {step} further on", other(step))
         for text in ("true", "ls", "echo hello"):
@@ -88,6 +104,12 @@ if __name__ == "__main__":
     if sys.argv[1:]:
         main(Path(sys.argv[1]))
     else:
-        named = yaml.safe_load((ROOT / "config" / "config.yaml").read_text(encoding="utf-8"))["dataset"]["benchmark"]
+        named = yaml.safe_load((ROOT / "config" / "config.yaml").read_text(encoding="utf-8"))[
+            "dataset"
+        ]["benchmark"]
         with tempfile.TemporaryDirectory() as folder:
-            main(download_wheel(named["requirement"], named["sha256"], Path(folder), "dataset.benchmark"))
+            main(
+                download_wheel(
+                    named["requirement"], named["sha256"], Path(folder), "dataset.benchmark"
+                )
+            )

@@ -38,7 +38,11 @@ def aegish(path: Path) -> Iterator[Row]:
 def guard(path: Path) -> Iterator[Row]:
     for case in tomllib.loads(path.read_text(encoding="utf-8"))["case"]:
         refused = case["expected"] == "deny"
-        yield f"destructive_command_guard, must {'deny' if refused else 'allow'}", refused, case["command"]
+        yield (
+            f"destructive_command_guard, must {'deny' if refused else 'allow'}",
+            refused,
+            case["command"],
+        )
 
 
 def references(path: Path) -> Iterator[Row]:
@@ -69,19 +73,25 @@ def evaluate(folder: Path) -> tuple[dict[str, Counter], dict[str, str]]:
                 counts["rows"] += 1
                 counts["refused"] += screen(text).status != "ok"
     if not digests:
-        raise UserError("No corpus is known in this folder.", where=folder, allowed=", ".join(KNOWN))
+        raise UserError(
+            "No corpus is known in this folder.", where=folder, allowed=", ".join(KNOWN)
+        )
     return groups, digests
 
 
 def main() -> None:
     """Print a table for each folder."""
     if not sys.argv[1:]:
-        raise UserError("No folder is named.", write="python -m tests.benchmarks.screen_corpora FOLDER ...")
+        raise UserError(
+            "No folder is named.", write="python -m tests.benchmarks.screen_corpora FOLDER ..."
+        )
     print("| corpus | refused | of | to be refused |\n| --- | ---: | ---: | --- |")
     for folder in map(Path, sys.argv[1:]):
         groups, digests = evaluate(folder)
         for group, counts in sorted(groups.items()):
-            print(f"| {group} | {counts['refused']} | {counts['rows']} | {'yes' if counts['expected'] else 'no'} |")
+            print(
+                f"| {group} | {counts['refused']} | {counts['rows']} | {'yes' if counts['expected'] else 'no'} |"
+            )
         for name, digest in digests.items():
             print(f"  {digest}  {name}", file=sys.stderr)
 

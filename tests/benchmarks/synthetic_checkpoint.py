@@ -32,7 +32,9 @@ def shapes_and_linears(config: dict[str, Any]) -> tuple[dict[str, tuple[int, ...
         model = AutoModelForCausalLM.from_config(settings)
     head = model.get_output_embeddings()
     linears = [
-        name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear) and module is not head
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear) and module is not head
     ]
     return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}, linears
 
@@ -58,7 +60,9 @@ def write_shard(path: Path, tensors: dict[str, tuple[int, ...]], dtype: str, see
                 left -= len(part)
 
 
-def make_base(config: dict[str, Any], folder: Path, dtype: str, shard_bytes: int, seed: int) -> None:
+def make_base(
+    config: dict[str, Any], folder: Path, dtype: str, shard_bytes: int, seed: int
+) -> None:
     """A model folder in the layout that transformers writes: shards filled in order, an index for several."""
     shapes, _ = shapes_and_linears(config)
     item = ITEM_BYTES[SAFETENSORS_NAMES[dtype]]
@@ -74,14 +78,19 @@ def make_base(config: dict[str, Any], folder: Path, dtype: str, shard_bytes: int
     names = (
         [SINGLE]
         if len(shards) == 1
-        else [f"model-{number:05}-of-{len(shards):05}.safetensors" for number in range(1, len(shards) + 1)]
+        else [
+            f"model-{number:05}-of-{len(shards):05}.safetensors"
+            for number in range(1, len(shards) + 1)
+        ]
     )
     for number, (name, tensors) in enumerate(zip(names, shards, strict=True)):
         log.info("%s: %d tensors", name, len(tensors))
         write_shard(folder / name, tensors, dtype, seed + number)
     if len(shards) > 1:
         total = sum(math.prod(shape) * item for shape in shapes.values())
-        weight_map = {tensor: name for name, tensors in zip(names, shards, strict=True) for tensor in tensors}
+        weight_map = {
+            tensor: name for name, tensors in zip(names, shards, strict=True) for tensor in tensors
+        }
         write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
     write_json(folder / "config.json", {**config, "dtype": dtype})
 
@@ -97,19 +106,29 @@ def make_adapter(config: dict[str, Any], folder: Path, rank: int, seed: int) -> 
     tensors = {}
     for name in linears:
         outputs, inputs = shapes[f"{name}.weight"]
-        tensors[f"base_model.model.{name}.lora_A.weight"] = torch.randn(rank, inputs, generator=generator) * 0.02
-        tensors[f"base_model.model.{name}.lora_B.weight"] = torch.randn(outputs, rank, generator=generator) * 0.02
+        tensors[f"base_model.model.{name}.lora_A.weight"] = (
+            torch.randn(rank, inputs, generator=generator) * 0.02
+        )
+        tensors[f"base_model.model.{name}.lora_B.weight"] = (
+            torch.randn(outputs, rank, generator=generator) * 0.02
+        )
     folder.mkdir(parents=True, exist_ok=True)
     save_file(tensors, folder / "adapter_model.safetensors", {"format": "pt"})
     targets = sorted({name.rpartition(".")[2] for name in linears})
     LoraConfig(
-        r=rank, lora_alpha=2 * rank, target_modules=targets, task_type="CAUSAL_LM", inference_mode=True
+        r=rank,
+        lora_alpha=2 * rank,
+        target_modules=targets,
+        task_type="CAUSAL_LM",
+        inference_mode=True,
     ).save_pretrained(str(folder))
 
 
 def main() -> int:
     """Command line."""
-    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.synthetic_checkpoint", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.benchmarks.synthetic_checkpoint", description=__doc__
+    )
     parser.add_argument("--config", required=True, metavar="FILE", help="the model's config.json")
     parser.add_argument("--output", required=True, type=Path, metavar="DIR")
     parser.add_argument("--rank", type=int, default=16)
@@ -118,7 +137,9 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     config = read_json(arguments.config)
-    make_base(config, arguments.output / "base", arguments.dtype, arguments.shard_bytes, arguments.seed)
+    make_base(
+        config, arguments.output / "base", arguments.dtype, arguments.shard_bytes, arguments.seed
+    )
     make_adapter(config, arguments.output / "adapter", arguments.rank, arguments.seed)
     size = sum(path.stat().st_size for path in (arguments.output / "base").glob("*.safetensors"))
     print(json.dumps({"bytes": size, "output": str(arguments.output)}))

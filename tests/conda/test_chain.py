@@ -81,14 +81,19 @@ def plant_witnesses(environments: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:  # this module's own, not the session's
+def finished(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Finished:  # this module's own, not the session's
     """The environments created, if they are not there from an earlier session, and the chain run in them."""
     try:
         setup = conda_setup(CACHE)
     except Unavailable as reason:
         pytest.skip(str(reason))
     python = bare_snakemake(setup.environments.parent / "snakemake")
-    folder, told = chain.checkout(tmp_path_factory.mktemp("conda")), tmp_path_factory.mktemp("witnesses")
+    folder, told = (
+        chain.checkout(tmp_path_factory.mktemp("conda")),
+        tmp_path_factory.mktemp("witnesses"),
+    )
     use_conda = ["--use-conda", "--conda-prefix", setup.environments]
     run = {"python": python, "environ": {**setup.environ, "WITNESS_FOLDER": str(told)}}
     created = chain.snakemake(folder, *use_conda, "--conda-create-envs-only", **run)
@@ -100,14 +105,20 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:  # this modu
 
 def environment_made_from(file: Path, environments: Path) -> Path:
     """Snakemake keeps a copy of each environment's file beside the environment."""
-    (copy,) = [path for path in environments.glob("*.yaml") if path.read_bytes() == file.read_bytes()]
+    (copy,) = [
+        path for path in environments.glob("*.yaml") if path.read_bytes() == file.read_bytes()
+    ]
     return copy.with_suffix("")
 
 
 def test_snakemake_has_nothing_beside_it(finished: Finished) -> None:
-    listed = subprocess.run([finished.python, "-m", "pip", "list", "--format=json"], capture_output=True, check=True)
+    listed = subprocess.run(
+        [finished.python, "-m", "pip", "list", "--format=json"], capture_output=True, check=True
+    )
     there = {package["name"].lower() for package in json.loads(listed.stdout)}
-    assert there.isdisjoint({"torch", "transformers", "peft", "datasets", "pandas", "matplotlib", "tree-sitter"})
+    assert there.isdisjoint(
+        {"torch", "transformers", "peft", "datasets", "pandas", "matplotlib", "tree-sitter"}
+    )
 
 
 def test_each_job_ran_in_its_environment(finished: Finished) -> None:
@@ -117,25 +128,39 @@ def test_each_job_ran_in_its_environment(finished: Finished) -> None:
         if rule not in ran:  # of another configuration
             continue
         environment = environment_made_from(file, finished.setup.environments)
-        told = [one for one in finished.witnesses if one["arguments"][0].endswith(f".{script.name}")]
+        told = [
+            one for one in finished.witnesses if one["arguments"][0].endswith(f".{script.name}")
+        ]
         told = [one for one in told if Path(one["prefix"]).samefile(environment)]
         assert told, f"{rule} did not run in {environment}"
         for one in told:
             assert Path(one["executable"]).is_relative_to(one["prefix"])
             for package in imported_packages(script) & one["modules"].keys():
                 place = one["modules"][package]
-                assert place is None or Path(place).is_relative_to(one["prefix"]), f"{rule}: {package} is {place}"
+                assert place is None or Path(place).is_relative_to(one["prefix"]), (
+                    f"{rule}: {package} is {place}"
+                )
 
 
 def test_the_heavy_packages_were_used_and_came_from_the_environment(finished: Finished) -> None:
     seen: dict[str, set[str]] = {}
     for one in finished.witnesses:
-        for package in ("torch", "transformers", "peft", "bitsandbytes", "safetensors", "pandas", "jinja2"):
+        for package in (
+            "torch",
+            "transformers",
+            "peft",
+            "bitsandbytes",
+            "safetensors",
+            "pandas",
+            "jinja2",
+        ):
             if place := one["modules"].get(package):
                 seen.setdefault(package, set()).add(place)
     assert {"torch", "transformers", "peft", "bitsandbytes", "safetensors", "jinja2"} <= seen.keys()
     home = finished.setup.environments.resolve()
-    assert all(Path(place).resolve().is_relative_to(home) for places in seen.values() for place in places)
+    assert all(
+        Path(place).resolve().is_relative_to(home) for places in seen.values() for place in places
+    )
 
 
 def test_no_process_ran_outside(finished: Finished) -> None:
@@ -143,20 +168,30 @@ def test_no_process_ran_outside(finished: Finished) -> None:
     assert finished.witnesses
     assert all(Path(one["prefix"]).resolve().is_relative_to(home) for one in finished.witnesses)
     for path in (finished.folder / "logs").rglob("*.log"):
-        line = next(line for line in path.read_text(encoding="utf-8").splitlines() if ": python " in line)
-        assert Path(line.split("(")[-1].rstrip(")")).resolve().is_relative_to(home), f"{path}: {line}"
+        line = next(
+            line for line in path.read_text(encoding="utf-8").splitlines() if ": python " in line
+        )
+        assert Path(line.split("(")[-1].rstrip(")")).resolve().is_relative_to(home), (
+            f"{path}: {line}"
+        )
 
 
 @pytest.mark.parametrize("conda", [True, False], ids=["on", "off"])
 def test_switching_conda_reruns_nothing(finished: Finished, conda: bool) -> None:
     arguments = ["--use-conda", "--conda-prefix", finished.setup.environments] if conda else []
     said = chain.snakemake(
-        finished.folder, "--dry-run", *arguments, python=finished.python, environ=finished.setup.environ
+        finished.folder,
+        "--dry-run",
+        *arguments,
+        python=finished.python,
+        environ=finished.setup.environ,
     )
     assert chain.NOTHING in said
 
 
-def test_a_conda_on_path_that_reaches_its_channel_is_used(finished: Finished, tmp_path, monkeypatch) -> None:
+def test_a_conda_on_path_that_reaches_its_channel_is_used(
+    finished: Finished, tmp_path, monkeypatch
+) -> None:
     for name, value in finished.setup.environ.items():
         monkeypatch.setenv(name, value)
     found = conda_setup(tmp_path)

@@ -10,7 +10,9 @@ import pytest
 
 from tests.conda.offline_conda import conda_setup
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="a conda can be built on Linux alone")
+pytestmark = pytest.mark.skipif(
+    sys.platform != "linux", reason="a conda can be built on Linux alone"
+)
 
 FAKE = """\
 #!/bin/sh
@@ -23,7 +25,12 @@ esac
 
 @pytest.mark.parametrize(
     ("version", "status", "origin"),
-    [("24.7.1", 0, "found"), ("26.1.0", 0, "found"), ("24.7.0", 0, "offline"), ("24.11.0", 1, "offline")],
+    [
+        ("24.7.1", 0, "found"),
+        ("26.1.0", 0, "found"),
+        ("24.7.0", 0, "offline"),
+        ("24.11.0", 1, "offline"),
+    ],
     ids=["oldest", "newer", "too old", "conda-forge out of reach"],
 )
 def test_conda_on_path_is_taken_when_it_serves(

@@ -20,10 +20,16 @@ from tests.end_to_end import chain
 from tests.warm import launchers
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = ("README.md", "CONTRIBUTING.md", "config/README.md", "config/screen/README.md",
-         *sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").glob("*.md")))  # fmt: skip
+PAGES = (
+    "README.md",
+    "CONTRIBUTING.md",
+    "config/README.md",
+    "config/screen/README.md",
+    *sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").glob("*.md")),
+)
 BLOCK = re.compile(
-    r"(?:^<!-- (only planned|not run): (.+?) -->\n+)?^```(?:bash|sh|console)\n(.*?)^```", re.MULTILINE | re.DOTALL
+    r"(?:^<!-- (only planned|not run): (.+?) -->\n+)?^```(?:bash|sh|console)\n(.*?)^```",
+    re.MULTILINE | re.DOTALL,
 )
 
 
@@ -53,8 +59,14 @@ def blocks(page: str) -> Iterator[Block]:
 
 ALL = [block for page in PAGES for block in blocks(page)]
 # `make test` plans what the first page shows.
-CASES = [pytest.param(one, marks=[pytest.mark.thorough] if one.page != "README.md" else [], id=f"{one.page}:{one.line}")
-         for one in ALL]  # fmt: skip
+CASES = [
+    pytest.param(
+        one,
+        marks=[pytest.mark.thorough] if one.page != "README.md" else [],
+        id=f"{one.page}:{one.line}",
+    )
+    for one in ALL
+]
 
 
 @pytest.fixture(scope="module")
@@ -73,9 +85,15 @@ def test_block_runs(block: Block, project: Path) -> None:
         pytest.skip(f"{block.page}, line {block.line}: {block.why}")
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
     places = (launchers(environment), str(Path(sys.executable).parent), os.environ["PATH"])
-    done = subprocess.run(["bash", "-e", "-o", "pipefail", "-c", block.commands], cwd=project,
-                          env={**environment, "PATH": os.pathsep.join(places)}, stdin=subprocess.DEVNULL,
-                          capture_output=True, text=True, timeout=600)  # fmt: skip
+    done = subprocess.run(
+        ["bash", "-e", "-o", "pipefail", "-c", block.commands],
+        cwd=project,
+        env={**environment, "PATH": os.pathsep.join(places)},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
     assert done.returncode == 0, (
         f"{block.page}, line {block.line}:\n{block.commands}\n{(done.stdout + done.stderr)[-4000:]}"
     )
@@ -94,16 +112,19 @@ def test_pages_name_files_that_are_there() -> None:
         for link in re.findall(r"\]\((?!https?:|#)([^)#]+)", text):
             assert (folder / link).exists(), f"{page} links to {link}"
         for path in re.findall(
-            r"`((?:dryfit|validation|scripts|rules|config|docs|tests|envs|profiles)/[\w./-]+\w)`", text
+            r"`((?:dryfit|validation|scripts|rules|config|docs|tests|envs|profiles)/[\w./-]+\w)`",
+            text,
         ):
-            assert (ROOT / path).exists() or any((ROOT / path).parent.glob(Path(path).name + "*")), (
-                f"{page} names {path}"
-            )
+            assert (ROOT / path).exists() or any(
+                (ROOT / path).parent.glob(Path(path).name + "*")
+            ), f"{page} names {path}"
 
 
 def headings(page: Path) -> set[str]:
     """The anchors of a page, as GitHub and the site make them."""
-    text = re.sub(r"^(`{3,}).*?^\1$", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    text = re.sub(
+        r"^(`{3,}).*?^\1$", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL
+    )
     lines = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
     return {re.sub(r"[^\w -]", "", line.lower()).replace(" ", "-") for line in lines}
 

@@ -25,9 +25,15 @@ def page(name: str) -> str:
 
 
 def test_programs_that_ran_and_those_that_did_not() -> None:
-    text = (ROOT / "validation" / "data" / "programs.md").read_text(encoding="utf-8").partition("## Programs")[2]
-    ran, failed = (re.findall(r"^\| (?!---|program)(.+?) \| (.+?) \|", table, re.MULTILINE)
-                   for table in text.split("These programs came to no update:"))  # fmt: skip
+    text = (
+        (ROOT / "validation" / "data" / "programs.md")
+        .read_text(encoding="utf-8")
+        .partition("## Programs")[2]
+    )
+    ran, failed = (
+        re.findall(r"^\| (?!---|program)(.+?) \| (.+?) \|", table, re.MULTILINE)
+        for table in text.split("These programs came to no update:")
+    )
     ran = [what for name, what in ran if name.removesuffix(" *") != "the same"]
     helped = [what for what in ran if "of its own options" in what]
     names = [name for cell, _ in failed for name in re.findall(r"`([^`]+)`", cell)]
@@ -45,7 +51,10 @@ def test_measured_steps() -> None:
 def test_families() -> None:
     core = page("docs/memory-core.md")
     assert f"{len(FAMILIES)} families of 2025 and 2026 by transformers' own code" in core
-    assert f"the parameters of {len(set(FAMILIES) - UNKNOWN)} of these families, and of the whole catalogue" in core
+    assert (
+        f"the parameters of {len(set(FAMILIES) - UNKNOWN)} of these families, and of the whole catalogue"
+        in core
+    )
     packages = r"(?:[\w-]+(?:, )?)+"
     text = (ROOT / "validation/data/families.md").read_text(encoding="utf-8")
     rows = re.findall(rf"^\| (\w+) \| [\d,]+ \| {packages} \|", text, re.MULTILINE)
@@ -86,7 +95,10 @@ def test_the_step_that_calculators_are_compared_on() -> None:
     for who, share in (("measured", 0.0), ("dryfit, the trace", 1.0)):
         sizes = [
             size * (1 + share * error) / GIB
-            for size, error in ((row.allocated_bytes, row.allocated_error), (row.reserved_bytes, row.reserved_error))
+            for size, error in (
+                (row.allocated_bytes, row.allocated_error),
+                (row.reserved_bytes, row.reserved_error),
+            )
         ]
         assert f"| {who} | {sizes[0]:.2f} GiB allocated, {sizes[1]:.2f} GiB reserved |" in text
     for said, share in re.findall(r"\| (?:about )?([\d.]+) GB \| (\d+) % \|", text):
@@ -94,7 +106,10 @@ def test_the_step_that_calculators_are_compared_on() -> None:
 
 
 def test_each_protection_of_the_guide_is_a_test() -> None:
-    named = re.findall(r"`(tests/[\w/]+\.py)::(test_\w+)`", (ROOT / "docs" / "guide.md").read_text(encoding="utf-8"))
+    named = re.findall(
+        r"`(tests/[\w/]+\.py)::(test_\w+)`",
+        (ROOT / "docs" / "guide.md").read_text(encoding="utf-8"),
+    )
     assert len(named) == 10
     for path, name in named:
         assert f"def {name}(" in (ROOT / path).read_text(encoding="utf-8"), f"{path} has no {name}"

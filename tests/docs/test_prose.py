@@ -7,10 +7,12 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = [*sorted(ROOT.glob("*.md")),
-         *sorted((ROOT / "docs").glob("*.md")),
-         *sorted((ROOT / "config").rglob("*.md")),
-         ROOT / "results" / "README.md"]  # fmt: skip
+PAGES = [
+    *sorted(ROOT.glob("*.md")),
+    *sorted((ROOT / "docs").glob("*.md")),
+    *sorted((ROOT / "config").rglob("*.md")),
+    ROOT / "results" / "README.md",
+]
 WORDS = 30  # of a sentence, at most
 UNPLAIN = re.compile(
     r"\b(?:is none|are none|was none|there is none|none is|none are|said of|told of|told apart|asked of|others'"
@@ -19,7 +21,8 @@ UNPLAIN = re.compile(
 )
 # What is no prose: metadata, fenced code, comments and tags, images; then lines of tables and headings.
 _BLOCKS = re.compile(
-    r"\A---\n.*?\n---\n|^(`{3,})[^\n]*\n.*?^\1$|<!--.*?-->|</?\w+[^>\n]*>|!\[.*?\]\(.*?\)", re.M | re.S
+    r"\A---\n.*?\n---\n|^(`{3,})[^\n]*\n.*?^\1$|<!--.*?-->|</?\w+[^>\n]*>|!\[.*?\]\(.*?\)",
+    re.M | re.S,
 )
 _LINES = re.compile(r"^(?:\s*\|.*|#.*|-{3,})$", re.M)
 _SPANS = re.compile(r"(`+)(?!`).+?(?<!`)\1(?!`)", re.S)
@@ -32,7 +35,9 @@ def sentences(text: str) -> Iterator[str]:
     text = _LINES.sub("", _BLOCKS.sub("", text))
     text = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", _SPANS.sub("§", text))
     for item in _ITEMS.split(text):
-        yield from (" ".join(part.split()) for part in _ENDS.split(item.strip(" \n-*>")) if part.strip())
+        yield from (
+            " ".join(part.split()) for part in _ENDS.split(item.strip(" \n-*>")) if part.strip()
+        )
 
 
 def complaints(text: str) -> list[str]:
@@ -51,15 +56,20 @@ def test_a_tired_reader_understands_each_sentence(page: Path) -> None:
     assert complaints(page.read_text(encoding="utf-8")) == []
 
 
-@pytest.mark.parametrize(("text", "found"), [
-    ("One short sentence. And `a command with many words in it` that counts as one.", []),
-    ("word " * 31 + ".", ["31 words"]),
-    ("- " + "word " * 20 + "\n- " + "word " * 20, []),
-    ("| " + "word " * 40 + "|", []),
-    ("```\n" + "word " * 40 + "\n```\n", []),
-    ("The machine is none that works.", ["'is none'"]),
-    ("No row was read. **Not** tried.", []),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("One short sentence. And `a command with many words in it` that counts as one.", []),
+        ("word " * 31 + ".", ["31 words"]),
+        ("- " + "word " * 20 + "\n- " + "word " * 20, []),
+        ("| " + "word " * 40 + "|", []),
+        ("```\n" + "word " * 40 + "\n```\n", []),
+        ("The machine is none that works.", ["'is none'"]),
+        ("No row was read. **Not** tried.", []),
+    ],
+)
 def test_what_counts(text: str, found: list[str]) -> None:
     said = complaints(text)
-    assert len(said) == len(found) and all(line.startswith(start) for line, start in zip(said, found, strict=True))
+    assert len(said) == len(found) and all(
+        line.startswith(start) for line, start in zip(said, found, strict=True)
+    )

@@ -11,12 +11,18 @@ def pairs_of(row: Row) -> set[tuple[tuple[str, Any], ...]]:
     return set(combinations(sorted(row.items()), 2))
 
 
-def pairwise(factors: Mapping[str, Sequence[Any]], allowed: Callable[[Row], bool] = lambda row: True) -> list[Row]:
+def pairwise(
+    factors: Mapping[str, Sequence[Any]], allowed: Callable[[Row], bool] = lambda row: True
+) -> list[Row]:
     """Rows that cover each pair of values that an allowed row has; the same ones each time.
 
     Greedy: of all rows the one that covers the most pairs that are not covered yet. A few rows more than the fewest.
     """
-    rows = [row for values in product(*factors.values()) if allowed(row := dict(zip(factors, values, strict=True)))]
+    rows = [
+        row
+        for values in product(*factors.values())
+        if allowed(row := dict(zip(factors, values, strict=True)))
+    ]
     left = set().union(*map(pairs_of, rows))
     chosen = []
     while left:

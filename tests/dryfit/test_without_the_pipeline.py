@@ -28,10 +28,18 @@ sys.exit(pytest.main(sys.argv[1:]))
 
 
 @pytest.mark.thorough
-def test_the_librarys_tests_are_collected_without_snakemake_and_without_the_pipeline(tmp_path) -> None:
+def test_the_librarys_tests_are_collected_without_snakemake_and_without_the_pipeline(
+    tmp_path,
+) -> None:
     """All of them are imported, in a process that has torch and transformers already."""
     (tmp_path / "collect.py").write_text(WITHOUT)
-    command = [f"{launchers()}/python", f"{tmp_path}/collect.py", "tests/dryfit", "--collect-only", "-q"]
+    command = [
+        f"{launchers()}/python",
+        f"{tmp_path}/collect.py",
+        "tests/dryfit",
+        "--collect-only",
+        "-q",
+    ]
     command += ["-p", "no:cacheprovider"]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)

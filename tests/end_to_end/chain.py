@@ -33,8 +33,12 @@ def parsed_modules() -> str:
     """What a Snakemake that has run here before knows of the modules: to parse them takes longer than a plan."""
     houses = (ROOT / "scripts", ROOT / "dryfit")
     sources = {str(path): path.read_bytes() for house in houses for path in house.rglob("*.py")}
-    return json.dumps({code_digests.content_key(text): code_digests.parse(text.decode("utf-8"), path)
-                       for path, text in sources.items()})  # fmt: skip
+    return json.dumps(
+        {
+            code_digests.content_key(text): code_digests.parse(text.decode("utf-8"), path)
+            for path, text in sources.items()
+        }
+    )
 
 
 def checkout(folder: Path) -> Path:
@@ -44,8 +48,19 @@ def checkout(folder: Path) -> Path:
     """
     folder.mkdir(exist_ok=True)
     shutil.copy(ROOT / "Snakefile", folder)
-    for name in ("rules", "scripts", "dryfit", "validation", "config", "envs", "profiles", "tests/config"):
-        shutil.copytree(ROOT / name, folder / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in (
+        "rules",
+        "scripts",
+        "dryfit",
+        "validation",
+        "config",
+        "envs",
+        "profiles",
+        "tests/config",
+    ):
+        shutil.copytree(
+            ROOT / name, folder / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__")
+        )
     for name in PROFILED:
         path = folder / "config" / "models" / f"{name}.json"
         shallow = json.loads(path.read_text(encoding="utf-8")) | {"num_hidden_layers": LAYERS}
@@ -61,16 +76,32 @@ def linked(project: Path, folder: Path) -> Path:
 
 
 def snakemake(
-    project: Path, *arguments: str | Path, python: Path | str | None = None, environ: dict[str, str] | None = None
+    project: Path,
+    *arguments: str | Path,
+    python: Path | str | None = None,
+    environ: dict[str, str] | None = None,
 ) -> str:
     """Run the tiny configuration in a checkout; returns all that Snakemake said. Fails with it when it fails.
 
     With the Python that is named; else Snakemake and its jobs are forked from a server that has imported the packages.
     """
-    command = [python or Path(launchers(environ), "python"), "-m", "snakemake", "--cores", "2", "--configfile",
-               CONFIGURATION.relative_to(ROOT)]  # fmt: skip
-    done = subprocess.run([str(part) for part in (*command, *arguments)], cwd=project, env=environ or os.environ,
-                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)  # fmt: skip
+    command = [
+        python or Path(launchers(environ), "python"),
+        "-m",
+        "snakemake",
+        "--cores",
+        "2",
+        "--configfile",
+        CONFIGURATION.relative_to(ROOT),
+    ]
+    done = subprocess.run(
+        [str(part) for part in (*command, *arguments)],
+        cwd=project,
+        env=environ or os.environ,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
     assert done.returncode == 0, f"snakemake failed in {project}:\n{done.stdout[-20000:]}"
     return done.stdout
 
@@ -101,7 +132,9 @@ def finished_rules(output: str) -> set[str]:
 
 def summary(folder: Path) -> list[dict[str, str]]:
     """Every output file of the chain: its path (``output_file``), its ``rule``, its job's ``log-file(s)``."""
-    table = re.search(r"^output_file\t.*\Z", snakemake(folder, "--summary"), re.MULTILINE | re.DOTALL)
+    table = re.search(
+        r"^output_file\t.*\Z", snakemake(folder, "--summary"), re.MULTILINE | re.DOTALL
+    )
     return list(csv.DictReader(table[0].splitlines(), delimiter="\t"))
 
 

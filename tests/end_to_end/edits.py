@@ -85,7 +85,9 @@ def main(folder: Path, configuration: Path) -> None:
             pair = (job.rule.script, path)
             if path.suffix not in ENDINGS or path.parts[0] != "results" or pair in tried:
                 continue
-            if str(path) in job.input.get("unread", []):  # asked for, so that it is made again when it is missing
+            if str(path) in job.input.get(
+                "unread", []
+            ):  # asked for, so that it is made again when it is missing
                 continue
             tried.add(pair)
             kept, times = path.read_bytes(), path.stat()
@@ -97,7 +99,11 @@ def main(folder: Path, configuration: Path) -> None:
                     path.unlink()
                     path.write_bytes(kept)
                     os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
-                said = Path(scratch, "log").read_text(encoding="utf-8", errors="replace") if status else None
+                said = (
+                    Path(scratch, "log").read_text(encoding="utf-8", errors="replace")
+                    if status
+                    else None
+                )
             print(json.dumps({"path": str(path), "rule": job.rule.name, "said": said}), flush=True)
 
 

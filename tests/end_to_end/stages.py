@@ -32,9 +32,22 @@ from tests.unit.merging.models import make_adapter
 from tests.unit.training import prepared
 
 GPU = "rtx-4090"
-LOOP = {**prepared.LOOP, "device": "cuda", "max_steps": 2, "on_out_of_memory": "stop", "save_every_steps": 1}
-STEP = {**prepared.STEP, "precision": "bf16", "micro_batch": 2, "gradient_accumulation": 2, "optimizer": "adamw_fused",
-        "loss": "chunked", "loop": "trainer"}  # fmt: skip
+LOOP = {
+    **prepared.LOOP,
+    "device": "cuda",
+    "max_steps": 2,
+    "on_out_of_memory": "stop",
+    "save_every_steps": 1,
+}
+STEP = {
+    **prepared.STEP,
+    "precision": "bf16",
+    "micro_batch": 2,
+    "gradient_accumulation": 2,
+    "optimizer": "adamw_fused",
+    "loss": "chunked",
+    "loop": "trainer",
+}
 LORA = {"method": "lora"}
 EIGHT = {"micro_batch": 8, "gradient_accumulation": 1}
 PACKED = {"micro_batch": 1, "gradient_accumulation": 2}
@@ -84,15 +97,32 @@ def training(folder: Path, case: str) -> dict[str, Any]:
     step, loop = TRAININGS[case]
     out, encoded = folder / f"{case} {os.environ.get('RANK', '')}", folder / "encoded"
     inputs = {name: str(encoded / f"{name}.parquet") for name in ("train", "validation")}
-    inputs |= {"encoded": str(encoded / "encode.json"), "weights": str(folder / "base" / "weights.json")}
-    outputs = {"adapter": "adapter/adapter_model.safetensors", "report": "training.json", "curve": "training.jsonl"}
+    inputs |= {
+        "encoded": str(encoded / "encode.json"),
+        "weights": str(folder / "base" / "weights.json"),
+    }
+    outputs = {
+        "adapter": "adapter/adapter_model.safetensors",
+        "report": "training.json",
+        "curve": "training.jsonl",
+    }
     outputs = {name: str(out / path) for name, path in outputs.items()}
     out.mkdir(exist_ok=True)
-    train.main(folder / "base", train.Settings({**STEP, **step}, {**LOOP, **loop}, 0, "code"), inputs, outputs, 1)
+    train.main(
+        folder / "base",
+        train.Settings({**STEP, **step}, {**LOOP, **loop}, 0, "code"),
+        inputs,
+        outputs,
+        1,
+    )
     if not Path(outputs["report"]).exists():
         return {}
     found = {name: Path(outputs[name]).stat().st_size for name in ("adapter",)}
-    return {"report": read_json(outputs["report"]), "curve": list(read_jsonl(outputs["curve"])), **found}
+    return {
+        "report": read_json(outputs["report"]),
+        "curve": list(read_jsonl(outputs["curve"])),
+        **found,
+    }
 
 
 def resumed(folder: Path, case: str) -> dict[str, Any]:
@@ -127,15 +157,29 @@ def evaluation(folder: Path, case: str) -> dict[str, Any]:
     inputs |= {"split": f"{folder}/split.json", "weights": f"{folder}/base/weights.json"}
     outputs = {name: f"{out}/{name}.jsonl" for name in ("answers", "nearest_row", "few_shot")}
     outputs["metrics"] = f"{out}/metrics.json"
-    settings = {"requests": 4, "benchmark": 0, "max_new_tokens": 3, "batch_size": 4, "dtype": "auto"}
-    evaluate.main(text("scores"), inputs, outputs, {"system": prepared.SYSTEM}, settings, "cuda", 1, "code")
-    return {"answers": list(read_jsonl(outputs["answers"])), "metrics": read_json(outputs["metrics"])}
+    settings = {
+        "requests": 4,
+        "benchmark": 0,
+        "max_new_tokens": 3,
+        "batch_size": 4,
+        "dtype": "auto",
+    }
+    evaluate.main(
+        text("scores"), inputs, outputs, {"system": prepared.SYSTEM}, settings, "cuda", 1, "code"
+    )
+    return {
+        "answers": list(read_jsonl(outputs["answers"])),
+        "metrics": read_json(outputs["metrics"]),
+    }
 
 
 def merge_check(folder: Path, case: str) -> dict[str, Any]:
     """Rule ``verify_merge``."""
     settings = {"prompts": 2, "layers": 2, "max_new_tokens": 3, "system": prepared.SYSTEM}
-    paths = [folder / name for name in ("base", "adapter", "merged", "test.jsonl", "split.json", f"{case}.json")]
+    paths = [
+        folder / name
+        for name in ("base", "adapter", "merged", "test.jsonl", "split.json", f"{case}.json")
+    ]
     verify.run(*paths[:5], settings, paths[5])
     return read_json(paths[5])
 
@@ -152,9 +196,12 @@ def measurement(folder: Path, case: str) -> dict[str, Any]:
 
 
 STAGES: dict[str, Callable[[Path, str], dict[str, Any]]] = {
-    **dict.fromkeys(TRAININGS, training), "evaluation": evaluation, "evaluation apart": evaluation,
-    "merge check": merge_check, "measurement": measurement,
-}  # fmt: skip
+    **dict.fromkeys(TRAININGS, training),
+    "evaluation": evaluation,
+    "evaluation apart": evaluation,
+    "merge check": merge_check,
+    "measurement": measurement,
+}
 
 
 # --- the card -------------------------------------------------------------------------------------------------------
@@ -170,8 +217,12 @@ def on_card(folder: Path, case: str, rank: int, is_resumed: bool) -> dict[str, A
         os.environ.update(torchrun_variables(gpus, rank))
         train.launch = this_rank
     lines = Path(logits.__file__).read_text(encoding="utf-8").splitlines()
-    same = {f"logits.py:{number}": 0.0 for number, line in enumerate(lines, 1) if ".nonzero()" in line}
-    asked = ProgramRequest(case, gpus=gpus, torchrun=gpus > 1, rank=rank, gpu=GPU, steps=10**6, answers=same)
+    same = {
+        f"logits.py:{number}": 0.0 for number, line in enumerate(lines, 1) if ".nonzero()" in line
+    }
+    asked = ProgramRequest(
+        case, gpus=gpus, torchrun=gpus > 1, rank=rank, gpu=GPU, steps=10**6, answers=same
+    )
     scaled, step = [], torch.amp.GradScaler.step
     torch.amp.GradScaler.step = lambda *given: (scaled.append(1), step(*given))[1]
     with simulated_machine(asked) as running:

@@ -14,7 +14,9 @@ from tests.end_to_end.chain import RUN, read
 def test_every_job_left_its_outputs_and_a_log(finished: tuple[Path, str]) -> None:
     folder, output = finished
     rows = chain.summary(folder)
-    assert {"train_adapter", "merge_adapter", "evaluate_base", "evaluate_tuned"} <= {row["rule"] for row in rows}
+    assert {"train_adapter", "merge_adapter", "evaluate_base", "evaluate_tuned"} <= {
+        row["rule"] for row in rows
+    }
     assert {row["rule"] for row in rows} == chain.finished_rules(output)
     for row in rows:
         left = folder / row["output_file"]
@@ -24,7 +26,9 @@ def test_every_job_left_its_outputs_and_a_log(finished: tuple[Path, str]) -> Non
             json.loads(left.read_text(encoding="utf-8"))
         for path in row["log-file(s)"].split(","):
             text = (folder / path).read_text(encoding="utf-8")
-            assert f"rule {row['rule']}: python" in text and f"rule {row['rule']}: done in" in text, f"{path}: {text}"
+            assert (
+                f"rule {row['rule']}: python" in text and f"rule {row['rule']}: done in" in text
+            ), f"{path}: {text}"
 
 
 def test_a_second_run_does_nothing(finished: tuple[Path, str]) -> None:
@@ -55,9 +59,13 @@ def test_the_merged_model_loads_and_is_another(finished: tuple[Path, str]) -> No
     merged = folder / RUN / "merged"
     tokenizer = AutoTokenizer.from_pretrained(merged)
     request = [{"role": "user", "content": "List the files here."}]
-    tokens = tokenizer.apply_chat_template(request, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+    tokens = tokenizer.apply_chat_template(
+        request, add_generation_prompt=True, return_tensors="pt", return_dict=True
+    )
     with torch.no_grad():
-        logits = [AutoModelForCausalLM.from_pretrained(path)(**tokens).logits for path in (base, merged)]
+        logits = [
+            AutoModelForCausalLM.from_pretrained(path)(**tokens).logits for path in (base, merged)
+        ]
     assert logits[0].dtype == logits[1].dtype and logits[1].isfinite().all()
     assert not torch.equal(*logits)
 
@@ -80,7 +88,9 @@ def test_the_card_says_what_the_files_say(finished: tuple[Path, str]) -> None:
         "validation loss": f"{training['validation_loss']:.3f}",
         "rows of that loss": f"on {chain.SETTINGS['training']['validation_rows']} validation rows",
         "rows to train on": f"{splits['sizes']['train']:,} for training",
-        "digest of the adapter": sha256_file(folder / RUN / "adapter" / "adapter_model.safetensors"),
+        "digest of the adapter": sha256_file(
+            folder / RUN / "adapter" / "adapter_model.safetensors"
+        ),
     }
     compared = sorted((folder / RUN / "memory").glob("*/compare.json"))
     assert compared
@@ -94,15 +104,23 @@ def test_the_card_says_what_the_files_say(finished: tuple[Path, str]) -> None:
 def test_an_evaluation_was_priced_with_all_that_it_asks_at_once(finished: tuple[Path, str]) -> None:
     folder, _ = finished
     priced = {row["stage"]: row["detail"] for row in read(folder, "memory/run.json")["stages"]}
-    answers = (folder / RUN / "evaluation" / "answers.jsonl").read_text(encoding="utf-8")  # tests, benchmark
+    answers = (folder / RUN / "evaluation" / "answers.jsonl").read_text(
+        encoding="utf-8"
+    )  # tests, benchmark
     at_once = answers.count("\n") + read(folder, "evaluation/metrics.json")["refused_harmful"]["n"]
     assert priced["evaluation of base and tuned"].startswith(f"{at_once} requests at once")
 
 
 def test_the_disk_was_computed_to_a_hundredth(finished: tuple[Path, str]) -> None:
     folder, _ = finished
-    needed_by = {row["stage"]: row for row in read(folder, "memory/run.json")["stages"] if row["place"] == "disk"}
-    needed = sum(needed_by[name]["needs_bytes"] for name in ("merged model", "evaluation and documents"))
+    needed_by = {
+        row["stage"]: row
+        for row in read(folder, "memory/run.json")["stages"]
+        if row["place"] == "disk"
+    }
+    needed = sum(
+        needed_by[name]["needs_bytes"] for name in ("merged model", "evaluation and documents")
+    )
     files = [path for path in (folder / RUN).rglob("*") if path.is_file()]
     written = sum(path.stat().st_size for path in files if "kept" not in path.parts)
     adapter = (folder / RUN / "adapter" / "adapter_model.safetensors").stat().st_size

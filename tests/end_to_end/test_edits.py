@@ -12,7 +12,9 @@ from tests.warm import launchers
 pytestmark = pytest.mark.thorough
 
 
-def test_an_edited_value_is_noticed_by_whoever_reads_it(finished: tuple[Path, str], tmp_path: Path) -> None:
+def test_an_edited_value_is_noticed_by_whoever_reads_it(
+    finished: tuple[Path, str], tmp_path: Path
+) -> None:
     folder = chain.linked(finished[0], tmp_path / "edited")
     configuration = folder / chain.CONFIGURATION.relative_to(chain.ROOT)
     command = [f"{launchers()}/python", "-m", "tests.end_to_end.edits", folder, configuration]
@@ -37,12 +39,16 @@ def test_an_edited_value_is_noticed_by_whoever_reads_it(finished: tuple[Path, st
     assert chain.NOTHING in chain.snakemake(folder, "--dry-run"), "all is as it was"
 
 
-def test_a_rules_script_runs_alone_and_leaves_the_run_as_it_was(finished: tuple[Path, str], tmp_path: Path) -> None:
+def test_a_rules_script_runs_alone_and_leaves_the_run_as_it_was(
+    finished: tuple[Path, str], tmp_path: Path
+) -> None:
     folder, made = finished[0], f"{chain.RUN}/evaluation/comparison.json"
     command = [f"{launchers()}/python", "-m", "scripts.runs.alone", made, "--output", str(tmp_path)]
     command += ["--configfile", str(chain.CONFIGURATION.relative_to(chain.ROOT))]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
-    assert done.returncode == 0 and "exact answers against the base" in done.stderr, done.stderr[-3000:]
+    assert done.returncode == 0 and "exact answers against the base" in done.stderr, done.stderr[
+        -3000:
+    ]
     assert (tmp_path / made).read_bytes() == (folder / made).read_bytes()
     assert chain.NOTHING in chain.snakemake(folder, "--dry-run")
     command[3] = "nosuch.json"

@@ -30,7 +30,9 @@ def report(finished: tuple[Path, str], tmp_path_factory: pytest.TempPathFactory)
     return path
 
 
-def test_report_holds_figures_captions_and_documents(report: Path, finished: tuple[Path, str]) -> None:
+def test_report_holds_figures_captions_and_documents(
+    report: Path, finished: tuple[Path, str]
+) -> None:
     text = report.read_text(encoding="utf-8")
     for name in ("memory.png", "timeline.png", "training_curve.png", "evaluation.png"):
         assert f"{chain.RUN}/figures/{name}" in text
@@ -38,7 +40,11 @@ def test_report_holds_figures_captions_and_documents(report: Path, finished: tup
         assert f"{chain.RUN}/{name}" in text
     assert "Training loss of tiny-r4" in text, "captions are filled in"
     described = text[text.index("workflow_desc") :]
-    (exact,) = (line for line in (finished[0] / chain.RUN / "summary.txt").read_text().splitlines() if "known" in line)
+    (exact,) = (
+        line
+        for line in (finished[0] / chain.RUN / "summary.txt").read_text().splitlines()
+        if "known" in line
+    )
     assert exact.strip()[:40] in described, "the first page shows the result"
 
 

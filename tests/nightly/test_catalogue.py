@@ -47,4 +47,6 @@ def test_the_trace_of_a_model_agrees_with_its_configuration(name: str, record_pr
         return
     assert name not in NOT_DESCRIBED
     assert found["parameters"] == estimate["parameters"]["total"]
-    assert found["peak_allocated_bytes"] == pytest.approx(estimate["peak_allocated_bytes"], rel=0.03)
+    assert found["peak_allocated_bytes"] == pytest.approx(
+        estimate["peak_allocated_bytes"], rel=0.03
+    )

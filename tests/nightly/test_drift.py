@@ -15,12 +15,29 @@ from validation import environments, measurements, timed_rows, times
 from validation.rows import SOURCES, read
 
 # The quickest rows that show what is particular about their source.
-ROWS = {"t4": "t4-sweep-10", "t4-final": "t4-final-06", "t4-notebook": "t4-notebook-08", "a100": "a100-013",
-        "granite": "granite-016", "liger": "liger-000", "fsdp": "fsdp-mistral-057", "fsdp-granite": "fsdp-granite-009",
-        "fsdp-liger": "fsdp-liger-128", "torchtitan": "torchtitan-8", "peft": "peft-vera-default",
-        "unread-peft": "unread-peft-c3a-default", "canifinetune": "canifinetune-00", "unread-fp16": "unread-fp16-0",
-        "unread-llama-2-70b": "unread-fsdp-mistral-065", "unread-llama-3-8b": "unread-fsdp-liger-032"}  # fmt: skip
-TIMED = ("time-mistral-main-011", "time-peft-vera-default", "time-t4-sweep-19")  # one A100, an L40S, a T4
+ROWS = {
+    "t4": "t4-sweep-10",
+    "t4-final": "t4-final-06",
+    "t4-notebook": "t4-notebook-08",
+    "a100": "a100-013",
+    "granite": "granite-016",
+    "liger": "liger-000",
+    "fsdp": "fsdp-mistral-057",
+    "fsdp-granite": "fsdp-granite-009",
+    "fsdp-liger": "fsdp-liger-128",
+    "torchtitan": "torchtitan-8",
+    "peft": "peft-vera-default",
+    "unread-peft": "unread-peft-c3a-default",
+    "canifinetune": "canifinetune-00",
+    "unread-fp16": "unread-fp16-0",
+    "unread-llama-2-70b": "unread-fsdp-mistral-065",
+    "unread-llama-3-8b": "unread-fsdp-liger-032",
+}
+TIMED = (
+    "time-mistral-main-011",
+    "time-peft-vera-default",
+    "time-t4-sweep-19",
+)  # one A100, an L40S, a T4
 KEPT = {row["id"]: row for row in read_json(measurements.REPORT)["rows"]}
 KEPT_TIMES = {row["id"]: row for row in read_json(times.REPORT)["rows"]}
 NEAR = 0.0002  # of the kept prediction: the newest torch that the pins allow may differ by a few blocks
@@ -44,7 +61,9 @@ def test_a_row_comes_out_as_it_is_published(source: str) -> None:
     kept = KEPT[row.id]
     assert found["error_percent"].keys() == kept["error_percent"].keys()
     for stage in found["error_percent"]:
-        assert found["predicted_bytes"][stage] == pytest.approx(kept["predicted_bytes"][stage], rel=NEAR)
+        assert found["predicted_bytes"][stage] == pytest.approx(
+            kept["predicted_bytes"][stage], rel=NEAR
+        )
 
 
 @pytest.mark.parametrize("identity", TIMED)
@@ -53,4 +72,6 @@ def test_a_timed_row_comes_out_as_it_is_published(identity: str) -> None:
     (row,) = (row for row in timed_rows.read() if row.id == identity)
     seconds, _ = simulate(timed_rows.costs_of(row), times.speed_of_row(row))
     found = times.compare(row, seconds + row.seconds_beside_the_step)
-    assert found["predicted_seconds"] == pytest.approx(KEPT_TIMES[identity]["predicted_seconds"], rel=NEAR_SECONDS)
+    assert found["predicted_seconds"] == pytest.approx(
+        KEPT_TIMES[identity]["predicted_seconds"], rel=NEAR_SECONDS
+    )

@@ -18,7 +18,15 @@ def test_ligers_kernels_and_their_baselines_take_what_was_measured():
         pytest.skip("LIGER_CHECKOUT names no clone of Liger-Kernel; `make test-night` does")
     known = {row["id"]: row for row in modules.read()}
     found = list(results_of_commits(checkout))
-    far = {row["id"] for row in found if abs(row["predicted_bytes"] - row["measured_bytes"]) > modules.NEAR}
+    far = {
+        row["id"]
+        for row in found
+        if abs(row["predicted_bytes"] - row["measured_bytes"]) > modules.NEAR
+    }
     assert len(found) == 97 and {known[name]["module"] for name in far} <= OFF
     assert len(found) - len(far) >= 80
-    assert all(abs(row["error_percent"]) < 0.11 for row in found if known[row["id"]]["module"] != "distill_jsd")
+    assert all(
+        abs(row["error_percent"]) < 0.11
+        for row in found
+        if known[row["id"]]["module"] != "distill_jsd"
+    )

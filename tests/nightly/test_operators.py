@@ -4,7 +4,9 @@ import pytest
 
 from validation.operators import known, run
 
-pytest.importorskip("expecttest", reason="PyTorch's list of operators imports it: `pip install expecttest`")
+pytest.importorskip(
+    "expecttest", reason="PyTorch's list of operators imports it: `pip install expecttest`"
+)
 
 
 def test_no_operator_is_unequal_but_those_that_are_known():

@@ -34,13 +34,26 @@ CHOICES = 40  # of each seed
 
 @pytest.fixture(scope="session")
 def hub() -> Iterator[ModelsServer]:
-    models: dict[str, dict | str] = {f"own/model-{n}": CONFIG | {"num_hidden_layers": n} for n in range(1, 9)}
+    models: dict[str, dict | str] = {
+        f"own/model-{n}": CONFIG | {"num_hidden_layers": n} for n in range(1, 9)
+    }
     models |= {
-        "own/llama": LLAMA, "own/renamed": "-> own/llama", "own/gated": "gated", "own/often": "limited",
-        "own/broken": "broken", "own/adapter": "empty", "own/slow": "slow",
-        "own/strange": {"model_type": "strange", "hidden_size": 64, "num_hidden_layers": 2, "vocab_size": 100},
-        "own/unnamed": {"hidden_size": 64}, "own/packed": LLAMA | {"quantization_config": {"quant_method": "gptq"}},
-    }  # fmt: skip
+        "own/llama": LLAMA,
+        "own/renamed": "-> own/llama",
+        "own/gated": "gated",
+        "own/often": "limited",
+        "own/broken": "broken",
+        "own/adapter": "empty",
+        "own/slow": "slow",
+        "own/strange": {
+            "model_type": "strange",
+            "hidden_size": 64,
+            "num_hidden_layers": 2,
+            "vocab_size": 100,
+        },
+        "own/unnamed": {"hidden_size": 64},
+        "own/packed": LLAMA | {"quantization_config": {"quant_method": "gptq"}},
+    }
     with ModelsServer(models) as server:
         yield server
 
@@ -80,20 +93,24 @@ def until(browser: Any, condition: str, seconds: float = 60) -> Any:
 
     said = "document.getElementById('verdict').innerText"
     wait = WebDriverWait(browser, seconds, poll_frequency=0.05)
-    return wait.until(lambda _: browser.execute_script(f"return {condition}"), browser.execute_script(f"return {said}"))
+    return wait.until(
+        lambda _: browser.execute_script(f"return {condition}"),
+        browser.execute_script(f"return {said}"),
+    )
 
 
 def wait_for_python(browser: Any) -> None:
     until(browser, "document.getElementById('progress').hidden && window.calculator", LOADING)
-    browser.execute_async_script("calculator.ask({ask: 'gpus', model: 'qwen3-8b'}).then(arguments[0])")
+    browser.execute_async_script(
+        "calculator.ask({ask: 'gpus', model: 'qwen3-8b'}).then(arguments[0])"
+    )
 
 
 def verdict(browser: Any, **choice: str) -> str:
     """The verdict on a choice that a link holds."""
     mark = "document.getElementById('verdict')"
-    again = (
-        "if (location.hash.slice(1) === arguments[0]) dispatchEvent(new Event('hashchange'))"  # no other link: no event
-    )
+    # where the link is the same, the browser makes no event
+    again = "if (location.hash.slice(1) === arguments[0]) dispatchEvent(new Event('hashchange'))"
     script = f"{mark}.replaceChildren('waiting'); {again}; else location.hash = arguments[0]"
     browser.execute_script(script, urlencode(choice))
     return until(browser, f"!/^waiting|is asked for/.test({mark}.innerText) && {mark}.innerText")
@@ -103,12 +120,16 @@ def typed(browser: Any, **fields: str) -> None:
     """Type into fields of the form, and leave none of them."""
     for name, value in fields.items():
         script = "const field = document.getElementById(arguments[0]); field.value = arguments[1];"
-        browser.execute_script(f"{script} field.dispatchEvent(new Event('input', {{bubbles: true}}))", name, value)
+        browser.execute_script(
+            f"{script} field.dispatchEvent(new Event('input', {{bubbles: true}}))", name, value
+        )
 
 
 def in_browser(browser: Any, requests: list[dict]) -> list[str]:
     """The page's answers, some at a time: the driver waits two minutes for each."""
-    script = "Promise.all(JSON.parse(arguments[0]).map((one) => calculator.ask(one))).then(arguments[1])"
+    script = (
+        "Promise.all(JSON.parse(arguments[0]).map((one) => calculator.ask(one))).then(arguments[1])"
+    )
     found: list[str] = []
     for at in range(0, len(requests), 20):
         some = json.dumps(requests[at : at + 20])  # the driver would sort a mapping's keys
@@ -123,57 +144,107 @@ def in_python(request: dict) -> str:
 def random_choice(dice: random.Random) -> dict:
     """A choice as the form makes it; some are refused."""
     settings = {
-        "lora.rank": dice.choice([4, 16, 64]), "lora.target_modules": dice.choice(["all-linear", "[q_proj, v_proj]"]),
+        "lora.rank": dice.choice([4, 16, 64]),
+        "lora.target_modules": dice.choice(["all-linear", "[q_proj, v_proj]"]),
         "optimizer": dice.choice(["adamw", "adamw_fused", "adamw_8bit", "paged_adamw_8bit"]),
-        "loss": dice.choice(["full", "chunked", "liger"]), "attention": dice.choice(["eager", "sdpa", "flash"]),
-        "gradient_checkpointing": dice.choice([True, False, "reentrant"]), "lora.dropout": dice.choice([0, 0.05]),
-        "precision": dice.choice(["bf16", "fp32", "bf16-mixed"]), "attention_mask": dice.choice(["none", "padding"]),
-    }  # fmt: skip
+        "loss": dice.choice(["full", "chunked", "liger"]),
+        "attention": dice.choice(["eager", "sdpa", "flash"]),
+        "gradient_checkpointing": dice.choice([True, False, "reentrant"]),
+        "lora.dropout": dice.choice([0, 0.05]),
+        "precision": dice.choice(["bf16", "fp32", "bf16-mixed"]),
+        "attention_mask": dice.choice(["none", "padding"]),
+    }
     method, gpus = dice.choice(["", "full", "lora", "qlora"]), dice.choice([1, 1, 1, 2, 8])
     if method == "full":
         settings = {name: value for name, value in settings.items() if not name.startswith("lora.")}
-    file = dice.random() < 0.15 and {"name": "", "text": AXOLOTL + f"sequence_len: {dice.choice([512, 4096])}\n"}
+    file = dice.random() < 0.15 and {
+        "name": "",
+        "text": AXOLOTL + f"sequence_len: {dice.choice([512, 4096])}\n",
+    }
     return {
-        "ask": "answer", "model": "" if file else dice.choice(sorted(MODELS.glob("*.json"))).stem,
-        "file": file or None, "method": method, "gpu": dice.choice([*catalogue(), "24GiB", "4090", ""]), "gpus": gpus,
+        "ask": "answer",
+        "model": "" if file else dice.choice(sorted(MODELS.glob("*.json"))).stem,
+        "file": file or None,
+        "method": method,
+        "gpu": dice.choice([*catalogue(), "24GiB", "4090", ""]),
+        "gpus": gpus,
         "strategy": "" if gpus == 1 else dice.choice(["", "ddp", "fsdp2", "zero3"]),
-        "sequence_length": dice.choice([None, 100, 512, 2048, 8192]), "micro_batch": dice.choice([None, 1, 3, 16]),
-        "settings": {key: settings[key] for key in dice.sample(sorted(settings), dice.randrange(4))},
-        "run": dice.choice([{}, {}, {"rows": "50000"}, {"rows": "900", "deadline": "3h"}, {"epochs": "2"}]),
-    }  # fmt: skip
+        "sequence_length": dice.choice([None, 100, 512, 2048, 8192]),
+        "micro_batch": dice.choice([None, 1, 3, 16]),
+        "settings": {
+            key: settings[key] for key in dice.sample(sorted(settings), dice.randrange(4))
+        },
+        "run": dice.choice(
+            [{}, {}, {"rows": "50000"}, {"rows": "900", "deadline": "3h"}, {"epochs": "2"}]
+        ),
+    }
 
 
 def first_difference(browser: Any, request: dict) -> str:
     (text,), expected = in_browser(browser, [request]), in_python(request)
-    at = next((at for at, (one, other) in enumerate(zip(text, expected, strict=False)) if one != other), 0)
+    at = next(
+        (at for at, (one, other) in enumerate(zip(text, expected, strict=False)) if one != other), 0
+    )
     return f"{text[at - 100 : at + 80]!r} instead of {expected[at - 100 : at + 80]!r}"
 
 
 @needs_browser
-@pytest.mark.parametrize("seed", [25, *(pytest.param(seed, marks=pytest.mark.nightly) for seed in range(26, 30))])
-def test_random_choices_equal_pythons_to_the_byte(page: Any, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "seed", [25, *(pytest.param(seed, marks=pytest.mark.nightly) for seed in range(26, 30))]
+)
+def test_random_choices_equal_pythons_to_the_byte(
+    page: Any, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for module in ("cards.sentences", "ask.answer"):  # a browser can't trace, and says so
         monkeypatch.setattr(f"dryfit.{module}.can_trace", lambda: False)
     dice = random.Random(seed)
     requests = [random_choice(dice) for _ in range(CHOICES)]
-    requests += [requests[0] | more
-                 for more in ({"ask": "gpus"}, {"ask": "others"}, {"ask": "methods"}, {"ask": "changes"},
-                              {"ask": "longest", "rows": 2})]  # fmt: skip
+    requests += [
+        requests[0] | more
+        for more in (
+            {"ask": "gpus"},
+            {"ask": "others"},
+            {"ask": "methods"},
+            {"ask": "changes"},
+            {"ask": "longest", "rows": 2},
+        )
+    ]
     found = in_browser(page, requests)
-    differ = [request for request, text in zip(requests, found, strict=True) if text != in_python(request)]
-    assert not differ, f"{len(differ)} differ, the first: {differ[0]}; {first_difference(page, differ[0])}"
-    assert sum('"answer"' in text for text in found) > CHOICES / 2, "most were refused: the test says little"
+    differ = [
+        request for request, text in zip(requests, found, strict=True) if text != in_python(request)
+    ]
+    assert not differ, (
+        f"{len(differ)} differ, the first: {differ[0]}; {first_difference(page, differ[0])}"
+    )
+    assert sum('"answer"' in text for text in found) > CHOICES / 2, (
+        "most were refused: the test says little"
+    )
 
 
 @needs_browser
-@pytest.mark.parametrize(("model", "words"), [
-    *((f"own/model-{n}", "FITS: about") for n in range(1, 9)),
-    ("own/llama", "FITS"), ("own/renamed", "FITS"), ("own/llama@v2", "FITS"), ("own/llama@v3", "no such revision"),
-    ("own/gated", "The model is gated"), ("own/nothing", "no such model"), ("own/often", "too often"),
-    ("own/broken", "answers with an error (500)"), ("own/adapter", "no config.json"), ("own/slow", "can't be reached"),
-    ("own/strange", "strange"), ("own/unnamed", "model_type"), ("own/packed", "FITS"), ("Qwen/Qwen3-8B", "FITS"),
-])  # fmt: skip
-def test_a_hub_id_is_answered_or_refused_in_words(page: Any, hub: ModelsServer, model: str, words: str) -> None:
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [
+        *((f"own/model-{n}", "FITS: about") for n in range(1, 9)),
+        ("own/llama", "FITS"),
+        ("own/renamed", "FITS"),
+        ("own/llama@v2", "FITS"),
+        ("own/llama@v3", "no such revision"),
+        ("own/gated", "The model is gated"),
+        ("own/nothing", "no such model"),
+        ("own/often", "too often"),
+        ("own/broken", "answers with an error (500)"),
+        ("own/adapter", "no config.json"),
+        ("own/slow", "can't be reached"),
+        ("own/strange", "strange"),
+        ("own/unnamed", "model_type"),
+        ("own/packed", "FITS"),
+        ("Qwen/Qwen3-8B", "FITS"),
+    ],
+)
+def test_a_hub_id_is_answered_or_refused_in_words(
+    page: Any, hub: ModelsServer, model: str, words: str
+) -> None:
     before = len(hub.requests)
     found = verdict(page, model=model, gpu="rtx-4090", gpus="1")
     assert words in found
@@ -189,36 +260,63 @@ def test_typing_asks_at_once_and_the_hub_only_when_told(page: Any, hub: ModelsSe
     assert len(hub.requests) == before
     typed(page, model="qwen3-8b", length="100000")
     until(page, "document.getElementById('verdict').className.includes('error')")
-    assert "sequence_length" in page.execute_script("return document.getElementById('verdict').innerText")
+    assert "sequence_length" in page.execute_script(
+        "return document.getElementById('verdict').innerText"
+    )
 
 
 @needs_browser
-def test_the_border_is_a_picture_with_a_table_beside_it_and_both_choose(page: Any, folder: Path) -> None:
-    verdict(page, model="qwen3-8b", gpu="rtx-4090", gpus="1", sequence_length="512", micro_batch="1")
+def test_the_border_is_a_picture_with_a_table_beside_it_and_both_choose(
+    page: Any, folder: Path
+) -> None:
+    verdict(
+        page, model="qwen3-8b", gpu="rtx-4090", gpus="1", sequence_length="512", micro_batch="1"
+    )
     tracks = "[...document.querySelectorAll('#border .track')]"
     until(
-        page, "!document.querySelector('.old') && document.querySelector('#cards .chosen').innerText.includes('4090')"
+        page,
+        "!document.querySelector('.old') && document.querySelector('#cards .chosen').innerText.includes('4090')",
     )
-    pieces = page.execute_script(f"return {tracks}.map((one) => [...one.children].map((each) => each.offsetWidth))")
-    assert [fits for fits, _, _ in pieces] == sorted(fits for fits, _, _ in pieces)  # fewer rows, longer ones
-    label = page.execute_script("return document.querySelector('#border .map').getAttribute('aria-label')")
-    longest = json.loads(in_python({"ask": "longest", "rows": 4, "model": "qwen3-8b", "gpu": "rtx-4090"}))["longest"]
+    pieces = page.execute_script(
+        f"return {tracks}.map((one) => [...one.children].map((each) => each.offsetWidth))"
+    )
+    assert [fits for fits, _, _ in pieces] == sorted(
+        fits for fits, _, _ in pieces
+    )  # fewer rows, longer ones
+    label = page.execute_script(
+        "return document.querySelector('#border .map').getAttribute('aria-label')"
+    )
+    longest = json.loads(
+        in_python({"ask": "longest", "rows": 4, "model": "qwen3-8b", "gpu": "rtx-4090"})
+    )["longest"]
     assert f"micro-batch 4: should fit up to {longest['fits']} tokens" in label
-    page.execute_script("document.querySelector('#border-block details').open = true;"
-                        "document.querySelectorAll('#longest tbody tr')[2].querySelector('button').focus();"
-                        "document.activeElement.click()")  # fmt: skip
+    page.execute_script(
+        "document.querySelector('#border-block details').open = true;"
+        "document.querySelectorAll('#longest tbody tr')[2].querySelector('button').focus();"
+        "document.activeElement.click()"
+    )
     chosen = "document.getElementById('step').innerText"
     until(page, f"{chosen}.includes('4 x {longest['fits']:,} tokens')")
-    page.execute_script("document.querySelector('#cards button').click()")  # the smallest GPU of the table
+    page.execute_script(
+        "document.querySelector('#cards button').click()"
+    )  # the smallest GPU of the table
     until(page, "document.getElementById('command').innerText.includes('--gpu rtx-3060')")
 
 
 @needs_browser
 def test_the_rows_of_a_run_are_in_the_command_and_in_the_link(page: Any) -> None:
-    choice = {"model": "qwen3-8b", "gpu": "l40s", "gpus": "1", "run.rows": "50000", "run.price": "0.86"}
+    choice = {
+        "model": "qwen3-8b",
+        "gpu": "l40s",
+        "gpus": "1",
+        "run.rows": "50000",
+        "run.price": "0.86",
+    }
     verdict(page, **choice)
-    command, hours = (page.execute_script(f"return document.getElementById('{name}').innerText")
-                      for name in ("command", "hours"))  # fmt: skip
+    command, hours = (
+        page.execute_script(f"return document.getElementById('{name}').innerText")
+        for name in ("command", "hours")
+    )
     assert command.endswith("--price l40s=0.86 --rows 50000") and "50,000 steps" in hours
     assert "run.rows=50000" in page.current_url
     assert "--price needs --rows" in verdict(page, **{**choice, "run.rows": ""})
@@ -227,11 +325,16 @@ def test_the_rows_of_a_run_are_in_the_command_and_in_the_link(page: Any) -> None
 
 @needs_browser
 def test_a_file_that_is_no_yaml_is_refused_in_words_and_a_link_holds_one(page: Any) -> None:
-    page.execute_script("document.forms.form.source.value = 'file'; const text = document.getElementById('text');"
-                        "text.value = 'a: [1'; text.dispatchEvent(new Event('change', {bubbles: true}))")  # fmt: skip
+    page.execute_script(
+        "document.forms.form.source.value = 'file'; const text = document.getElementById('text');"
+        "text.value = 'a: [1'; text.dispatchEvent(new Event('change', {bubbles: true}))"
+    )
     until(page, "document.getElementById('verdict').innerText.includes('YAML')")
-    page.execute_script("const text = document.getElementById('text'); text.value = arguments[0];"
-                        "text.dispatchEvent(new Event('change', {bubbles: true}))", AXOLOTL)  # fmt: skip
+    page.execute_script(
+        "const text = document.getElementById('text'); text.value = arguments[0];"
+        "text.dispatchEvent(new Event('change', {bubbles: true}))",
+        AXOLOTL,
+    )
     until(page, "document.getElementById('read').innerText.includes('read as axolotl')")
     link = page.current_url
     assert "file=" in link
@@ -252,14 +355,18 @@ def test_the_page_needs_a_network_once(folder: Path) -> None:
         browser.execute_async_script("navigator.serviceWorker.ready.then(() => arguments[0]())")
         until(browser, "navigator.serviceWorker.controller")
         server.shutdown(), server.server_close()
-        browser.get(f"{server.endpoint}/calculator/#model=qwen3-8b&gpu=t4&gpus=1&sequence_length=512")
+        browser.get(
+            f"{server.endpoint}/calculator/#model=qwen3-8b&gpu=t4&gpus=1&sequence_length=512"
+        )
         browser.refresh()
         wait_for_python(browser)
         until(browser, "document.getElementById('step').innerText.includes('qwen3-8b')")
 
 
 @needs_browser
-def test_without_webassembly_or_without_its_files_the_page_says_so(folder: Path, tmp_path: Path) -> None:
+def test_without_webassembly_or_without_its_files_the_page_says_so(
+    folder: Path, tmp_path: Path
+) -> None:
     with serving(folder) as server, opened(f"{server.endpoint}/calculator/") as browser:
         without = {"source": "delete globalThis.WebAssembly"}
         browser.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", without)
@@ -271,20 +378,28 @@ def test_without_webassembly_or_without_its_files_the_page_says_so(folder: Path,
         if path.name != "project.zip":
             (broken / path.name).symlink_to(path)
     with serving(broken.parent) as server, opened(f"{server.endpoint}/calculator/") as browser:
-        until(browser, "document.getElementById('verdict').innerText.includes('could not be loaded')", LOADING)
+        until(
+            browser,
+            "document.getElementById('verdict').innerText.includes('could not be loaded')",
+            LOADING,
+        )
 
 
 @needs_browser
 def test_every_field_has_a_label_and_nothing_is_wider_than_a_telephone(page: Any) -> None:
     verdict(page, model="qwen2.5-coder-7b", gpu="rtx-4090", gpus="1")
-    page.execute_script("document.querySelectorAll('details').forEach((one) => { one.open = true })")
+    page.execute_script(
+        "document.querySelectorAll('details').forEach((one) => { one.open = true })"
+    )
     unnamed = "[...document.querySelectorAll('input, select, textarea')].filter((one) => !one.labels.length).length"
     assert page.execute_script(f"return {unnamed}") == 0
     metrics = {"width": 390, "height": 844, "deviceScaleFactor": 1, "mobile": True}
     page.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
     assert page.execute_script("return document.documentElement.scrollWidth") == 390
     page.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
-    own = [line for line in errors(page) if "status of" not in line]  # what the Hub refuses stands there too
+    own = [
+        line for line in errors(page) if "status of" not in line
+    ]  # what the Hub refuses stands there too
     assert not own, own
 
 
@@ -318,8 +433,12 @@ def test_every_link_of_the_documents_leads_somewhere(tmp_path: Path) -> None:
             there = (path.parent / unquote(target)).resolve() if target else path
             there = there / "index.html" if there.is_dir() else there
             assert there.is_file(), f"{path.relative_to(tmp_path)} links to {link}"
-            assert not place or unquote(place) in pages[there].places, f"{path.relative_to(tmp_path)}: {link}"
-    assert not re.search(r"https?://(?!www.w3.org)[^\"']*\.(js|css|woff2?)\b", (tmp_path / "index.html").read_text())
+            assert not place or unquote(place) in pages[there].places, (
+                f"{path.relative_to(tmp_path)}: {link}"
+            )
+    assert not re.search(
+        r"https?://(?!www.w3.org)[^\"']*\.(js|css|woff2?)\b", (tmp_path / "index.html").read_text()
+    )
 
 
 @needs_browser
@@ -330,10 +449,15 @@ def test_a_telephone_sees_the_verdict_after_tapping(page: Any) -> None:
     try:
         verdict(page, model="qwen3-8b", gpu="rtx-4090", gpus="1", sequence_length="2048")
         for before in ("window.scrollTo(0, 0)", "document.getElementById('more').open = true"):
-            page.execute_script(f"{before}; document.querySelector('form button[type=submit]').click()")
+            page.execute_script(
+                f"{before}; document.querySelector('form button[type=submit]').click()"
+            )
             place = "document.getElementById('verdict').getBoundingClientRect()"
             seen = f"(({{ top, bottom, height }}) => height > 20 && top >= 0 && bottom <= innerHeight)({place})"
-            until(page, f"/^(FITS|TOO|DOES)/.test(document.getElementById('verdict').innerText) && {seen}")
+            until(
+                page,
+                f"/^(FITS|TOO|DOES)/.test(document.getElementById('verdict').innerText) && {seen}",
+            )
         assert page.execute_script("return document.documentElement.scrollWidth <= 390")
     finally:
         page.execute_script("document.getElementById('more').open = false")
@@ -369,8 +493,10 @@ def test_a_card_is_picked_with_one_tap_and_parts_differ_in_colour(page: Any) -> 
     verdict(page, model="qwen3-8b", gpu="rtx-4090", gpus="1", sequence_length="2048")
     page.execute_script("document.querySelector('[data-gpu=t4]').click()")
     until(page, "document.getElementById('command').innerText.includes('--gpu t4')")
-    colours = page.execute_script("return [...document.querySelectorAll('#parts .swatch')].map((one) =>"
-                                  " getComputedStyle(one).backgroundColor)")  # fmt: skip
+    colours = page.execute_script(
+        "return [...document.querySelectorAll('#parts .swatch')].map((one) =>"
+        " getComputedStyle(one).backgroundColor)"
+    )
     assert len(colours) == len(set(colours)) > 5
 
 
@@ -380,9 +506,16 @@ def test_another_method_and_its_smallest_card_are_chosen_with_one_click(page: An
     rows = "[...document.querySelectorAll('#methods tbody tr')]"
     until(page, f"!document.querySelector('.old') && {rows}.length === 3")
     words = page.execute_script(f"return {rows}.map((row) => row.innerText)")
-    assert [text.split()[0] for text in words] == ["full", "lora", "qlora"] and "does not fit" in words[0]
+    assert [text.split()[0] for text in words] == [
+        "full",
+        "lora",
+        "qlora",
+    ] and "does not fit" in words[0]
     page.execute_script(f"{rows}[1].querySelector('td:last-child button').click()")
-    until(page, "document.getElementById('command').innerText.includes('--gpu h100-80gb --method lora')")
+    until(
+        page,
+        "document.getElementById('command').innerText.includes('--gpu h100-80gb --method lora')",
+    )
 
 
 def test_start_page_calculator_and_command_say_the_same_and_link_to_each_other() -> None:
@@ -395,4 +528,9 @@ def test_start_page_calculator_and_command_say_the_same_and_link_to_each_other()
     # README's figure comes from a record, and the calculator takes the closed form: 10.03 and 10.00 GiB.
     assert f"{peak:.2f} GiB" in first_answer()["verdict"] and abs(float(shown) - peak) < 0.04
     assert start.count(f"{shown} GiB") == 3  # estimate, trace and calculator
-    assert "(calculator/)" in start and installation() in start and installation() in made and 'href="../"' in made
+    assert (
+        "(calculator/)" in start
+        and installation() in start
+        and installation() in made
+        and 'href="../"' in made
+    )

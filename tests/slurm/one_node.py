@@ -49,7 +49,12 @@ class OneNodeSlurm:
     """
 
     def __init__(
-        self, folder: Path, *, cpus: int | None = None, memory_mb: int = 12_000, gpus: Mapping[str, int] = GPUS
+        self,
+        folder: Path,
+        *,
+        cpus: int | None = None,
+        memory_mb: int = 12_000,
+        gpus: Mapping[str, int] = GPUS,
     ) -> None:
         self.folder = folder.resolve()
         self.cpus, self.memory_mb, self.gpus = cpus or os.cpu_count() or 1, memory_mb, dict(gpus)
@@ -61,7 +66,11 @@ class OneNodeSlurm:
     @property
     def environment(self) -> dict[str, str]:
         """This process's environment, with the commands of this Slurm first on PATH."""
-        return {**os.environ, "PATH": f"{self.folder / 'bin'}:{_path()}", "SLURM_CONF": str(self.configuration)}
+        return {
+            **os.environ,
+            "PATH": f"{self.folder / 'bin'}:{_path()}",
+            "SLURM_CONF": str(self.configuration),
+        }
 
     def __enter__(self) -> OneNodeSlurm:
         self.start()
@@ -74,31 +83,47 @@ class OneNodeSlurm:
         """Write the configuration, start the three daemons and wait until the node is idle."""
         absent = missing()
         if absent:
-            raise RuntimeError(f"Slurm is not installed: {', '.join(absent)} missing; apt-get install {PACKAGES}")
+            raise RuntimeError(
+                f"Slurm is not installed: {', '.join(absent)} missing; apt-get install {PACKAGES}"
+            )
         self._write_configuration()
-        munge = [f"--key-file={self.folder / 'etc' / 'munge.key'}", f"--socket={self.folder / 'run' / 'munge.sock'}",
-                 f"--pid-file={self.folder / 'run' / 'munged.pid'}", f"--log-file={self.folder / 'log' / 'munged.log'}",
-                 f"--seed-file={self.folder / 'run' / 'munge.seed'}"]  # fmt: skip
+        munge = [
+            f"--key-file={self.folder / 'etc' / 'munge.key'}",
+            f"--socket={self.folder / 'run' / 'munge.sock'}",
+            f"--pid-file={self.folder / 'run' / 'munged.pid'}",
+            f"--log-file={self.folder / 'log' / 'munged.log'}",
+            f"--seed-file={self.folder / 'run' / 'munge.seed'}",
+        ]
         self._launch("munged", "--foreground", "--force", *munge)
         _wait(lambda: (self.folder / "run" / "munge.sock").exists(), 10, "munged made no socket")
         self._launch("slurmctld", "-D", "-i", "-f", str(self.configuration))
         self._launch("slurmd", "-D", "-f", str(self.configuration), "-N", self.host)
         try:
-            _wait(lambda: self.run("sinfo", "-h", "-o", "%T").strip() == "idle", 40, "the node is not idle")
+            _wait(
+                lambda: self.run("sinfo", "-h", "-o", "%T").strip() == "idle",
+                40,
+                "the node is not idle",
+            )
         except TimeoutError:
-            logs = "".join(path.read_text(errors="replace")[-2000:] for path in (self.folder / "log").iterdir())
+            logs = "".join(
+                path.read_text(errors="replace")[-2000:] for path in (self.folder / "log").iterdir()
+            )
             self.stop()
             raise RuntimeError(f"Slurm did not start:\n{logs}") from None
 
     def run(self, *command: str) -> str:
         """Standard output of one of Slurm's commands; empty when it fails."""
-        done = subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=30)
+        done = subprocess.run(
+            command, env=self.environment, capture_output=True, text=True, timeout=30
+        )
         return done.stdout if done.returncode == 0 else ""
 
     def jobs(self) -> dict[str, tuple[str, str]]:
         """Id of each job that the controller remembers, with its state and its comment (Snakemake: rule and files)."""
         lines = self.run("squeue", "-h", "-a", "-t", "all", "-o", "%i\t%T\t%k").splitlines()
-        return {job: (state, comment) for job, state, comment in (line.split("\t", 2) for line in lines)}
+        return {
+            job: (state, comment) for job, state, comment in (line.split("\t", 2) for line in lines)
+        }
 
     def stop(self) -> None:
         """Cancel this Slurm's jobs and end the daemons that :meth:`start` started."""
@@ -112,8 +137,14 @@ class OneNodeSlurm:
     def _launch(self, name: str, *arguments: str) -> None:
         program = shutil.which(name, path=_path())
         with open(self.folder / "log" / f"{name}.out", "wb") as output:
-            process = subprocess.Popen([program, *arguments], env=self.environment, stdin=subprocess.DEVNULL,
-                                       stdout=output, stderr=subprocess.STDOUT, start_new_session=True)  # fmt: skip
+            process = subprocess.Popen(
+                [program, *arguments],
+                env=self.environment,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
         (self.folder / "run" / f"{name}.started").write_text(str(process.pid))
 
     def _write_configuration(self) -> None:
@@ -126,7 +157,9 @@ class OneNodeSlurm:
             key.touch(0o600)
             key.write_bytes(os.urandom(128))
             key.chmod(0o400)
-        user = subprocess.run(["id", "-un"], capture_output=True, text=True, check=True).stdout.strip()
+        user = subprocess.run(
+            ["id", "-un"], capture_output=True, text=True, check=True
+        ).stdout.strip()
         gres = ",".join(f"gpu:{kind}:{count}" for kind, count in self.gpus.items())
         settings = {
             "ClusterName": "test",
@@ -185,7 +218,9 @@ class OneNodeSlurm:
             program = shutil.which(name, path=_path())
             if program:
                 wrapper = self.folder / "bin" / name
-                wrapper.write_text(f'#!/bin/sh\nSLURM_CONF={self.configuration} exec {program} "$@"\n')
+                wrapper.write_text(
+                    f'#!/bin/sh\nSLURM_CONF={self.configuration} exec {program} "$@"\n'
+                )
                 wrapper.chmod(0o755)
 
 

@@ -20,14 +20,18 @@ from tests.end_to_end import chain
 from tests.slurm.one_node import PACKAGES, OneNodeSlurm, missing
 from tests.workflow.plan import planned
 
-pytestmark = pytest.mark.skipif(bool(missing()), reason=f"Slurm is not installed: apt-get install {PACKAGES}")
+pytestmark = pytest.mark.skipif(
+    bool(missing()), reason=f"Slurm is not installed: apt-get install {PACKAGES}"
+)
 
 RANKS = (2, 4)
 NAME = chain.SETTINGS["run"]["name"]
 # Long enough to be interrupted, a checkpoint after each step.
-SWEEP = {"lora": {"rank": list(RANKS), "alpha": 8},
-         "training": {"max_steps": 8, "save_every_steps": 1},
-         "memory": {"scenarios": {"qlora": {"method": "qlora"}}}}  # fmt: skip
+SWEEP = {
+    "lora": {"rank": list(RANKS), "alpha": 8},
+    "training": {"max_steps": 8, "save_every_steps": 1},
+    "memory": {"scenarios": {"qlora": {"method": "qlora"}}},
+}
 # Sums of two threads round otherwise than those of one. A rule may take other threads on a cluster than here.
 ONE_THREAD = ["train_adapter=1"]
 # What every run of the sweep shares is made without Slurm.
@@ -35,11 +39,15 @@ SHARED = ("dataset", "gate", "results/models/smollm2-135m-instruct/weights.json"
 OPTIONS = {
     "--workflow-profile": ["profiles/slurm"],
     "--slurm-status-command": ["squeue"],  # there is no accounting database
-    "--slurm-init-seconds-before-status-checks": ["1"],  # ten more after each check that finds nothing new
+    "--slurm-init-seconds-before-status-checks": [
+        "1"
+    ],  # ten more after each check that finds nothing new
     "--latency-wait": ["5"],
     "--jobs": ["4"],
     "--set-threads": ONE_THREAD,
-    "--max-threads": [str(min(2, os.cpu_count() or 1))],  # rules ask for eight; the node has what this machine has
+    "--max-threads": [
+        str(min(2, os.cpu_count() or 1))
+    ],  # rules ask for eight; the node has what this machine has
     "--default-resources": ["slurm_partition=main", "mem_mb=2000", "runtime=30", "disk_mb=1000"],
     "--set-resources": ["train_adapter:mem_mb=4000"],
 }
@@ -72,12 +80,24 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def submitted(project: Path, slurm: OneNodeSlurm, *targets: str) -> subprocess.Popen:
     """Snakemake with the Slurm profile, under way."""
     options = [word for option, values in OPTIONS.items() for word in (option, *values)]
-    command = [sys.executable, "-m", "snakemake", *options, "--configfile", "config/test.yaml", "sweep.yaml"]
+    command = [
+        sys.executable,
+        "-m",
+        "snakemake",
+        *options,
+        "--configfile",
+        "config/test.yaml",
+        "sweep.yaml",
+    ]
     log = open(project / "slurm.log", "wb")  # noqa: SIM115, the process writes on
-    return subprocess.Popen([*command, "--", *targets], cwd=project, env=slurm.environment, stdout=log, stderr=log)
+    return subprocess.Popen(
+        [*command, "--", *targets], cwd=project, env=slurm.environment, stdout=log, stderr=log
+    )
 
 
-def requeue_when_training(project: Path, slurm: OneNodeSlurm, process: subprocess.Popen, rank: int) -> str:
+def requeue_when_training(
+    project: Path, slurm: OneNodeSlurm, process: subprocess.Popen, rank: int
+) -> str:
     """Requeue the training of a rank once it has saved a checkpoint; returns the job's id."""
     end = time.monotonic() + 900
     while time.monotonic() < end:
@@ -88,7 +108,9 @@ def requeue_when_training(project: Path, slurm: OneNodeSlurm, process: subproces
             if "train_adapter" in comment and f"r{rank}" in comment
         }
         # A folder that is still being written has a hidden name, and nothing could resume from it.
-        saved = list((project / "results").glob(f"{NAME}-r{rank}/checkpoints/[!.]*/checkpoint.json"))
+        saved = list(
+            (project / "results").glob(f"{NAME}-r{rank}/checkpoints/[!.]*/checkpoint.json")
+        )
         for job, state in training.items():
             if state == "RUNNING" and saved:
                 slurm.run("scontrol", "requeue", job)
@@ -98,18 +120,26 @@ def requeue_when_training(project: Path, slurm: OneNodeSlurm, process: subproces
                 slurm.run("scontrol", "update", f"JobId={job}", "StartTime=now")
                 return job
         time.sleep(0.2)
-    raise AssertionError("no training was caught in the middle:\n" + (project / "slurm.log").read_text()[-5000:])
+    raise AssertionError(
+        "no training was caught in the middle:\n" + (project / "slurm.log").read_text()[-5000:]
+    )
 
 
-def test_a_sweep_as_jobs_with_one_requeued(slurm: OneNodeSlurm, prepared: Path, tmp_path: Path) -> None:
-    project, alone = (shutil.copytree(prepared, tmp_path / name, symlinks=True) for name in ("slurm", "alone"))
+def test_a_sweep_as_jobs_with_one_requeued(
+    slurm: OneNodeSlurm, prepared: Path, tmp_path: Path
+) -> None:
+    project, alone = (
+        shutil.copytree(prepared, tmp_path / name, symlinks=True) for name in ("slurm", "alone")
+    )
     adapters = [f"results/{NAME}-r{rank}/adapter/adapter_model.safetensors" for rank in RANKS]
     process = submitted(project, slurm, *adapters)
     job = requeue_when_training(project, slurm, process, rank=4)
     assert process.wait(timeout=1500) == 0, (project / "slurm.log").read_text()[-8000:]
     assert slurm.jobs()[job][0] == "COMPLETED"
     asked = slurm.run("scontrol", "show", "job", job)
-    assert "Restarts=1" in asked and "gpu:t4" in asked, "the smallest GPU that the predicted step fits"
+    assert "Restarts=1" in asked and "gpu:t4" in asked, (
+        "the smallest GPU that the predicted step fits"
+    )
     report = json.loads((project / f"results/{NAME}-r4/training.json").read_text())
     assert report["resumed_from_step"], "it went on from its checkpoint"
 
@@ -126,7 +156,9 @@ def test_a_map_without_a_gpu_that_fits_names_one_that_would(
     tmp_path: Path, slurm: OneNodeSlurm, prepared: Path
 ) -> None:
     project = shutil.copytree(prepared, tmp_path / "project", symlinks=True)
-    (project / "profiles/slurm/gpus.yaml").write_text("- {gpu: {vram_gib: 0.6}, gres: t4}\n", encoding="utf-8")
+    (project / "profiles/slurm/gpus.yaml").write_text(
+        "- {gpu: {vram_gib: 0.6}, gres: t4}\n", encoding="utf-8"
+    )
     process = submitted(project, slurm, f"results/{NAME}-r2/memory/training/measure.json")
     assert process.wait(timeout=300) == 1
     said = (project / "slurm.log").read_text()

@@ -15,7 +15,9 @@ from scripts.common.code_digests import absolute_name
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "architecture.md"
 HOUSES = ("dryfit", "scripts", "validation")
-ROW = re.compile(r"^\| `((?:dryfit/|scripts/|validation)[\w/]*)` \|[^|]*\|([^|]*)\|(?:([^|]*)\|)?$", re.MULTILINE)
+ROW = re.compile(
+    r"^\| `((?:dryfit/|scripts/|validation)[\w/]*)` \|[^|]*\|([^|]*)\|(?:([^|]*)\|)?$", re.MULTILINE
+)
 
 
 def rooms(text: str) -> dict[str, set[str]]:
@@ -30,17 +32,37 @@ def rooms(text: str) -> dict[str, set[str]]:
 
 
 ROOMS = rooms(PAGE.read_text(encoding="utf-8"))
-MODULES = sorted(path
-                 for house in HOUSES
-                 for path in (ROOT / house).rglob("*.py")
-                 if not re.search("data/(site|reports|recipes)/", path.as_posix()))  # fmt: skip
+MODULES = sorted(
+    path
+    for house in HOUSES
+    for path in (ROOT / house).rglob("*.py")
+    if not re.search("data/(site|reports|recipes)/", path.as_posix())
+)
 # Without these the light environment, and whoever only wants an estimate, would load gigabytes.
 HEAVY = {"torch", "transformers", "peft", "bitsandbytes", "accelerate", "safetensors"}
-WITHOUT_TORCH = ("scripts/common", "scripts/runs", "dryfit/common", "dryfit/data", "dryfit/scenario", "dryfit/cards",
-                 "dryfit/evidence", "dryfit/derived", "dryfit/analytic", "scripts/tasks", "scripts/tasks/support",
-                 "scripts/tasks/shell", "scripts/tasks/shell/screen", "scripts/tasks/shell/execution",
-                 "scripts/dataset", "scripts/documents", "scripts/provenance", "dryfit/ask", "dryfit/readers",
-                 "dryfit/site", "dryfit/recipes")  # fmt: skip
+WITHOUT_TORCH = (
+    "scripts/common",
+    "scripts/runs",
+    "dryfit/common",
+    "dryfit/data",
+    "dryfit/scenario",
+    "dryfit/cards",
+    "dryfit/evidence",
+    "dryfit/derived",
+    "dryfit/analytic",
+    "scripts/tasks",
+    "scripts/tasks/support",
+    "scripts/tasks/shell",
+    "scripts/tasks/shell/screen",
+    "scripts/tasks/shell/execution",
+    "scripts/dataset",
+    "scripts/documents",
+    "scripts/provenance",
+    "dryfit/ask",
+    "dryfit/readers",
+    "dryfit/site",
+    "dryfit/recipes",
+)
 
 # The disk's sizes are compared with the files that a real step leaves, the training's own step with its trace.
 BESIDE_THE_ROOM = {"test_disk.py": {"dryfit/step"}, "test_several_processes.py": {"dryfit/tracing"}}
@@ -50,7 +72,9 @@ OF_A_LIBRARY = {"trainer.py"}  # its class is one of transformers'
 def room_of(path: Path) -> str | None:
     """The room that a module lies in; None for one that the page doesn't know."""
     place = path.relative_to(ROOT).as_posix()
-    return max((room for room in ROOMS if f"{place}/".startswith(f"{room}/")), key=len, default=None)
+    return max(
+        (room for room in ROOMS if f"{place}/".startswith(f"{room}/")), key=len, default=None
+    )
 
 
 def module_file(name: str) -> Path | None:
@@ -93,7 +117,9 @@ def graph() -> dict[Path, set[Path]]:
 
 
 def test_every_folder_has_a_row() -> None:
-    folders = {path.parent.relative_to(ROOT).as_posix() for path in MODULES} - {"dryfit"}  # its public face
+    folders = {path.parent.relative_to(ROOT).as_posix() for path in MODULES} - {
+        "dryfit"
+    }  # its public face
     assert folders == set(ROOMS), "docs/architecture.md lists a room that isn't there, or lacks one"
 
 
@@ -119,10 +145,16 @@ def test_tests_of_a_pipelines_room_use_of_the_library_what_the_room_may_use() ->
     """So a test of the pipeline does not look into the engine behind the library's back."""
     for room in (room for room in ROOMS if room.startswith("scripts/")):
         for path in (ROOT / "tests" / "unit" / room.removeprefix("scripts/")).glob("*.py"):
-            files = (module_file(name) or module_file(name.rpartition(".")[0]) for name in imported(path))
-            used = {room_of(file) for file in files if file and file.is_relative_to(ROOT / "dryfit")}
+            files = (
+                module_file(name) or module_file(name.rpartition(".")[0]) for name in imported(path)
+            )
+            used = {
+                room_of(file) for file in files if file and file.is_relative_to(ROOT / "dryfit")
+            }
             beyond = used - ROOMS[room] - BESIDE_THE_ROOM.get(path.name, set())
-            assert not beyond, f"{path.relative_to(ROOT)} imports {beyond}; the page doesn't let {room} do so"
+            assert not beyond, (
+                f"{path.relative_to(ROOT)} imports {beyond}; the page doesn't let {room} do so"
+            )
 
 
 def test_no_circle(graph) -> None:
@@ -146,6 +178,8 @@ def test_no_class_has_the_name_of_another_but_the_parts_of_a_task() -> None:
         for path in (ROOT / house).rglob("*.py")
         if "data" not in path.relative_to(ROOT).parts[1:]
         for name in re.findall(r"^class (\w+)", path.read_text(encoding="utf-8"), re.MULTILINE)
-        if not (name == "Task" and "tasks" in path.parts)  # the registry asks each module for its `Task`
+        if not (
+            name == "Task" and "tasks" in path.parts
+        )  # the registry asks each module for its `Task`
     )
     assert not {name for name, count in names.items() if count > 1}

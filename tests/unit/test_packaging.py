@@ -36,22 +36,45 @@ def test_the_lock_is_that_of_pyproject() -> None:
     for group in project["dependency-groups"]:
         direct = {Requirement(line).name for line in direct_lines(group, is_extra=False)}
         written = own["metadata"]["requires-dev"][group]
-        assert {canonicalize_name(name) for name in direct} == {entry["name"] for entry in written}, group
+        assert {canonicalize_name(name) for name in direct} == {
+            entry["name"] for entry in written
+        }, group
     extras = [
-        line for name in project["project"]["optional-dependencies"] for line in direct_lines(name, is_extra=True)
+        line
+        for name in project["project"]["optional-dependencies"]
+        for line in direct_lines(name, is_extra=True)
     ]
     for line in [*extras, *direct_lines("dev", is_extra=False)]:
-        assert locked[canonicalize_name(Requirement(line).name)] in Requirement(line).specifier, line
+        assert locked[canonicalize_name(Requirement(line).name)] in Requirement(line).specifier, (
+            line
+        )
 
 
-@pytest.mark.parametrize(("config", "options"), [
-    ("", []),
-    ("global.find-links='/a /b'", ["--find-links", "/a", "--find-links", "/b"]),
-    (":env:.index-url='https://x/simple'\nglobal.index-url='https://y'", ["--default-index", "https://x/simple"]),
-    ("global.extra-index-url='https://x/cpu'\nglobal.constraint='/c.txt'",
-     ["--index-strategy", "unsafe-best-match", "--constraints", "/c.txt", "--index", "https://x/cpu"]),
-])  # fmt: skip
-def test_uv_is_told_what_pip_is_configured_with(tmp_path: Path, config: str, options: list[str]) -> None:
+@pytest.mark.parametrize(
+    ("config", "options"),
+    [
+        ("", []),
+        ("global.find-links='/a /b'", ["--find-links", "/a", "--find-links", "/b"]),
+        (
+            ":env:.index-url='https://x/simple'\nglobal.index-url='https://y'",
+            ["--default-index", "https://x/simple"],
+        ),
+        (
+            "global.extra-index-url='https://x/cpu'\nglobal.constraint='/c.txt'",
+            [
+                "--index-strategy",
+                "unsafe-best-match",
+                "--constraints",
+                "/c.txt",
+                "--index",
+                "https://x/cpu",
+            ],
+        ),
+    ],
+)
+def test_uv_is_told_what_pip_is_configured_with(
+    tmp_path: Path, config: str, options: list[str]
+) -> None:
     python = tmp_path / "python"  # `python -m pip config list`
     python.write_text(f"#!/bin/sh\ncat <<'END'\n{config}\nEND\n")
     python.chmod(0o755)
@@ -66,17 +89,27 @@ def test_without_uv_pip_is_held_to_the_locked_versions() -> None:
 
 @pytest.mark.parametrize("missing", ["venv", "ensurepip"])
 def test_a_python_without_venv_is_named_at_once(
-    tmp_path: Path, missing: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    missing: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     there = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == missing else there(name))
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == missing else there(name)
+    )
     assert install.main([str(tmp_path / "new"), "--group", "run"]) == 1
-    assert "apt-get install python3-venv" in capsys.readouterr().err and not (tmp_path / "new").exists()
+    assert (
+        "apt-get install python3-venv" in capsys.readouterr().err
+        and not (tmp_path / "new").exists()
+    )
 
 
 def test_the_image_copies_what_is_there_and_installs_what_is_locked() -> None:
     text = (ROOT / "Dockerfile").read_text(encoding="utf-8")
-    copied = [name for line in re.findall(r"^COPY (.+) \S+$", text, re.MULTILINE) for name in line.split()]
+    copied = [
+        name for line in re.findall(r"^COPY (.+) \S+$", text, re.MULTILINE) for name in line.split()
+    ]
     assert "uv.lock" in copied
     ignored = (ROOT / ".dockerignore").read_text(encoding="utf-8").split()
     for name in copied:
@@ -88,7 +121,9 @@ def test_the_image_copies_what_is_there_and_installs_what_is_locked() -> None:
 
 def test_profiles_rerun_by_the_same_rules() -> None:
     def read(name: str) -> dict:
-        return yaml.safe_load((ROOT / "profiles" / name / "config.yaml").read_text(encoding="utf-8"))
+        return yaml.safe_load(
+            (ROOT / "profiles" / name / "config.yaml").read_text(encoding="utf-8")
+        )
 
     default, other = read("default"), read("slurm")
     for key in ("rerun-triggers", "rerun-incomplete", "show-failed-logs"):
@@ -111,13 +146,28 @@ def test_the_catalog_entry_says_how_it_is_used() -> None:
 @pytest.mark.thorough
 def test_the_wheel_answers_beside_a_project_with_folders_of_the_same_names(tmp_path: Path) -> None:
     """Built as `pip wheel .` builds it, and asked in a project that has its own `scripts/` and `config/`."""
-    source, wheels, place, project = (tmp_path / name for name in ("source", "wheels", "installed", "project"))
+    source, wheels, place, project = (
+        tmp_path / name for name in ("source", "wheels", "installed", "project")
+    )
     names = ["dryfit", "pyproject.toml", "README.md", "LICENSE"]
-    files = subprocess.run(["git", "ls-files", *names], cwd=ROOT, capture_output=True, text=True, check=True)
+    files = subprocess.run(
+        ["git", "ls-files", *names], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     for name in files.stdout.split():
         (source / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(ROOT / name, source / name)
-    build = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--quiet", "-w", wheels, source]
+    build = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "--no-deps",
+        "--no-build-isolation",
+        "--quiet",
+        "-w",
+        wheels,
+        source,
+    ]
     subprocess.run(build, check=True, capture_output=True)
     (wheel,) = wheels.glob("dryfit-*.whl")
     with zipfile.ZipFile(wheel) as archive:
@@ -132,13 +182,22 @@ def test_the_wheel_answers_beside_a_project_with_folders_of_the_same_names(tmp_p
     for folder in ("scripts", "config"):
         (project / folder).mkdir(parents=True)
         (project / folder / "__init__.py").write_text("raise ImportError('of another project')")
-    program = ("import sys, dryfit\n"
-               "answer = dryfit.fit('Qwen/Qwen3-8B', gpu='4090', quick=True)\n"
-               "assert answer.fits and 'torch' not in sys.modules\n")  # fmt: skip
+    program = (
+        "import sys, dryfit\n"
+        "answer = dryfit.fit('Qwen/Qwen3-8B', gpu='4090', quick=True)\n"
+        "assert answer.fits and 'torch' not in sys.modules\n"
+    )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(project), str(place)])}
-    for arguments in (["-c", program], ["-m", "dryfit.ask", "Qwen/Qwen3-8B", "--gpu", "4090", "--quick"]):
+    for arguments in (
+        ["-c", program],
+        ["-m", "dryfit.ask", "Qwen/Qwen3-8B", "--gpu", "4090", "--quick"],
+    ):
         done = subprocess.run(
-            [sys.executable, *arguments], cwd=project, env=environment, capture_output=True, text=True
+            [sys.executable, *arguments],
+            cwd=project,
+            env=environment,
+            capture_output=True,
+            text=True,
         )
         assert done.returncode == 0, done.stderr
 
@@ -149,7 +208,11 @@ def test_the_public_names_are_there_and_typed() -> None:
     stub = (ROOT / "dryfit" / "__init__.pyi").read_text(encoding="utf-8")
     where = {name: module for module, name in re.findall(r"from ([\w.]+) import (\w+) as \2", stub)}
     assert where == {name: f"dryfit.{module}" for name, module in dryfit._WHERE.items()}
-    for name in set(dryfit.__all__) - {"MeasureSteps", "StopIfItWontFit", "WontFit"}:  # these load transformers
+    for name in set(dryfit.__all__) - {
+        "MeasureSteps",
+        "StopIfItWontFit",
+        "WontFit",
+    }:  # these load transformers
         assert getattr(dryfit, name) is not None
 
 
@@ -180,30 +243,47 @@ def test_the_recipe_of_conda_forge_needs_what_the_package_needs() -> None:
 
 def test_pixi_has_the_versions_of_the_group() -> None:
     made = tomllib.loads((ROOT / "pixi.toml").read_text(encoding="utf-8"))
-    found = {canonicalize_name(name): Requirement(f"x{limits}").specifier
-             for name, limits in made["pypi-dependencies"].items()}  # fmt: skip
-    assert found == {name: Requirement(f"x{limits}").specifier for name, limits in pins("run").items()}
+    found = {
+        canonicalize_name(name): Requirement(f"x{limits}").specifier
+        for name, limits in made["pypi-dependencies"].items()
+    }
+    assert found == {
+        name: Requirement(f"x{limits}").specifier for name, limits in pins("run").items()
+    }
 
 
 def test_a_release_is_published_without_a_token_and_by_its_own_tag() -> None:
-    release = yaml.safe_load((ROOT / ".github" / "workflows" / "release.yml").read_text(encoding="utf-8"))
+    release = yaml.safe_load(
+        (ROOT / ".github" / "workflows" / "release.yml").read_text(encoding="utf-8")
+    )
     jobs = release["jobs"]
-    assert jobs["publish"]["permissions"] == {"id-token": "write"} and jobs["publish"]["environment"] == "pypi"
+    assert (
+        jobs["publish"]["permissions"] == {"id-token": "write"}
+        and jobs["publish"]["environment"] == "pypi"
+    )
     assert jobs["publish"]["if"] == "github.ref_type == 'tag'" and jobs["publish"]["needs"] == "try"
     assert "password" not in str(jobs["publish"]) and release["permissions"] == {"contents": "read"}
     for job in jobs.values():  # what a tag is called is never part of a script
         assert not any("${{" in step.get("run", "") for step in job["steps"])
-    assert re.search(rf"^version: {re.escape(VERSION)}$", (ROOT / "CITATION.cff").read_text(), re.MULTILINE)
+    assert re.search(
+        rf"^version: {re.escape(VERSION)}$", (ROOT / "CITATION.cff").read_text(), re.MULTILINE
+    )
     assert f"## {VERSION}" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
 
 
 def test_the_image_of_the_library_copies_what_the_wheel_needs() -> None:
     text = (ROOT / "Dockerfile.dryfit").read_text(encoding="utf-8")
     kept = (ROOT / "Dockerfile.dryfit.dockerignore").read_text(encoding="utf-8").split()
-    copied = [name for line in re.findall(r"^COPY (?!--from)(.+) \S+$", text, re.MULTILINE) for name in line.split()]
+    copied = [
+        name
+        for line in re.findall(r"^COPY (?!--from)(.+) \S+$", text, re.MULTILINE)
+        for name in line.split()
+    ]
     assert set(copied) == {"pyproject.toml", "README.md", "LICENSE", "dryfit"}
     assert {f"!{name}" for name in copied} <= set(kept)
-    assert re.search(r'^ENTRYPOINT \["dryfit"\]$', text, re.MULTILINE) and re.search(r"^USER ", text, re.MULTILINE)
+    assert re.search(r'^ENTRYPOINT \["dryfit"\]$', text, re.MULTILINE) and re.search(
+        r"^USER ", text, re.MULTILINE
+    )
 
 
 def test_what_is_named_for_others_is_there() -> None:
@@ -211,4 +291,6 @@ def test_what_is_named_for_others_is_there() -> None:
     assert text.startswith("# ") and "\n> " in text
     assert all((ROOT / link).is_file() for link in re.findall(r"\]\(([^)]+)\)", text))
     recipe = (ROOT / "Makefile").read_text(encoding="utf-8")
-    assert re.search(r'-P -m scripts\.ask "\$\$@"\\n', recipe) and "chmod +x $(BIN)/dryfit" in recipe
+    assert (
+        re.search(r'-P -m scripts\.ask "\$\$@"\\n', recipe) and "chmod +x $(BIN)/dryfit" in recipe
+    )

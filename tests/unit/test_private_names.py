@@ -19,14 +19,20 @@ from tests.repository import ROOT
 
 HOUSES = ("dryfit", "scripts")
 
-FSDP, FSDP2, DATA_PARALLEL = "torch.distributed.fsdp", "torch.distributed.fsdp._fully_shard", "torch.nn.parallel"
+FSDP, FSDP2, DATA_PARALLEL = (
+    "torch.distributed.fsdp",
+    "torch.distributed.fsdp._fully_shard",
+    "torch.nn.parallel",
+)
 PIPELINES = "torch.distributed.pipelining"
 ZERO = "deepspeed.runtime.zero"
 # By what they belong to. A name that objects of a class get when they are made counts as the class's.
 RELIED_ON = {
     "diffusers.FluxPipeline": "_pack_latents _prepare_latent_image_ids _unpack_latents",
     "liger_kernel.transformers.monkey_patch": "_apply_liger_kernel_to_instance",
-    "accelerate.big_modeling": ("_attach_context_parallel_hooks _refuse_recurrent_layers_under_sequence_parallelism"),
+    "accelerate.big_modeling": (
+        "_attach_context_parallel_hooks _refuse_recurrent_layers_under_sequence_parallelism"
+    ),
     "accelerate.state.AcceleratorState": "_mixed_precision _reset_state",
     "accelerate.state.GradientState": "_reset_state",
     "bitsandbytes.autograd": "_functions",
@@ -182,8 +188,17 @@ RELIED_ON = {
 PARTS = {part for owner, names in RELIED_ON.items() for part in [*owner.split("."), *names.split()]}
 # Python's own, a key of Hugging Face's configuration files, what a PyTorch without CUDA lacks and is lent,
 # and what Dynamo hangs on the functions that it wraps.
-ELSEWHERE = {"_cuda_getCurrentRawStream", "_torchdynamo_orig_callable", "_actions", "_asdict", "_current_frames",
-             "_exit", "_getframe", "_name_or_path", "_replace"}  # fmt: skip
+ELSEWHERE = {
+    "_cuda_getCurrentRawStream",
+    "_torchdynamo_orig_callable",
+    "_actions",
+    "_asdict",
+    "_current_frames",
+    "_exit",
+    "_getframe",
+    "_name_or_path",
+    "_replace",
+}
 
 
 @cache
@@ -195,17 +210,28 @@ def uses() -> dict[str, set[str]]:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             names = []
             match node:
-                case ast.FunctionDef(name=name) | ast.ClassDef(name=name) | ast.Name(id=name, ctx=ast.Store()):
+                case (
+                    ast.FunctionDef(name=name)
+                    | ast.ClassDef(name=name)
+                    | ast.Name(id=name, ctx=ast.Store())
+                ):
                     own.add(name)
                 case ast.Attribute(value=ast.Name(id="self" | "cls"), attr=name, ctx=ast.Store()):
                     own.add(name)
                 case ast.Attribute(attr=name):
                     names = [name]
-                case ast.Tuple(elts=[_, ast.Constant(value=str(name)), _]):  # as engine/patching.py takes it
+                case ast.Tuple(
+                    elts=[_, ast.Constant(value=str(name)), _]
+                ):  # as engine/patching.py takes it
                     names = [name]
-                case ast.Call(func=ast.Name(id="getattr" | "setattr"), args=[_, ast.Constant(value=str(name)), *_]):
+                case ast.Call(
+                    func=ast.Name(id="getattr" | "setattr"),
+                    args=[_, ast.Constant(value=str(name)), *_],
+                ):
                     names = [name]
-                case ast.ImportFrom(module=str(module), level=0, names=imported) if module.split(".")[0] not in HOUSES:
+                case ast.ImportFrom(module=str(module), level=0, names=imported) if (
+                    module.split(".")[0] not in HOUSES
+                ):
                     names = [*module.split("."), *(one.name for one in imported)]
                 case ast.Import(names=imported):
                     names = [part for one in imported for part in one.name.split(".")]
@@ -225,10 +251,14 @@ def test_the_library_still_has_what_the_project_relies_on(owner: str) -> None:
     except (AttributeError, ImportError) as error:
         pytest.fail(f"{library} {version(library)} has no {owner} any more ({error})")
     for name in RELIED_ON[owner].split():
-        written = name.removeprefix(f"_{place.__name__}")  # a class writes its own self.__name without the prefix
+        written = name.removeprefix(
+            f"_{place.__name__}"
+        )  # a class writes its own self.__name without the prefix
         there = hasattr(place, name) or re.search(rf"\b{written}\b", inspect.getsource(place))
         users = ", ".join(sorted(uses().get(name, ()))) or "the project"
-        assert there, f"{library} {version(library)} has no {owner}.{name} any more; {users} relies on it"
+        assert there, (
+            f"{library} {version(library)} has no {owner}.{name} any more; {users} relies on it"
+        )
 
 
 def test_every_private_name_in_use_is_listed_here() -> None:
@@ -239,7 +269,11 @@ def test_every_private_name_in_use_is_listed_here() -> None:
 @pytest.mark.thorough
 def test_no_name_is_listed_that_nobody_uses() -> None:
     private = {part for part in PARTS if re.match(r"_[A-Za-z]", part)}
-    text = "\n".join(path.read_text(encoding="utf-8") for house in HOUSES for path in (ROOT / house).rglob("*.py"))
+    text = "\n".join(
+        path.read_text(encoding="utf-8")
+        for house in HOUSES
+        for path in (ROOT / house).rglob("*.py")
+    )
     assert not {name for name in private if not re.search(rf"\b{name}\b", text)}
 
 
@@ -247,7 +281,15 @@ def test_operators_that_the_engine_knows_by_name_are_there() -> None:
     import bitsandbytes  # noqa: F401, registers its own
     import torch
 
-    text = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "dryfit" / "engine").glob("*.py"))
+    text = "\n".join(
+        path.read_text(encoding="utf-8") for path in (ROOT / "dryfit" / "engine").glob("*.py")
+    )
     named = set(re.findall(r'"((?:aten|bitsandbytes)::\w*\w)(?<!_foreach_)(?<!_fused_)"', text))
-    missing = {name for name in named if not hasattr(getattr(torch.ops, name.split("::")[0]), name.split("::")[1])}
-    assert len(named) > 8 and not missing, f"torch {torch.__version__} or bitsandbytes lacks {missing}"
+    missing = {
+        name
+        for name in named
+        if not hasattr(getattr(torch.ops, name.split("::")[0]), name.split("::")[1])
+    }
+    assert len(named) > 8 and not missing, (
+        f"torch {torch.__version__} or bitsandbytes lacks {missing}"
+    )

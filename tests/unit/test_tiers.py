@@ -20,11 +20,15 @@ class Case(SimpleNamespace):
         self.marks.append(getattr(pytest.mark, name).mark)
 
 
-def left_out(count: int, skipped: tuple[int, ...] = (), few: tuple[int, ...] = (2,), of: str = "thorough") -> list[int]:
+def left_out(
+    count: int, skipped: tuple[int, ...] = (), few: tuple[int, ...] = (2,), of: str = "thorough"
+) -> list[int]:
     marks = [[pytest.mark.few(*few).mark] for _ in range(count)]
     for number in skipped:
         marks[number].append(pytest.mark.skipif(True, reason="").mark)
-    cases = [Case(nodeid=f"test.py::test_it[{number}]", marks=own) for number, own in enumerate(marks)]
+    cases = [
+        Case(nodeid=f"test.py::test_it[{number}]", marks=own) for number, own in enumerate(marks)
+    ]
     tiers.mark([*cases, Case(nodeid="test.py::test_that", marks=[])])
     return [number for number, case in enumerate(cases) if case.get_closest_marker(of)]
 
@@ -32,9 +36,16 @@ def left_out(count: int, skipped: tuple[int, ...] = (), few: tuple[int, ...] = (
 def test_few_cases_are_the_same_and_the_nights_are_left_out() -> None:
     assert len(left_out(7)) == 5 and left_out(7) == left_out(7)
     assert left_out(2) == [] and left_out(3, skipped=(0,)) == [0]
-    assert left_out(7, of="nightly") == [] and left_out(7, few=(2, 0)) == left_out(7) == left_out(7, few=(2, 3))
-    assert len(left_out(7, few=(2, 3), of="nightly")) == 2 and left_out(4, few=(2, 3), of="nightly") == []
-    case = Case(nodeid="test.py::test_it[0]", marks=[pytest.mark.few(2).mark, pytest.mark.nightly.mark])
+    assert left_out(7, of="nightly") == [] and left_out(7, few=(2, 0)) == left_out(7) == left_out(
+        7, few=(2, 3)
+    )
+    assert (
+        len(left_out(7, few=(2, 3), of="nightly")) == 2
+        and left_out(4, few=(2, 3), of="nightly") == []
+    )
+    case = Case(
+        nodeid="test.py::test_it[0]", marks=[pytest.mark.few(2).mark, pytest.mark.nightly.mark]
+    )
     tiers.mark([case])
     assert case.get_closest_marker("thorough")
 

@@ -6,7 +6,12 @@ from validation.modded_nanogpt import OPENED
 
 
 def test_half_of_the_rows_were_drawn_to_stay_unread():
-    assert drawn() == ["2025-01-04_SoftCap", "2025-01-16_Sub3Min", "2025-01-26_BatchSize", "torchtitan-8-compiled"]
+    assert drawn() == [
+        "2025-01-04_SoftCap",
+        "2025-01-16_Sub3Min",
+        "2025-01-26_BatchSize",
+        "torchtitan-8-compiled",
+    ]
     rows = {row["id"]: row for row in kept()}
     assert set(rows) == {*OPENED, *TORCHTITAN}
     assert {name for name, row in rows.items() if row["known"] == "unread"} == set(drawn())

@@ -21,7 +21,11 @@ def test_every_row_has_a_source_a_card_a_name_of_its_own_and_a_figure() -> None:
     assert len({row.id for row in rows}) == len(rows)
     assert all(row.source and row.card and all(row.kinds) for row in rows)
     assert all(row.allocated_bytes or row.reserved_bytes or row.step_seconds for row in rows)
-    assert all(row.memory_known for row in rows if row.allocated_error is not None or row.reserved_error is not None)
+    assert all(
+        row.memory_known
+        for row in rows
+        if row.allocated_error is not None or row.reserved_error is not None
+    )
     assert all(row.time_known for row in rows if row.time_error is not None)
 
 
@@ -34,7 +38,9 @@ def test_the_rows_of_the_rtx_4080_are_in_it_with_the_published_errors() -> None:
 
 def test_all_58_rows_of_the_l40s_have_their_time() -> None:
     timed = [
-        row for row in published() if row.card == "l40s" and row.time_error is not None and row.time_known != "fitted"
+        row
+        for row in published()
+        if row.card == "l40s" and row.time_error is not None and row.time_known != "fitted"
     ]
     assert len(timed) == 58 and round(min(row.time_error for row in timed), 3) == -0.681
 

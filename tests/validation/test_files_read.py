@@ -17,7 +17,10 @@ def test_the_document_counts_the_tables(table: str, column: int) -> None:
         rows = list(csv.DictReader(file))
     kinds = Counter(row["outcome"].partition(":")[0] if row["model"] else "refused" for row in rows)
     section = DOCUMENT.partition("\n## torchtune's recipes")[2].partition("\n## ")[0]
-    said = {match[1]: int(match.groups()[column]) for match in re.finditer(r"\| (.+?) \| (\d+) \| (\d+) \|\n", section)}
+    said = {
+        match[1]: int(match.groups()[column])
+        for match in re.finditer(r"\| (.+?) \| (\d+) \| (\d+) \|\n", section)
+    }
     assert said["files"] == len(rows)
     assert (said["read"], said["read once a size is named"]) == (kinds["read"], kinds["open"])
     assert said["refused with the reason"] == kinds["refused"]

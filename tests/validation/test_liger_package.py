@@ -32,7 +32,9 @@ def test_each_row_has_a_commit_and_each_commit_a_row():
 
 def test_a_commits_package_is_taken_from_a_checkout(tmp_path):
     def git(*words: str) -> str:
-        done = subprocess.run(["git", "-C", str(tmp_path), *words], check=True, capture_output=True, text=True)
+        done = subprocess.run(
+            ["git", "-C", str(tmp_path), *words], check=True, capture_output=True, text=True
+        )
         return done.stdout.strip()
 
     (tmp_path / "src" / "liger_kernel").mkdir(parents=True)
@@ -76,7 +78,9 @@ def test_what_was_freed_before_decides_how_large_a_block_is():
 def test_a_process_keeps_workspaces_and_frees_the_rest():
     process = ScriptProcess()
     product = ScriptRun(
-        [(1, 8 * MIB), (2, 512), (3, 1024), (-3, 0)] + [(4, 512), (-4, 0)] * 2, [(1, 3), (4, 5), (6, 7)], [1]
+        [(1, 8 * MIB), (2, 512), (3, 1024), (-3, 0)] + [(4, 512), (-4, 0)] * 2,
+        [(1, 3), (4, 5), (6, 7)],
+        [1],
     )
     process.speed(product, forward_only=True)
     process.speed(product, forward_only=False)

@@ -26,7 +26,9 @@ def model_of(row: str):
 
 
 def loader_of(row: str, **options) -> WeightLoader:
-    return WeightLoader.of(transformers="5.17.0", peft="0.20.0", **options)  # as the rows of the sweep state
+    return WeightLoader.of(
+        transformers="5.17.0", peft="0.20.0", **options
+    )  # as the rows of the sweep state
 
 
 @pytest.fixture(scope="module")
@@ -36,8 +38,14 @@ def quantized():
 
 def held_storages(model):
     tensors = [*model.parameters(), *model.buffers()]
-    tensors += [tensor for parameter in model.parameters() for tensor in quantization_state(parameter).values()]
-    return {tensor.untyped_storage()._cdata: tensor.untyped_storage().nbytes() for tensor in tensors}
+    tensors += [
+        tensor
+        for parameter in model.parameters()
+        for tensor in quantization_state(parameter).values()
+    ]
+    return {
+        tensor.untyped_storage()._cdata: tensor.untyped_storage().nbytes() for tensor in tensors
+    }
 
 
 @pytest.mark.parametrize("row", ["t4-sweep-21", "t4-sweep-27", "t4-sweep-31"])
@@ -45,7 +53,9 @@ def test_a_moved_model_holds_what_the_card_showed(row):
     model, scenario = model_of(row)
     events, *_ = loading_history(model, scenario, 1, loader_of(row, loaded_on_cpu_first=True))
     measured = ROWS[row].measured_bytes["resident"] / MIB
-    assert replay(events).allocated_bytes / MIB == pytest.approx(measured, abs=0.006)  # published with two decimals
+    assert replay(events).allocated_bytes / MIB == pytest.approx(
+        measured, abs=0.006
+    )  # published with two decimals
 
 
 def test_a_quantized_model_holds_what_the_card_showed(quantized):
@@ -72,7 +82,9 @@ def test_every_storage_has_an_id_that_is_alive_with_its_size(quantized, workers)
 def test_weights_are_quantized_one_at_a_time(quantized):
     model, scenario = quantized
     alone = replay(loading_history(model, scenario, 1, WeightLoader())[0])
-    dense = sum(p.quant_state.shape.numel() * 2 for p in model.parameters() if hasattr(p, "quant_state"))
+    dense = sum(
+        p.quant_state.shape.numel() * 2 for p in model.parameters() if hasattr(p, "quant_state")
+    )
     assert alone.peak_allocated_bytes < alone.allocated_bytes + dense / 2
 
 
@@ -83,15 +95,25 @@ def test_threads_load_in_orders_of_chance_that_a_seed_repeats(quantized):
 
 
 def test_the_cache_is_emptied_after_the_preparation_where_peft_does(quantized):
-    assert EMPTY_CACHE in loading_history(*quantized, 1, WeightLoader.of(transformers="5.17.0", peft="0.20.0"))[0]
-    assert EMPTY_CACHE not in loading_history(*quantized, 1, WeightLoader.of(transformers="5.0.0", peft="0.19.1"))[0]
+    assert (
+        EMPTY_CACHE
+        in loading_history(*quantized, 1, WeightLoader.of(transformers="5.17.0", peft="0.20.0"))[0]
+    )
+    assert (
+        EMPTY_CACHE
+        not in loading_history(*quantized, 1, WeightLoader.of(transformers="5.0.0", peft="0.19.1"))[
+            0
+        ]
+    )
 
 
 def test_the_first_block_is_as_large_as_the_model(quantized):
     model, scenario = quantized
     (first, count), (freed, _) = loading_history(model, scenario, 1, WeightLoader())[0][:2]
     assert (first, freed) == (1, -1)
-    quantized_weights = sum(p.quant_state.shape.numel() // 2 for p in model.parameters() if hasattr(p, "quant_state"))
+    quantized_weights = sum(
+        p.quant_state.shape.numel() // 2 for p in model.parameters() if hasattr(p, "quant_state")
+    )
     assert quantized_weights < count < held_bytes_before_preparation(model)
     assert loading_history(model, scenario, 1, WeightLoader(warmup=False))[0][0][1] < count
 
@@ -102,7 +124,8 @@ def held_bytes_before_preparation(model) -> int:
 
 
 @pytest.mark.parametrize(
-    "transformers, peft, workers, empties", [("5.0.0", "0.19.1", 4, False), ("5.24.0", "0.21.2", 1, True)]
+    "transformers, peft, workers, empties",
+    [("5.0.0", "0.19.1", 4, False), ("5.24.0", "0.21.2", 1, True)],
 )
 def test_versions_load_in_their_own_way(transformers, peft, workers, empties):
     loader = WeightLoader.of(transformers=transformers, peft=peft)
@@ -110,7 +133,12 @@ def test_versions_load_in_their_own_way(transformers, peft, workers, empties):
 
 
 def test_older_versions_quantize_with_fewer_temporaries():
-    sizes = {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 2, "num_attention_heads": 4}
+    sizes = {
+        "hidden_size": 256,
+        "intermediate_size": 512,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+    }
     scenario = Scenario.from_mapping({"model": {"model_type": "llama", **sizes}, "method": "qlora"})
     model = build_model(scenario, "meta", attention_implementation="eager")
     older = WeightLoader.of(transformers="4.48.1", peft="0.13.2", bitsandbytes="0.43.3")
@@ -119,9 +147,13 @@ def test_older_versions_quantize_with_fewer_temporaries():
     newer, *_ = loading_history(model, scenario, 1, replace(older, centres_in_place=False))
     codes = [p.quant_state.state2.code for p in model.parameters() if hasattr(p, "quant_state")]
     assert len(codes) == 14
-    assert len({ids[code.untyped_storage()._cdata] for code in codes}) == 1  # one map of 8-bit values for all
+    assert (
+        len({ids[code.untyped_storage()._cdata] for code in codes}) == 1
+    )  # one map of 8-bit values for all
     allocated = [sum(identity > 0 for identity, _ in each) for each in (events, newer)]
-    assert allocated[1] - allocated[0] == 2 * len(codes)  # the centred statistics, and each layer's own map
+    assert allocated[1] - allocated[0] == 2 * len(
+        codes
+    )  # the centred statistics, and each layer's own map
 
 
 def test_with_double_quantization_only_the_map_of_8_bit_values_is_left_over():
@@ -132,11 +164,13 @@ def test_with_double_quantization_only_the_map_of_8_bit_values_is_left_over():
     for workers in (1, 4):
         events, ids, left = loading_history(model, scenario, 1, WeightLoader(workers=workers))
         alive = alive_after(events)
-        assert set(left) == alive.keys() - set(ids.values()) and [alive[identity] for identity in left] == [1024]
+        assert set(left) == alive.keys() - set(ids.values()) and [
+            alive[identity] for identity in left
+        ] == [1024]
         assert {key: alive[identity] for key, identity in ids.items()} == held_storages(model)
-    assert WeightLoader(workers=4).order_is_random(model, scenario) and not WeightLoader(workers=1).order_is_random(
-        model, scenario
-    )
+    assert WeightLoader(workers=4).order_is_random(model, scenario) and not WeightLoader(
+        workers=1
+    ).order_is_random(model, scenario)
 
 
 def test_a_copy_exists_before_the_original_goes():
@@ -149,9 +183,15 @@ def test_a_copy_exists_before_the_original_goes():
 def test_layers_come_in_the_order_of_their_numbers():
     names = ["layers.10.q", "layers.2.q", "layers.2.k1", "layers.2.k", "lm_head"]
     assert sorted(names, key=loading._natural_key) == [
-        "layers.2.k", "layers.2.k1", "layers.2.q", "layers.10.q", "lm_head",
-    ]  # fmt: skip
-    scenario = Scenario.from_mapping({"model": {**LLAMA_3_LAYERS, "num_hidden_layers": 11}, "method": "full"})
+        "layers.2.k",
+        "layers.2.k1",
+        "layers.2.q",
+        "layers.10.q",
+        "lm_head",
+    ]
+    scenario = Scenario.from_mapping(
+        {"model": {**LLAMA_3_LAYERS, "num_hidden_layers": 11}, "method": "full"}
+    )
     model = build_model(scenario, "meta", attention_implementation="eager")
     ids = loading_history(model, scenario, 1, WeightLoader()).ids
     came = [ids[layer.mlp.up_proj.weight.untyped_storage()._cdata] for layer in model.model.layers]

@@ -38,7 +38,10 @@ def test_each_night_a_row_of_each_source_is_traced():
     """In its environment, and three timed rows: the A100's rows did not run for a while, and nobody saw it."""
     assert set(test_drift.ROWS) == set(SOURCES)
     assert all(ROWS[name] in read(source) for source, name in test_drift.ROWS.items())
-    assert set(test_drift.TIMED) <= {row.id for row in timed_rows.read()} and len(test_drift.TIMED) == 3
+    assert (
+        set(test_drift.TIMED) <= {row.id for row in timed_rows.read()}
+        and len(test_drift.TIMED) == 3
+    )
     workflow = (ROOT / ".github" / "workflows" / "conda.yml").read_text(encoding="utf-8")
     assert "schedule:" in workflow and "- run: make test-drift\n" in workflow
 
@@ -46,14 +49,26 @@ def test_each_night_a_row_of_each_source_is_traced():
 def test_rows_say_what_ran():
     assert ROWS["t4-sweep-00"].scenario.kbit_preparation == "peft"
     row = ROWS["a100-llama-2-70b"].scenario
-    assert (row.autocast, row.gradient_checkpointing, row.lora.dropout) == ("bf16", "reentrant", 0.1)
+    assert (row.autocast, row.gradient_checkpointing, row.lora.dropout) == (
+        "bf16",
+        "reentrant",
+        0.1,
+    )
     assert ROWS["granite-016"].scenario.kbit_preparation == "trl"
     assert [ROWS[f"liger-{number}"].scenario.loss for number in ("000", "004")] == ["full", "liger"]
     assert ROWS["granite-000"].scenario.model["embedding_multiplier"] == 12
     row = ROWS["fsdp-mistral-057"].scenario
-    assert (row.parallel.strategy, row.parallel.gpus, row.quantization.storage) == ("fsdp1", 2, "bf16")
+    assert (row.parallel.strategy, row.parallel.gpus, row.quantization.storage) == (
+        "fsdp1",
+        2,
+        "bf16",
+    )
     row = ROWS["peft-lora-rank32"].scenario
-    assert (row.attention_mask, row.use_cache, row.previous_sequence_length) == ("padding", True, 80)
+    assert (row.attention_mask, row.use_cache, row.previous_sequence_length) == (
+        "padding",
+        True,
+        80,
+    )
     assert ROWS["peft-full-finetuning-lr_0.00001"].scenario.method == "full"
 
 
@@ -64,17 +79,23 @@ def test_nobody_who_measured_had_expandable_segments():
 
 # LoRA by eager and fused attention in every phase; QLoRA loaded one tensor after the other.
 @pytest.mark.few(1)
-@pytest.mark.parametrize("identity", ["t4-sweep-29", "t4-sweep-31", "t4-notebook-04", "t4-notebook-08"])
+@pytest.mark.parametrize(
+    "identity", ["t4-sweep-29", "t4-sweep-31", "t4-notebook-04", "t4-notebook-08"]
+)
 def test_rows_that_leave_nothing_to_chance_are_exact(identity):
     (result,) = measurements.validate([ROWS[identity]])
     rounding = 0.5 if "notebook" in identity else 0.006  # of the published figures, in MiB
     differences = result["difference_bytes"]
     assert differences.pop("reserved") == 0
-    assert {"allocated"} <= set(differences) and max(map(abs, differences.values())) <= rounding * MIB
+    assert {"allocated"} <= set(differences) and max(
+        map(abs, differences.values())
+    ) <= rounding * MIB
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize("identity", ["peft-ln_tuning-default", "peft-lora-rank32-lorafa", "peft-vera-default"])
+@pytest.mark.parametrize(
+    "identity", ["peft-ln_tuning-default", "peft-lora-rank32-lorafa", "peft-vera-default"]
+)
 def test_methods_of_peft_reserve_what_was_measured(identity):
     """Here with the installed versions, which hold some tensors in another order than those that were measured."""
     (result,) = measurements.validate([ROWS[identity]])
@@ -85,31 +106,47 @@ def test_methods_of_peft_reserve_what_was_measured(identity):
 def test_what_windows_reserves_and_threads_leave():
     """Its outputs live on, and it has no FlashAttention; with the installed versions."""
     (result,) = measurements.validate([ROWS["canifinetune-00"]])
-    assert abs(result["error_percent"]["allocated"]) < 0.1 and abs(result["error_percent"]["reserved"]) < 1
-    assert ROWS["canifinetune-04"].scenario.use_cache and ROWS["canifinetune-00"].scenario.holds_outputs
+    assert (
+        abs(result["error_percent"]["allocated"]) < 0.1
+        and abs(result["error_percent"]["reserved"]) < 1
+    )
+    assert (
+        ROWS["canifinetune-04"].scenario.use_cache
+        and ROWS["canifinetune-00"].scenario.holds_outputs
+    )
     (result,) = measurements.validate([ROWS["t4-sweep-10"]], orders=3)
     assert result["orders"] == 3
     low, high = result["range_bytes"]["reserved"]
     assert low <= result["predicted_bytes"]["reserved"] <= high
-    assert abs(result["error_percent"]["allocated"]) < 0.002  # a model whose weights leave no rests in any order
+    assert (
+        abs(result["error_percent"]["allocated"]) < 0.002
+    )  # a model whose weights leave no rests in any order
     assert abs(result["error_percent"]["reserved"]) < 1
 
 
 def reported(value, **more):
     phases = dict.fromkeys(("forward", "backward", "optimizer"), value)
-    return dict.fromkeys(("resident_bytes", "peak_allocated_bytes", "peak_reserved_bytes"), value) | {
-        "phases": phases, "required_bytes": value}  # fmt: skip
+    return dict.fromkeys(
+        ("resident_bytes", "peak_allocated_bytes", "peak_reserved_bytes"), value
+    ) | {"phases": phases, "required_bytes": value}
 
 
 def test_summary_and_table():
     results = []
     for number, factor in ((29, 1.01), (30, 0.98), (31, 1.0)):
         row = ROWS[f"t4-sweep-{number}"]
-        results.append(measurements.compare(row, reported(round(row.measured_bytes["allocated"] * factor))))
+        results.append(
+            measurements.compare(row, reported(round(row.measured_bytes["allocated"] * factor)))
+        )
     found = measurements.summary(results)["t4"]
     assert found["rows"] == 3
     assert found["allocated"] == {
-        **{"median_percent": 1.0, "within_1_percent": 2, "worst_percent": 2.0, "worst_row": "t4-sweep-30"}
+        **{
+            "median_percent": 1.0,
+            "within_1_percent": 2,
+            "worst_percent": 2.0,
+            "worst_row": "t4-sweep-30",
+        }
     }
     report = {"rows": results, "summary": measurements.summary(results)}
     assert "| Tesla T4 | 3 | yes | 1.000 %, 2.000 % |" in measurements.overview(report)
@@ -131,8 +168,12 @@ def test_a_run_that_ended_out_of_memory_does_not_fit():
 
 
 def test_an_unknown_row_is_refused():
-    run = subprocess.run([sys.executable, "-m", "validation.measurements", "--rows", "t4-nothing"], cwd=ROOT,
-                         capture_output=True, text=True)  # fmt: skip
+    run = subprocess.run(
+        [sys.executable, "-m", "validation.measurements", "--rows", "t4-nothing"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
     assert run.returncode == 2
     assert "There is no such row." in run.stderr and "t4-nothing" in run.stderr
 
@@ -145,29 +186,51 @@ def test_rows_of_older_versions_name_the_environment_that_they_need():
 
 def test_the_kept_report_has_every_row_and_keeps_its_promise():
     assert {entry["id"] for entry in REPORT["rows"]} == set(ROWS)
-    assert {row["id"]: row.get("outcome") for row in REPORT["rows"]} == {row.id: row.outcome for row in ROWS.values()}
+    assert {row["id"]: row.get("outcome") for row in REPORT["rows"]} == {
+        row.id: row.outcome for row in ROWS.values()
+    }
     assert REPORT["summary"] == measurements.summary(REPORT["rows"])
     found = REPORT["summary"]
-    assert found["t4"]["allocated"]["median_percent"] <= 0.05 and found["t4"]["allocated"]["worst_percent"] <= 0.3
-    assert found["t4"]["reserved"]["median_percent"] <= 1.0 and found["t4"]["reserved"]["worst_percent"] <= 5.0
+    assert (
+        found["t4"]["allocated"]["median_percent"] <= 0.05
+        and found["t4"]["allocated"]["worst_percent"] <= 0.3
+    )
+    assert (
+        found["t4"]["reserved"]["median_percent"] <= 1.0
+        and found["t4"]["reserved"]["worst_percent"] <= 5.0
+    )
     for source in ("a100", "granite", "liger", "fsdp", "fsdp-liger"):
         assert found[source]["allocated"]["worst_percent"] <= 0.05
-    assert found["fsdp-granite"]["allocated"]["worst_percent"] <= 0.07  # chance in loading (docs/memory-validation.md)
+    assert (
+        found["fsdp-granite"]["allocated"]["worst_percent"] <= 0.07
+    )  # chance in loading (docs/memory-validation.md)
     assert found["torchtitan"]["reserved"]["worst_percent"] <= 1.0
-    assert found["peft"]["reserved"]["median_percent"] <= 0.3 and found["peft"]["reserved"]["worst_percent"] <= 2.0
+    assert (
+        found["peft"]["reserved"]["median_percent"] <= 0.3
+        and found["peft"]["reserved"]["worst_percent"] <= 2.0
+    )
     assert found["canifinetune"]["allocated"]["worst_percent"] <= 0.03
     assert found["canifinetune"]["reserved"]["worst_percent"] <= 0.7
     assert found["unread-fp16"]["allocated"]["worst_percent"] <= 0.06
-    assert found["unread-peft"]["rows"] == 46 and found["unread-peft"]["reserved"]["within_1_percent"] == 42
+    assert (
+        found["unread-peft"]["rows"] == 46
+        and found["unread-peft"]["reserved"]["within_1_percent"] == 42
+    )
     right = {source: found[source]["verdicts"] for source in ("t4-final", "t4-notebook")}
-    assert right == {"t4-final": {"right": 24, "rows": 24}, "t4-notebook": {"right": 10, "rows": 10}}
+    assert right == {
+        "t4-final": {"right": 24, "rows": 24},
+        "t4-notebook": {"right": 10, "rows": 10},
+    }
 
 
 def test_of_unread_rows_the_first_try_stays(tmp_path):
     """46 of 49 were traced, 41 within 1 %, and the worst is published as it came out."""
     first = REPORT["summary"]["unread-peft"]["first"]
     assert first["rows"] == 46
-    assert (first["reserved"]["within_1_percent"], first["reserved"]["worst_row"]) == (41, "unread-peft-osf-rank128")
+    assert (first["reserved"]["within_1_percent"], first["reserved"]["worst_row"]) == (
+        41,
+        "unread-peft-osf-rank128",
+    )
     refused = {row["id"]: row["refused"] for row in REPORT["rows"] if "refused" in row}
     assert len(refused) == 3 and all(reason for reason in refused.values())
     (old,) = (row for row in REPORT["rows"] if row["id"] == "unread-peft-osf-rank128")
@@ -176,7 +239,10 @@ def test_of_unread_rows_the_first_try_stays(tmp_path):
     }
     kept = measurements.merged(measurements.REPORT, {"rows": [better], "versions": {}})
     (row,) = (row for row in kept["rows"] if row["id"] == old["id"])
-    assert (row["error_percent"], row["first_error_percent"]) == ({"reserved": 0.0}, old["first_error_percent"])
+    assert (row["error_percent"], row["first_error_percent"]) == (
+        {"reserved": 0.0},
+        old["first_error_percent"],
+    )
     fresh = measurements.merged(tmp_path / "none.json", {"rows": [better], "versions": {}})
     assert fresh["rows"][0]["first_error_percent"] == {"reserved": 0.0}
 
@@ -184,7 +250,10 @@ def test_of_unread_rows_the_first_try_stays(tmp_path):
 def test_a_row_that_the_trace_refuses_is_kept_with_the_reason():
     result = measurements.compare(ROWS["unread-peft-frod-default"], "FROD needs values.")
     assert (result["refused"], result["error_percent"]) == ("FROD needs values.", {})
-    report = {"rows": [result | {"first_error_percent": {}}], "summary": measurements.summary([result])}
+    report = {
+        "rows": [result | {"first_error_percent": {}}],
+        "summary": measurements.summary([result]),
+    }
     assert "FROD needs values. | not traced |" in measurements.table(report, "unread-peft")
     assert report["summary"]["unread-peft"]["rows"] == 0
 
@@ -206,7 +275,9 @@ def test_the_documentation_shows_the_kept_report():
 
 def test_the_readme_shows_the_rows_that_were_traced_unread():
     """Each line of the report that came out before anything was changed: its rows, median and worst."""
-    unread = [line for line in measurements.overview(REPORT).splitlines() if "as they came out" in line]
+    unread = [
+        line for line in measurements.overview(REPORT).splitlines() if "as they came out" in line
+    ]
     assert len(unread) == 5
     for line in unread:
         _, _, rows, _, *figures, _ = (cell.strip() for cell in line.split("|"))
@@ -215,10 +286,14 @@ def test_the_readme_shows_the_rows_that_were_traced_unread():
 
 
 def test_what_the_documentation_says_beside_its_table_is_so():
-    lora = [row for row in REPORT["rows"] if row["id"].startswith("t4-") and row["method"] == "lora"]
+    lora = [
+        row for row in REPORT["rows"] if row["id"].startswith("t4-") and row["method"] == "lora"
+    ]
     known = lora + [row for row in REPORT["rows"] if row["id"].startswith("t4-notebook")]
     near = 0.5 * MIB  # the notebook's figures are rounded to 1 MiB
-    peaks = [[row["difference_bytes"][stage] for stage in ("allocated", "reserved")] for row in known]
+    peaks = [
+        [row["difference_bytes"][stage] for stage in ("allocated", "reserved")] for row in known
+    ]
     exact = sum(all(abs(value) <= near for value in values) for values in peaks)
     text = " ".join(DOCUMENTATION.split())
     claim = f"of {len(known)} runs on the T4 that loaded in a known order, both figures come out to the MiB in {exact}."

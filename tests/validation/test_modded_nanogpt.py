@@ -12,7 +12,16 @@ import pytest
 
 from tests.repository import ROOT
 from validation import modded_nanogpt
-from validation.modded_nanogpt import DRAWN, OPENED, ROWS, Checkout, files_of, shortened, table, write_tokens
+from validation.modded_nanogpt import (
+    DRAWN,
+    OPENED,
+    ROWS,
+    Checkout,
+    files_of,
+    shortened,
+    table,
+    write_tokens,
+)
 
 PROGRAM = """
 import os, subprocess, sys, torch
@@ -39,7 +48,12 @@ for step in range(num_iterations):
 print(f"peak memory consumption: {torch.cuda.max_memory_allocated() // 2**20} MiB")
 dist.destroy_process_group()
 """
-LOG = PROGRAM + "\n" + "=" * 100 + "\nRunning Python\npeak memory allocated: 123 MiB reserved: 456 MiB\n"
+LOG = (
+    PROGRAM
+    + "\n"
+    + "=" * 100
+    + "\nRunning Python\npeak memory allocated: 123 MiB reserved: 456 MiB\n"
+)
 
 
 @pytest.fixture
@@ -59,11 +73,16 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Checkout:
 
 def test_a_program_is_read_without_its_log(checkout: Checkout) -> None:
     record = checkout.find("2025-01-04_SoftCap")
-    assert checkout.source(record) == PROGRAM.rstrip("\n") + "\n" and "peak memory allocated" not in PROGRAM
+    assert (
+        checkout.source(record) == PROGRAM.rstrip("\n") + "\n"
+        and "peak memory allocated" not in PROGRAM
+    )
     assert checkout.published(record) == [(123, 456)]
     assert checkout.source(checkout.find("2024-10-13_llmc")) is None
-    assert ("no log with a Python program" in modded_nanogpt.trace_record(
-        checkout, checkout.find("2024-10-13_llmc"))["refused"])  # fmt: skip
+    assert (
+        "no log with a Python program"
+        in modded_nanogpt.trace_record(checkout, checkout.find("2024-10-13_llmc"))["refused"]
+    )
 
 
 def test_what_was_opened_is_not_drawn(checkout: Checkout) -> None:
@@ -73,7 +92,10 @@ def test_what_was_opened_is_not_drawn(checkout: Checkout) -> None:
 
 
 def test_a_program_takes_few_updates_and_stays_as_it_is_otherwise() -> None:
-    assert shortened("num_iterations: int = 1670  # x\nb = 1670") == "num_iterations: int = 3  # x\nb = 1670"
+    assert (
+        shortened("num_iterations: int = 1670  # x\nb = 1670")
+        == "num_iterations: int = 3  # x\nb = 1670"
+    )
     assert shortened("num_scheduled_iterations = 1515") == "num_scheduled_iterations = 6"
     assert shortened("num_extension_iterations: int = 40") == "num_extension_iterations: int = 2"
 
@@ -103,7 +125,9 @@ def test_the_rows_that_were_drawn_are_kept() -> None:
 
 
 @pytest.mark.skipif(find_spec("triton") is None, reason="`make test-kernels` runs it")
-def test_a_program_runs_whole_on_gpus_that_are_not_there(checkout: Checkout, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_program_runs_whole_on_gpus_that_are_not_there(
+    checkout: Checkout, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(modded_nanogpt, "_TOKENS", 40_000)
     found = modded_nanogpt.trace_record(checkout, checkout.find("2025-01-04_SoftCap"))
     assert "refused" not in found, found.get("error")
@@ -116,4 +140,7 @@ def test_a_program_runs_whole_on_gpus_that_are_not_there(checkout: Checkout, mon
 
 def test_the_command_prints_the_rows() -> None:
     command = [sys.executable, "-m", "validation.modded_nanogpt", "--table"]
-    assert subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout.strip() == table()
+    assert (
+        subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout.strip()
+        == table()
+    )

@@ -17,10 +17,18 @@ FEW = list({row["module"]: row for row in reversed(modules.read())}.values())  #
 def check_peaks(rows: list[dict]) -> None:
     """Each peak is to 2 KiB what was measured, but for those that a process's earlier sizes changed."""
     known = {row["id"]: row for row in modules.read()}
-    far = {row["id"] for row in rows if abs(row["predicted_bytes"] - row["measured_bytes"]) > modules.NEAR}
+    far = {
+        row["id"]
+        for row in rows
+        if abs(row["predicted_bytes"] - row["measured_bytes"]) > modules.NEAR
+    }
     expected = ROUNDED | {name for name in known if known[name]["module"] in MORE}
     assert far == expected & {row["id"] for row in rows}
-    assert all(abs(row["error_percent"]) < 0.11 for row in rows if known[row["id"]]["module"] != "distill_jsd")
+    assert all(
+        abs(row["error_percent"]) < 0.11
+        for row in rows
+        if known[row["id"]]["module"] != "distill_jsd"
+    )
 
 
 @pytest.fixture(scope="module")

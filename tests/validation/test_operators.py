@@ -52,7 +52,12 @@ def _reduced(x: torch.Tensor) -> torch.Tensor:
 
 # Forward and backward: name, step over a tensor that is trained, its shape, bytes.
 TRAINED: list[tuple[str, Callable[[torch.Tensor], torch.Tensor], tuple[int, ...], int]] = [
-    ("two gradients of one tensor", lambda x: x.neg().exp() + (y := x.neg()).sin() + y, (64, 64), 81_928),
+    (
+        "two gradients of one tensor",
+        lambda x: x.neg().exp() + (y := x.neg()).sin() + y,
+        (64, 64),
+        81_928,
+    ),
     ("a residual stream", lambda x: (y := x.neg()) + y.exp().sin(), (64, 64), 81_920),
     ("both gradients of one node", lambda x: (y := x.neg()) * y, (64, 64), 65_544),
     ("a gradient that a hook keeps", _held, (64, 64), 98_304),
@@ -60,7 +65,12 @@ TRAINED: list[tuple[str, Callable[[torch.Tensor], torch.Tensor], tuple[int, ...]
     ("clamp", lambda x: x.clamp(torch.zeros_like(x), torch.ones_like(x)), (64, 64), 73_740),
     ("take", lambda x: x.take(torch.arange(9, device=x.device)), (64, 64), 32_848),
     ("scatter_reduce", _reduced, (64, 64), 217_096),
-    ("binary_cross_entropy", lambda x: F.binary_cross_entropy(x.sigmoid(), x.sigmoid()), (64, 64), 98_312),
+    (
+        "binary_cross_entropy",
+        lambda x: F.binary_cross_entropy(x.sigmoid(), x.sigmoid()),
+        (64, 64),
+        98_312,
+    ),
     ("mish", lambda x: F.mish(x), (64, 64), 32_776),
     ("unfold", lambda x: F.unfold(x, 3), (2, 3, 16, 16), 48_488),
     ("fold", lambda x: F.fold(x, (16, 16), 3), (2, 27, 196), 84_680),
@@ -93,9 +103,15 @@ def test_a_storage_that_grows_counts(step: Callable, expected: int) -> None:
     assert (compared.traced_bytes, measured.peak_allocated_bytes) == (expected, expected)
 
 
-@pytest.mark.parametrize("function, shape, expected", [pytest.param(*row[1:], id=row[0]) for row in TRAINED])
-def test_an_operator_and_its_gradient(function: Callable, shape: tuple[int, ...], expected: int) -> None:
-    compared = compare("", lambda x: function(x.requires_grad_()).sum().backward(), torch.rand(shape))
+@pytest.mark.parametrize(
+    "function, shape, expected", [pytest.param(*row[1:], id=row[0]) for row in TRAINED]
+)
+def test_an_operator_and_its_gradient(
+    function: Callable, shape: tuple[int, ...], expected: int
+) -> None:
+    compared = compare(
+        "", lambda x: function(x.requires_grad_()).sum().backward(), torch.rand(shape)
+    )
     assert compared.outcome == "equal", compared
     assert compared.traced_bytes == expected
 
@@ -118,7 +134,9 @@ def test_a_recurrent_layer_on_the_cpu(
         else:
             layer(given)[0].sum().backward()
 
-    compared = compare("", step, [torch.rand(7, 4, 16), *(weight.detach() for weight in named.values())])
+    compared = compare(
+        "", step, [torch.rand(7, 4, 16), *(weight.detach() for weight in named.values())]
+    )
     assert compared.outcome == "equal", compared
     assert expected in (None, compared.traced_bytes)
 
@@ -132,14 +150,23 @@ ON_CUDA: list[tuple[str, Callable[[torch.Tensor], Any], tuple[int, ...], int]] =
     ("sort of one row", lambda x: x.sort(), (8192,), 8192 * (8 + 12)),
     ("argsort across rows", lambda x: x.argsort(0), (8192, 256), 2 * MIB * (16 + 8 + 12)),
     ("group norm", lambda x: F.group_norm(x, 4), (8, 64, 512), 2 * 4 * 8 * 64),
-    ("index_put that adds", lambda x: x.index_put_((_rows(x),), x[:1], accumulate=True), (64, 4096), 6 * 8 * 4096),
+    (
+        "index_put that adds",
+        lambda x: x.index_put_((_rows(x),), x[:1], accumulate=True),
+        (64, 4096),
+        6 * 8 * 4096,
+    ),
 ]
 # What a step runs and no rule knows: name, step, words of the warning.
 UNKNOWN: list[tuple[str, Callable[[torch.Tensor], Any], str]] = [
     ("svd", torch.linalg.svd, "cuSOLVER's and MAGMA's workspaces"),
     ("eigh", torch.linalg.eigh, "cuSOLVER's and MAGMA's workspaces"),
     ("topk", lambda x: x.topk(2), "the step runs topk"),
-    ("embedding_bag", lambda x: F.embedding_bag(_rows(x)[None, :4], x), "the step runs embedding_bag"),
+    (
+        "embedding_bag",
+        lambda x: F.embedding_bag(_rows(x)[None, :4], x),
+        "the step runs embedding_bag",
+    ),
 ]
 
 
@@ -148,12 +175,20 @@ def _rows(x: torch.Tensor) -> torch.Tensor:
 
 
 def _peak(step: Callable, shape: tuple[int, ...], target: str) -> Report:
-    return trace_step(torch.nn.Module(), None, step, torch.rand(shape), Options(target=target, steps=1))
+    return trace_step(
+        torch.nn.Module(), None, step, torch.rand(shape), Options(target=target, steps=1)
+    )
 
 
-@pytest.mark.parametrize("step, shape, temporaries", [pytest.param(*row[1:], id=row[0]) for row in ON_CUDA])
-def test_what_a_cuda_kernel_takes_while_it_runs(step: Callable, shape: tuple[int, ...], temporaries: int) -> None:
-    with_them, without = (_peak(step, shape, target).peak_allocated_bytes for target in ("cuda", "cpu"))
+@pytest.mark.parametrize(
+    "step, shape, temporaries", [pytest.param(*row[1:], id=row[0]) for row in ON_CUDA]
+)
+def test_what_a_cuda_kernel_takes_while_it_runs(
+    step: Callable, shape: tuple[int, ...], temporaries: int
+) -> None:
+    with_them, without = (
+        _peak(step, shape, target).peak_allocated_bytes for target in ("cuda", "cpu")
+    )
     assert 0 <= with_them - without - temporaries < 8 * 512  # blocks are whole 512 bytes
 
 
@@ -167,14 +202,25 @@ def test_dropout_in_the_formula_of_attention_keeps_a_mask_of_bytes() -> None:
     """BERT, DistilBERT and GPT-2 in bf16 on a T4: -0.17 to +0.35 % of the published bytes (torch-preflight)."""
 
     def step(dropout: float, x: torch.Tensor) -> None:
-        for _ in range(2):  # the first keeps what it needs while the gradient of the second is worked out
+        for _ in range(
+            2
+        ):  # the first keeps what it needs while the gradient of the second is worked out
             x = F.scaled_dot_product_attention(x.requires_grad_(), x, x, dropout_p=dropout)
         x.sum().backward()
 
-    options, batch = Options(capability=(7, 5), steps=1), torch.zeros(2, 4, 512, 64, dtype=torch.bfloat16)
-    without, with_it = (trace_step(torch.nn.Module(), None, partial(step, dropout), batch, options).peak_allocated_bytes
-                        for dropout in (0.0, 0.1))  # fmt: skip
-    assert with_it - without == 2 * 4 * 512 * 512 * (4 + 1)  # what dropout returns, in fp32, and its mask
+    options, batch = (
+        Options(capability=(7, 5), steps=1),
+        torch.zeros(2, 4, 512, 64, dtype=torch.bfloat16),
+    )
+    without, with_it = (
+        trace_step(
+            torch.nn.Module(), None, partial(step, dropout), batch, options
+        ).peak_allocated_bytes
+        for dropout in (0.0, 0.1)
+    )
+    assert with_it - without == 2 * 4 * 512 * 512 * (
+        4 + 1
+    )  # what dropout returns, in fp32, and its mask
 
 
 def test_a_recurrent_layer_on_cuda_is_cudnns_and_a_range() -> None:

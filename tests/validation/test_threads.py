@@ -15,9 +15,18 @@ def test_each_question_can_be_asked_and_the_draw_comes_out_again() -> None:
     for row in rows:
         words = shlex.split(row.question)
         named = Path(words[0])
-        assert named.suffix not in (".sh", ".toml", ".yaml", ".json") or (threads.FILES / named).is_file(), row.id
+        assert (
+            named.suffix not in (".sh", ".toml", ".yaml", ".json")
+            or (threads.FILES / named).is_file()
+        ), row.id
         assert "--gpu" in words and row.link.startswith("https://") and row.settings
-        assert row.outcome in ("ran", "ran_out") and row.drawn in ("first", "second", "third", *threads.LATER, "later")
+        assert row.outcome in ("ran", "ran_out") and row.drawn in (
+            "first",
+            "second",
+            "third",
+            *threads.LATER,
+            "later",
+        )
     assert threads.draw(rows) == {row.link for row in rows if row.drawn == "first"}
     for draw in threads.LATER:
         assert threads.later_draw(rows, draw) == {row.id for row in rows if row.drawn == draw}
@@ -25,7 +34,9 @@ def test_each_question_can_be_asked_and_the_draw_comes_out_again() -> None:
     assert all(row.drawn == "fifth" for row in rows if row.link in whole)
 
 
-def test_the_file_is_written_as_it_was_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_file_is_written_as_it_was_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     before, rows = threads.TABLE.read_text(encoding="utf-8"), threads.read()
     monkeypatch.setattr(threads, "TABLE", tmp_path / "threads.csv")
     threads.write(rows)
@@ -42,6 +53,12 @@ def test_the_table_counts_each_question_and_names_those_that_are_wrong() -> None
 
 
 def test_a_question_keeps_its_first_verdict() -> None:
-    row = next(row for row in threads.read() if row.id == "df-8560")  # no recipe trains all weights by this script
+    row = next(
+        row for row in threads.read() if row.id == "df-8560"
+    )  # no recipe trains all weights by this script
     now = threads.ask(replace(row, first_verdict="fits", verdict=""))
-    assert (now.verdict, now.first_verdict) == ("no_answer", "fits") and now.why and not now.required_gib
+    assert (
+        (now.verdict, now.first_verdict) == ("no_answer", "fits")
+        and now.why
+        and not now.required_gib
+    )

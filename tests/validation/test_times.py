@@ -37,14 +37,25 @@ def test_a_row_is_compared_with_what_was_measured():
 
 
 def test_all_of_the_l40s_rows_are_told_with_what_chose_the_share_of_its_cache():
-    rows = [row for row in REPORT["rows"] if row["kind"].startswith("L40S") and not row.get("fitted")]
+    rows = [
+        row for row in REPORT["rows"] if row["kind"].startswith("L40S") and not row.get("fitted")
+    ]
     errors = {row["id"]: abs(row["error_percent"]) for row in rows if "error_percent" in row}
     assert len(errors) == 58 and statistics.median(errors.values()) < 7
-    assert sum(error <= 20 for error in errors.values()) == 54 and not any(row["unread"] for row in rows)
+    assert sum(error <= 20 for error in errors.values()) == 54 and not any(
+        row["unread"] for row in rows
+    )
     looked_at = {row.id for row in ROWS if row.looked_at}
     others = [error for name, error in errors.items() if name not in looked_at]
-    assert len(others) == 41 and round(statistics.median(others), 1) == 6.4 and sum(one <= 20 for one in others) == 38
-    assert all(told in PAGE for told in ("-68.1 %", "6.2 %, 54", "a third, 17", "38 of them are within 20 %"))
+    assert (
+        len(others) == 41
+        and round(statistics.median(others), 1) == 6.4
+        and sum(one <= 20 for one in others) == 38
+    )
+    assert all(
+        told in PAGE
+        for told in ("-68.1 %", "6.2 %, 54", "a third, 17", "38 of them are within 20 %")
+    )
 
 
 def test_the_page_shows_the_report():

@@ -28,8 +28,16 @@ def test_each_row_is_traced_or_says_why_not():
 
 
 def test_rows_without_tensor_parallel_come_out_within_a_percent_on_h100_and_h200():
-    errors = {one.id: one.error_percent for one in highest(TRACES) if "tensor" not in (ROWS[one.id].settings or {})}
-    plain = [abs(error) for name, error in errors.items() if error is not None and not name.startswith("b200")]
+    errors = {
+        one.id: one.error_percent
+        for one in highest(TRACES)
+        if "tensor" not in (ROWS[one.id].settings or {})
+    }
+    plain = [
+        abs(error)
+        for name, error in errors.items()
+        if error is not None and not name.startswith("b200")
+    ]
     assert len(plain) >= 9 and max(plain) <= 1.0 and statistics.median(plain) <= 0.5
 
 

@@ -20,5 +20,7 @@ def test_speeds_are_as_near_as_the_document_says(use, words, capsys):
 
 
 def test_half_of_the_table_was_held_out():
-    assert {row["model"] for row in rows("held out")}.isdisjoint(row["model"] for row in rows("development"))
+    assert {row["model"] for row in rows("held out")}.isdisjoint(
+        row["model"] for row in rows("development")
+    )
     assert len(rows("held out")) == 17

@@ -59,7 +59,9 @@ def make_believe(project: Path, *arguments: str | Path) -> list[str]:
         folder = project / path if path.endswith(FOLDERS) else (project / path).parent
         folder.mkdir(parents=True, exist_ok=True)
         if folder != project / path:
-            (project / path).write_text(config if path.endswith("config.json") else "{}" if ".json" in path else "")
+            (project / path).write_text(
+                config if path.endswith("config.json") else "{}" if ".json" in path else ""
+            )
     touched = snakemake(project, "--touch", "--forceall", *arguments)
     assert touched.returncode == 0, touched.stderr[-3000:]
     return paths

@@ -13,18 +13,23 @@ from tests.workflow.plan import snakemake
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGURATION = {
     "run": {"name": "imported"},
-    "dataset": {"name": "few", "sources": [{"type": "embedded", "license": "Apache-2.0", "seed": 42, "pairs": 200}]},
+    "dataset": {
+        "name": "few",
+        "sources": [{"type": "embedded", "license": "Apache-2.0", "seed": 42, "pairs": 200}],
+    },
     "lora": {"rank": 8},
 }
 
 
 def workflow(folder: Path, snakefile: str, configuration: dict) -> Path:
     """A workflow that imports this one and puts all of it below tuner/."""
-    (folder / "Snakefile").write_text("module tuner:\n"
-                                      f"    snakefile: {snakefile}\n"
-                                      f"    config: {configuration!r}\n"
-                                      '    prefix: "tuner"\n'
-                                      "use rule * from tuner as tuner_*\n")  # fmt: skip
+    (folder / "Snakefile").write_text(
+        "module tuner:\n"
+        f"    snakefile: {snakefile}\n"
+        f"    config: {configuration!r}\n"
+        '    prefix: "tuner"\n'
+        "use rule * from tuner as tuner_*\n"
+    )
     return folder
 
 
@@ -32,12 +37,17 @@ def workflow(folder: Path, snakefile: str, configuration: dict) -> Path:
 def test_from_a_checkout(tmp_path: Path) -> None:
     importer = workflow(tmp_path, repr(str(ROOT / "Snakefile")), CONFIGURATION)
     results = importer / "tuner" / "results"
-    wanted = (results / "imported-r8/memory/qlora/estimate.json", results / "dataset/few/clean.json")
+    wanted = (
+        results / "imported-r8/memory/qlora/estimate.json",
+        results / "dataset/few/clean.json",
+    )
     done = snakemake(importer, *(path.relative_to(importer) for path in wanted))
     assert done.returncode == 0, done.stderr[-3000:]
     estimate, cleaned = (json.loads(path.read_text()) for path in wanted)
     assert estimate["scenario"]["lora"]["rank"] == 8
-    assert estimate["scenario"]["lora"]["alpha"] == 32, "what the importer leaves out is the project's own"
+    assert estimate["scenario"]["lora"]["alpha"] == 32, (
+        "what the importer leaves out is the project's own"
+    )
     assert cleaned["kept"] == 200
     assert not (importer / "results").exists()
 
@@ -84,13 +94,22 @@ def test_from_a_git_url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     workflow(importer, 'github("somebody/tuner", path="Snakefile", tag="v1")', CONFIGURATION)
     done = snakemake(importer, "tuner/results/dataset/few/clean.json")
     assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
-    assert json.loads((importer / "tuner/results/dataset/few/clean.json").read_text())["kept"] == 200
+    assert (
+        json.loads((importer / "tuner/results/dataset/few/clean.json").read_text())["kept"] == 200
+    )
     again = snakemake(importer, "--dry-run", "tuner/results/dataset/few/clean.json")
     assert "Nothing to be done" in again.stdout + again.stderr
     # As the main file, where nothing is unpacked yet: names of the workflow are Snakemake's own names then.
     (tmp_path / "main").mkdir()
     (tmp_path / "main" / "few.yaml").write_text(json.dumps(CONFIGURATION))
     main = snakemake(
-        tmp_path / "main", "--snakefile", "gh:somebody/tuner@v1:Snakefile", "--configfile", "few.yaml", "-n"
+        tmp_path / "main",
+        "--snakefile",
+        "gh:somebody/tuner@v1:Snakefile",
+        "--configfile",
+        "few.yaml",
+        "-n",
     )
-    assert main.returncode == 0 and "render_documents" in main.stdout, (main.stdout + main.stderr)[-3000:]
+    assert main.returncode == 0 and "render_documents" in main.stdout, (main.stdout + main.stderr)[
+        -3000:
+    ]

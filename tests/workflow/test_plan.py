@@ -37,27 +37,56 @@ def test_the_default_run_plans_the_whole_chain(default):
     assert {
         *("acquire_dataset", "clean_dataset", "screen_dataset", "split_dataset", "encode_dataset"),
         *("download_gguf", "describe_model", "fetch_weights"),
-        *("profile_adapters", "profile_full", "trace_memory", "measure_memory", "compare_memory", "gate_memory"),
+        *(
+            "profile_adapters",
+            "profile_full",
+            "trace_memory",
+            "measure_memory",
+            "compare_memory",
+            "gate_memory",
+        ),
         *("train_adapter", "merge_adapter", "verify_merge"),
         *("evaluate_base", "evaluate_tuned", "compare_merged", "compare_models"),
         *("draw_memory", "draw_figures", "render_documents", "render_memory_profile"),
     } <= default
-    assert not {"export_gguf", "prepare_publication", "upload_publication"} & default  # each is asked for by name
+    assert (
+        not {"export_gguf", "prepare_publication", "upload_publication"} & default
+    )  # each is asked for by name
 
 
-@pytest.mark.parametrize(("words", "text", "rules", "others"), [
-    (["--configfile", "config/qwen2.5-coder-7b.yaml"], "", {"fetch_weights", "train_adapter"}, {"download_gguf"}),
-    # A cluster, before anything is there whose size decides the GPU.
-    (["--configfile", "own.yaml"], "cluster: {gpus: profiles/slurm/gpus.yaml}", {"train_adapter", "evaluate_tuned"},
-     set()),
-    (["export"], "", {"export_gguf"}, set()),
-    (["publish"], "", {"prepare_publication"}, {"upload_publication"}),
-    (["--configfile", "own.yaml", "--", "publish"], "publish: {adapter: owner/name, upload: true}",
-     {"upload_publication"}, set()),
-    # A step on several GPUs is trained, and not measured by one process.
-    (["--configfile", "own.yaml"], "training: {parallel: {strategy: ddp, gpus: 2}}",
-     {"trace_memory", "gate_memory", "train_adapter", "compare_memory"}, {"measure_memory"}),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("words", "text", "rules", "others"),
+    [
+        (
+            ["--configfile", "config/qwen2.5-coder-7b.yaml"],
+            "",
+            {"fetch_weights", "train_adapter"},
+            {"download_gguf"},
+        ),
+        # A cluster, before anything is there whose size decides the GPU.
+        (
+            ["--configfile", "own.yaml"],
+            "cluster: {gpus: profiles/slurm/gpus.yaml}",
+            {"train_adapter", "evaluate_tuned"},
+            set(),
+        ),
+        (["export"], "", {"export_gguf"}, set()),
+        (["publish"], "", {"prepare_publication"}, {"upload_publication"}),
+        (
+            ["--configfile", "own.yaml", "--", "publish"],
+            "publish: {adapter: owner/name, upload: true}",
+            {"upload_publication"},
+            set(),
+        ),
+        # A step on several GPUs is trained, and not measured by one process.
+        (
+            ["--configfile", "own.yaml"],
+            "training: {parallel: {strategy: ddp, gpus: 2}}",
+            {"trace_memory", "gate_memory", "train_adapter", "compare_memory"},
+            {"measure_memory"},
+        ),
+    ],
+)
 def test_what_another_configuration_or_target_plans(project, words, text, rules, others):
     (project / "own.yaml").write_text(text, encoding="utf-8")
     found = planned(project, *words)
@@ -75,7 +104,9 @@ def test_the_benchmark_is_asked_and_its_answers_are_executed_only_on_request(pro
     rules = planned(project, *hour)
     assert "fetch_benchmark" in rules and "execute_answers" not in rules
     assert rules | {"execute_answers"} == planned(project, "execute", *hour)
-    assert "execute_answers" in planned(project, "results/smollm2-135m-hour-r16/evaluation/execution.json", *hour)
+    assert "execute_answers" in planned(
+        project, "results/smollm2-135m-hour-r16/evaluation/execution.json", *hour
+    )
     executed = planned(project, "--configfile", "config/intercode-alfa.yaml")
     assert {"fetch_benchmark", "execute_answers"} <= executed
     assert default == executed - {"fetch_benchmark", "execute_answers"}
@@ -87,11 +118,15 @@ def profiling(project, model):
 
 
 @pytest.mark.thorough
-def test_a_model_of_the_hub_is_profiled_and_only_its_job_asks_the_hub(project, monkeypatch, tmp_path):
+def test_a_model_of_the_hub_is_profiled_and_only_its_job_asks_the_hub(
+    project, monkeypatch, tmp_path
+):
     for name in [name for name in os.environ if name.startswith("HF_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
-    config = json.loads((chain.ROOT / "config" / "models" / "qwen3-0.6b.json").read_text(encoding="utf-8"))
+    config = json.loads(
+        (chain.ROOT / "config" / "models" / "qwen3-0.6b.json").read_text(encoding="utf-8")
+    )
     with ModelsServer({"Owner/Tiny": config, "owner/closed": "gated"}) as server:
         monkeypatch.setenv("HF_ENDPOINT", server.endpoint)
         target = "results/memory/owner--tiny/full-bf16/estimate.json"
@@ -102,21 +137,32 @@ def test_a_model_of_the_hub_is_profiled_and_only_its_job_asks_the_hub(project, m
         fetched = read_report(project / "results/memory/owner--tiny/fetched.json")
         assert fetched["commit"] == COMMIT and fetched["repository"] == "Owner/Tiny"
         scenario = read_report(project / target)["scenario"]
-        assert scenario["model_name"] == "Owner/Tiny" and scenario["model"]["hidden_size"] == config["hidden_size"]
-        done = snakemake(project, "results/memory/owner--closed/config.json", *profiling(project, "owner/closed"))
+        assert (
+            scenario["model_name"] == "Owner/Tiny"
+            and scenario["model"]["hidden_size"] == config["hidden_size"]
+        )
+        done = snakemake(
+            project, "results/memory/owner--closed/config.json", *profiling(project, "owner/closed")
+        )
         assert done.returncode == 1 and "gated" in done.stderr and "HF_TOKEN" in done.stderr
         assert "Traceback" not in done.stderr
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere there is never a sandbox")
-def test_a_sandbox_that_is_not_there_stops_before_anything_is_computed(project, tmp_path, monkeypatch):
+def test_a_sandbox_that_is_not_there_stops_before_anything_is_computed(
+    project, tmp_path, monkeypatch
+):
     (tmp_path / "bin").mkdir()
     for path in Path("/usr/bin").iterdir():
         if path.name != "bwrap":
             (tmp_path / "bin" / path.name).symlink_to(path)
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
     done = snakemake(project, "--configfile", "config/intercode-alfa.yaml")
-    assert done.returncode == 1 and "Nothing was executed" in done.stderr and "Traceback" not in done.stderr
+    assert (
+        done.returncode == 1
+        and "Nothing was executed" in done.stderr
+        and "Traceback" not in done.stderr
+    )
     assert "apt-get install bubblewrap" in done.stderr and not (project / "results").exists()
 
 
@@ -137,21 +183,36 @@ print(json.dumps(limits))
 def test_nothing_that_costs_comes_before_the_runs_price(project):
     """What price and gate wait for goes first and keeps the download waiting, on any number of cores."""
     command, environ = [sys.executable, "-c", ORDER], {**os.environ, "PYTHONPATH": str(chain.ROOT)}
-    done = subprocess.run(command, cwd=project, env=environ, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        command, cwd=project, env=environ, capture_output=True, text=True, check=True
+    )
     *jobs, limits = done.stdout.splitlines()
     jobs = [json.loads(line) for line in jobs]
     maker = {path: job for job in jobs for path in job["outputs"]}
     early = [job for job in jobs if job["rule"] in ("check_resources", "gate_memory")]
     for job in early:  # grows while it is walked
-        early += [maker[path] for path in job["inputs"] if path in maker and maker[path] not in early]
-    assert {"acquire_dataset", "describe_model", "encode_dataset", "trace_memory"} <= {job["rule"] for job in early}
+        early += [
+            maker[path] for path in job["inputs"] if path in maker and maker[path] not in early
+        ]
+    assert {"acquire_dataset", "describe_model", "encode_dataset", "trace_memory"} <= {
+        job["rule"] for job in early
+    }
     assert not [job for job in early if job["priority"] < 99 or job["before_gate"] != 1]
-    late = [job for job in jobs if job["rule"] in ("evaluate_base", "fetch_weights", "measure_memory", "train_adapter")]
+    late = [
+        job
+        for job in jobs
+        if job["rule"] in ("evaluate_base", "fetch_weights", "measure_memory", "train_adapter")
+    ]
     assert len(late) == 4 and not [job for job in late if job["priority"] >= 99]
     threads = {job["rule"]: job["threads"] for job in jobs}
     assert (threads["train_adapter"], threads["evaluate_base"]) == (2, 1)  # of two cores
     priority = {job["rule"]: job["priority"] for job in jobs}
-    assert priority["fetch_weights"] == priority["train_adapter"] > priority["evaluate_base"] == priority["plan_memory"]
+    assert (
+        priority["fetch_weights"]
+        == priority["train_adapter"]
+        > priority["evaluate_base"]
+        == priority["plan_memory"]
+    )
     assert json.loads(limits) == {"gpu": 1, "before_gate": 1000}, "without a profile too"
     (download,) = [job["before_gate"] for job in late if job["rule"] == "fetch_weights"]
     profile = yaml.safe_load((project / "profiles/default/config.yaml").read_text(encoding="utf-8"))
@@ -164,26 +225,46 @@ def test_a_path_says_what_its_job_does(project):
     adapter = "results/smollm2-135m-r64/adapter/adapter_model.safetensors"
     make_believe(project, adapter)
     assert "'rank': 64" in recorded_params(project, adapter)
-    assert "'rank': 64" in recorded_params(project, "results/smollm2-135m-r64/memory/training/trace.json")
+    assert "'rank': 64" in recorded_params(
+        project, "results/smollm2-135m-r64/memory/training/trace.json"
+    )
 
 
 @pytest.mark.few(1)
-@pytest.mark.parametrize(("path", "known"), [
-    ("results/dataset/another/clean.jsonl", "dataset.name: embedded"),
-    ("results/smollm2-135m-r16/memory/another/trace.json", "full-fp32, full-bf16-mixed, full-bf16, qlora"),
-])  # fmt: skip
-def test_a_path_that_the_configuration_does_not_know_is_an_error_that_shows_what_it_knows(project, path, known):
+@pytest.mark.parametrize(
+    ("path", "known"),
+    [
+        ("results/dataset/another/clean.jsonl", "dataset.name: embedded"),
+        (
+            "results/smollm2-135m-r16/memory/another/trace.json",
+            "full-fp32, full-bf16-mixed, full-bf16, qlora",
+        ),
+    ],
+)
+def test_a_path_that_the_configuration_does_not_know_is_an_error_that_shows_what_it_knows(
+    project, path, known
+):
     (project / path).parent.mkdir(parents=True)
-    (project / path).write_text('{"of": "another configuration"}')  # what lies there must not pass for the answer
+    (project / path).write_text(
+        '{"of": "another configuration"}'
+    )  # what lies there must not pass for the answer
     done = snakemake(project, "--dry-run", path)
-    assert done.returncode == 1 and known in done.stderr and "Traceback" not in done.stderr, done.stderr[-3000:]
+    assert done.returncode == 1 and known in done.stderr and "Traceback" not in done.stderr, (
+        done.stderr[-3000:]
+    )
 
 
 @pytest.mark.few(1)
-@pytest.mark.parametrize(("text", "words"), [
-    ("trainning: {}", ["Unknown key: trainning"]),
-    ("training: {epochs: 2}\nlora: {rank: 8}\ntraining: {max_steps: 9}", ["'training' stands here twice", "1 and 3"]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("trainning: {}", ["Unknown key: trainning"]),
+        (
+            "training: {epochs: 2}\nlora: {rank: 8}\ntraining: {max_steps: 9}",
+            ["'training' stands here twice", "1 and 3"],
+        ),
+    ],
+)
 def test_a_wrong_configuration_stops_at_the_start(project, text, words):
     (project / "wrong.yaml").write_text(text, encoding="utf-8")
     done = snakemake(project, "--dry-run", "--configfile", "wrong.yaml")
@@ -216,17 +297,30 @@ def test_every_file_is_asked_for_by_a_rule_or_is_what_the_run_is_for(made):
     rows = list(csv.DictReader(table[table.index("output_file\t") :].splitlines(), delimiter="\t"))
     read = {path for row in rows for path in row["input-file(s)"].split(",")}
     asked = re.search(
-        r"^rule all:\n +input: (.*)$", planned_text(project, "--forceall", "--configfile", TINY), re.MULTILINE
+        r"^rule all:\n +input: (.*)$",
+        planned_text(project, "--forceall", "--configfile", TINY),
+        re.MULTILINE,
     )
     assert set(paths) - read <= set(asked[1].split(", "))  # what is asked for may be read besides
 
 
 @pytest.mark.few(1)
-@pytest.mark.parametrize(("target", "missing", "rules"), [
-    ("all", "results/dataset/tiny/raw.rejected.jsonl", {"acquire_dataset", "clean_dataset"}),
-    ("merge", f"{chain.RUN}/adapter/adapter_model.safetensors", {"train_adapter", "merge_adapter"}),
-    (f"{chain.RUN}/MODEL_CARD.md", f"{chain.RUN}/memory/qlora/trace.json", {"profile_adapters", "render_documents"}),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("target", "missing", "rules"),
+    [
+        ("all", "results/dataset/tiny/raw.rejected.jsonl", {"acquire_dataset", "clean_dataset"}),
+        (
+            "merge",
+            f"{chain.RUN}/adapter/adapter_model.safetensors",
+            {"train_adapter", "merge_adapter"},
+        ),
+        (
+            f"{chain.RUN}/MODEL_CARD.md",
+            f"{chain.RUN}/memory/qlora/trace.json",
+            {"profile_adapters", "render_documents"},
+        ),
+    ],
+)
 def test_what_a_failed_job_has_taken_away_is_missed_by_each_target(made, target, missing, rules):
     project, _ = made
     aside = (project / missing).rename(project / "aside")
@@ -246,21 +340,43 @@ def test_a_failed_run_fails_again_and_leaves_no_old_document(tmp_path):
     (project / "own.csv").write_text("request,command\nlist the files,ls\n", encoding="utf-8")
     make_believe(project, "--configfile", "own.yaml")
     (project / "own.csv").write_text("question,answer\nlist the files,ls\n", encoding="utf-8")
-    card, adapter = "results/own-r16/MODEL_CARD.md", "results/own-r16/adapter/adapter_model.safetensors"
+    card, adapter = (
+        "results/own-r16/MODEL_CARD.md",
+        "results/own-r16/adapter/adapter_model.safetensors",
+    )
     for _ in range(2):
         done = snakemake(project, "--configfile", "own.yaml")
         assert done.returncode == 1 and "request" in done.stderr, done.stderr[-2000:]
         assert not (project / card).exists()
         assert (project / adapter).exists(), "what cost time stays"
-        assert adapter in (project / "results" / "own-r16" / "OUTDATED.txt").read_text(encoding="utf-8")
+        assert adapter in (project / "results" / "own-r16" / "OUTDATED.txt").read_text(
+            encoding="utf-8"
+        )
 
 
 @pytest.mark.few(1)
-@pytest.mark.parametrize(("target", "differences", "words"), [
-    ("all", {"memory": {"scenarios": {"qlora": {"method": "qlora", "precision": "bf16", "sequence_length": 10**8}}}},
-     ["memory.scenarios.qlora", "at most 16777216", "sequence_length: 512"]),
-    ("gate", {"lora": {"target_modules": ["nosuch_proj"]}}, ["nosuch_proj", "q_proj", "write:"]),
-], ids=["too long", "no such module"])  # fmt: skip
+@pytest.mark.parametrize(
+    ("target", "differences", "words"),
+    [
+        (
+            "all",
+            {
+                "memory": {
+                    "scenarios": {
+                        "qlora": {"method": "qlora", "precision": "bf16", "sequence_length": 10**8}
+                    }
+                }
+            },
+            ["memory.scenarios.qlora", "at most 16777216", "sequence_length: 512"],
+        ),
+        (
+            "gate",
+            {"lora": {"target_modules": ["nosuch_proj"]}},
+            ["nosuch_proj", "q_proj", "write:"],
+        ),
+    ],
+    ids=["too long", "no such module"],
+)
 def test_what_can_not_be_stops_the_same_command_each_time_and_touches_nothing(
     made, tmp_path, target, differences, words
 ):
@@ -282,15 +398,22 @@ def test_results_without_a_record_do_not_pass_as_new(made, tmp_path):
     shutil.copytree(project / "results", other / "results")
     done = snakemake(other, "--configfile", TINY)
     assert done.returncode == 1 and "Traceback" not in done.stderr
-    assert "has no record of what a result was made with" in done.stderr and "mv results" in done.stderr
-    assert snakemake(other, "--configfile", TINY, "--touch", "--forceall").returncode == 0, "what the message offers"
+    assert (
+        "has no record of what a result was made with" in done.stderr
+        and "mv results" in done.stderr
+    )
+    assert snakemake(other, "--configfile", TINY, "--touch", "--forceall").returncode == 0, (
+        "what the message offers"
+    )
     assert planned(other, "--configfile", TINY) == set()
     for spoil in (lambda path: path.write_text("{"), Path.unlink):
         for path in (other / ".snakemake" / "metadata").rglob("*"):
             if path.is_file():
                 spoil(path)
         done = snakemake(other, "--configfile", TINY, "--dry-run")
-        assert done.returncode == 1 and "no record of what a result was made with" in done.stderr, done.stderr[-2000:]
+        assert done.returncode == 1 and "no record of what a result was made with" in done.stderr, (
+            done.stderr[-2000:]
+        )
 
 
 @pytest.mark.skipif(cuda_devices() > 0, reason="needs a machine without a GPU")
@@ -299,5 +422,7 @@ def test_a_device_that_is_not_there_stops_before_anything_is_touched(made):
     (project / "cuda.yaml").write_text("training: {device: cuda}\n", encoding="utf-8")
     before = {path: (project / path).stat().st_mtime_ns for path in paths}
     done = snakemake(project, "--configfile", TINY, "cuda.yaml")
-    assert done.returncode == 1 and "No CUDA device" in done.stderr and "device: auto" in done.stderr
+    assert (
+        done.returncode == 1 and "No CUDA device" in done.stderr and "device: auto" in done.stderr
+    )
     assert {path: (project / path).stat().st_mtime_ns for path in paths} == before

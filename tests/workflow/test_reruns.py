@@ -16,9 +16,22 @@ from tests.workflow.plan import edited, make_believe, planned, planned_text, sna
 
 DATASET = {"acquire_dataset", "clean_dataset", "screen_dataset", "split_dataset"}
 MODEL = {"download_gguf", "describe_model", "fetch_weights"}
-RANKED_MEMORY = {"profile_adapters", "trace_memory", "measure_memory", "compare_memory", "gate_memory", "plan_memory",
-                 "check_resources"}  # fmt: skip
-DOCUMENTS = {"draw_memory", "draw_figures", "record_provenance", "render_documents", "render_memory_profile"}
+RANKED_MEMORY = {
+    "profile_adapters",
+    "trace_memory",
+    "measure_memory",
+    "compare_memory",
+    "gate_memory",
+    "plan_memory",
+    "check_resources",
+}
+DOCUMENTS = {
+    "draw_memory",
+    "draw_figures",
+    "record_provenance",
+    "render_documents",
+    "render_memory_profile",
+}
 TRAINED = {"train_adapter", "merge_adapter", "verify_merge", "evaluate_tuned", "compare_models"}
 TRAINED |= {"compare_merged"}
 ASKED = {"evaluate_base", "evaluate_tuned", "compare_models"}
@@ -58,7 +71,9 @@ def test_a_changed_rank_plans_exactly_what_depends_on_it(plan, project, tmp_path
     said = snakemake(project, "--dry-run", "--configfile", TINY, path)
     missing = re.findall(r"Missing output files: ([^;\n]+)", said.stdout + said.stderr)
     run = f"results/{chain.SETTINGS['run']['name']}-r8/"
-    assert missing and all(output.startswith(run) for outputs in missing for output in outputs.split(", "))
+    assert missing and all(
+        output.startswith(run) for outputs in missing for output in outputs.split(", ")
+    )
 
 
 @pytest.mark.thorough
@@ -71,25 +86,47 @@ def test_going_back_to_the_old_rank_runs_nothing(plan, project, tmp_path):
 
 
 @pytest.mark.few(2)
-@pytest.mark.parametrize(("differences", "expected", "spared"), [
-    ("lora: {alpha: 5}", TRAINED, DATASET | MODEL | {"encode_dataset", "evaluate_base"}),
-    ("training: {learning_rate: 5.0e-4}", TRAINED, DATASET | MODEL | {"evaluate_base", "trace_memory"}),
-    ("training: {sequence_length: 80}", {"encode_dataset", "trace_memory"}, DATASET | MODEL | {"evaluate_base"}),
-    ("prompt: {system: Answer with a command.}", {"encode_dataset", "evaluate_base"}, DATASET | MODEL),
-    ("evaluation: {max_new_tokens: 9}", ASKED, DATASET | MODEL | {"train_adapter", "merge_adapter"}),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("differences", "expected", "spared"),
+    [
+        ("lora: {alpha: 5}", TRAINED, DATASET | MODEL | {"encode_dataset", "evaluate_base"}),
+        (
+            "training: {learning_rate: 5.0e-4}",
+            TRAINED,
+            DATASET | MODEL | {"evaluate_base", "trace_memory"},
+        ),
+        (
+            "training: {sequence_length: 80}",
+            {"encode_dataset", "trace_memory"},
+            DATASET | MODEL | {"evaluate_base"},
+        ),
+        (
+            "prompt: {system: Answer with a command.}",
+            {"encode_dataset", "evaluate_base"},
+            DATASET | MODEL,
+        ),
+        (
+            "evaluation: {max_new_tokens: 9}",
+            ASKED,
+            DATASET | MODEL | {"train_adapter", "merge_adapter"},
+        ),
+    ],
+)
 def test_a_changed_setting_reruns_what_reads_it(plan, differences, expected, spared):
     rules = plan(yaml.safe_load(differences))
     assert expected <= rules and not rules & spared
 
 
 @pytest.mark.few(1)
-@pytest.mark.parametrize(("differences", "expected"), [
-    ("training: {threads: 2}", set()),
-    ("dataset: {benchmark: {requests: 5}}", {*ASKED, "compare_merged", "check_resources"}),
-    ("evaluation: {execution: bubblewrap}", {"execute_answers"}),
-    ("merging: {compare_requests: 5}", {"compare_merged"}),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("differences", "expected"),
+    [
+        ("training: {threads: 2}", set()),
+        ("dataset: {benchmark: {requests: 5}}", {*ASKED, "compare_merged", "check_resources"}),
+        ("evaluation: {execution: bubblewrap}", {"execute_answers"}),
+        ("merging: {compare_requests: 5}", {"compare_merged"}),
+    ],
+)
 def test_a_changed_setting_reruns_exactly_these_beside_documents(plan, differences, expected):
     assert plan(yaml.safe_load(differences)) - DOCUMENTS == expected
 
@@ -99,7 +136,11 @@ def test_order_of_keys_runs_nothing(project, tmp_path):
     config = yaml.safe_load((project / "config" / "config.yaml").read_text(encoding="utf-8"))
 
     def reverse(value):
-        return {key: reverse(value[key]) for key in reversed(value)} if isinstance(value, dict) else value
+        return (
+            {key: reverse(value[key]) for key in reversed(value)}
+            if isinstance(value, dict)
+            else value
+        )
 
     path = tmp_path / "reversed.yaml"
     path.write_text(yaml.safe_dump(reverse(config), sort_keys=False), encoding="utf-8")
@@ -125,14 +166,35 @@ def rewritten(path, old, new):
 
 
 @pytest.mark.few(2)
-@pytest.mark.parametrize(("file", "old", "new", "expected", "spared"), [
-    ("config/gpus.yaml", b"24", b"25", {"profile_full", "profile_adapters", "gate_memory", "check_resources"},
-     DATASET | MODEL),
-    ("config/screen/exfiltration.yaml", b"level: critical", b"level: medium  ",
-     {"screen_dataset", "split_dataset", "evaluate_base"}, MODEL | {"acquire_dataset", "clean_dataset"}),
-    ("config/templates/MODEL_CARD.md.j2", b"#", b"-", {"render_documents"}, DATASET | MODEL | TRAINED),
-])  # fmt: skip
-def test_a_file_with_other_contents_reruns_whatever_its_time(plan, project, file, old, new, expected, spared):
+@pytest.mark.parametrize(
+    ("file", "old", "new", "expected", "spared"),
+    [
+        (
+            "config/gpus.yaml",
+            b"24",
+            b"25",
+            {"profile_full", "profile_adapters", "gate_memory", "check_resources"},
+            DATASET | MODEL,
+        ),
+        (
+            "config/screen/exfiltration.yaml",
+            b"level: critical",
+            b"level: medium  ",
+            {"screen_dataset", "split_dataset", "evaluate_base"},
+            MODEL | {"acquire_dataset", "clean_dataset"},
+        ),
+        (
+            "config/templates/MODEL_CARD.md.j2",
+            b"#",
+            b"-",
+            {"render_documents"},
+            DATASET | MODEL | TRAINED,
+        ),
+    ],
+)
+def test_a_file_with_other_contents_reruns_whatever_its_time(
+    plan, project, file, old, new, expected, spared
+):
     content = rewritten(project / file, old, new)
     try:
         rules = plan()
@@ -145,12 +207,19 @@ def test_a_file_with_other_contents_reruns_whatever_its_time(plan, project, file
 def test_data_and_a_model_of_ones_own_rerun_by_their_contents(tmp_path):
     project = chain.checkout(tmp_path)
     source = {"type": "files", "license": "unknown", "paths": ["own.csv"]}
-    model = {"name": "own", "title": "Own", "license": "mit", "source": {"type": "folder", "path": "model"}}
+    model = {
+        "name": "own",
+        "title": "Own",
+        "license": "mit",
+        "source": {"type": "folder", "path": "model"},
+    }
     own = {"dataset": {"name": "own", "sources": [source]}, "model": model, "run": {"name": "own"}}
     (project / "own.yaml").write_text(yaml.safe_dump(own), encoding="utf-8")
     (project / "own.csv").write_text("request,command\nlist the files,ls\n", encoding="utf-8")
     (project / "model").mkdir()
-    (project / "model" / "config.json").write_bytes((project / "config/models/llama-3.2-1b.json").read_bytes())
+    (project / "model" / "config.json").write_bytes(
+        (project / "config/models/llama-3.2-1b.json").read_bytes()
+    )
     (project / "model" / "model-00001-of-00002.safetensors").write_bytes(bytes(10**7))
     make_believe(project, "--configfile", "own.yaml")
 
@@ -166,9 +235,19 @@ def test_data_and_a_model_of_ones_own_rerun_by_their_contents(tmp_path):
     assert not rules & {*DATASET, "describe_model", "encode_dataset"}
 
 
-REWORDED = [("scenario/contradictions.py", "the objective is the loss", "an objective is a loss of its own"),
-            ("scenario/fields.py", "Tokens of a row of the batch.", "How many tokens a row of the batch has."),
-            ("common/device.py", "No CUDA device was found", "There is no CUDA device")]  # fmt: skip
+REWORDED = [
+    (
+        "scenario/contradictions.py",
+        "the objective is the loss",
+        "an objective is a loss of its own",
+    ),
+    (
+        "scenario/fields.py",
+        "Tokens of a row of the batch.",
+        "How many tokens a row of the batch has.",
+    ),
+    ("common/device.py", "No CUDA device was found", "There is no CUDA device"),
+]
 
 
 @pytest.mark.few(1)
@@ -179,21 +258,36 @@ def test_a_reworded_message_runs_nothing(plan, project, module, old, new):
 
 
 @pytest.mark.few(2)
-@pytest.mark.parametrize(("module", "old", "new", "expected", "spared"), [
-    ("scripts/common/statistics.py", "RESAMPLES = 2000", "RESAMPLES = 1999",
-     {"evaluate_base", "evaluate_tuned", "compare_models"}, DATASET | MODEL | {"train_adapter", "merge_adapter"}),
-    (
-        "dryfit/step/step.py",
-        "OFFLOADED_FROM = 1024",
-        "OFFLOADED_FROM = 1025",
-        # The evaluation packs its rows as the step does.
-        {"profile_full", "trace_memory", "measure_memory", "train_adapter", "evaluate_base"},
-        DATASET | MODEL | {"encode_dataset"},
-    ),
-    ("dryfit/common/chat.py", "IGNORED = -100", "IGNORED = -101", {"encode_dataset", "evaluate_base", "train_adapter"},
-     DATASET | MODEL),
-])  # fmt: skip
-def test_a_changed_helper_reruns_the_rules_that_import_it(plan, project, module, old, new, expected, spared):
+@pytest.mark.parametrize(
+    ("module", "old", "new", "expected", "spared"),
+    [
+        (
+            "scripts/common/statistics.py",
+            "RESAMPLES = 2000",
+            "RESAMPLES = 1999",
+            {"evaluate_base", "evaluate_tuned", "compare_models"},
+            DATASET | MODEL | {"train_adapter", "merge_adapter"},
+        ),
+        (
+            "dryfit/step/step.py",
+            "OFFLOADED_FROM = 1024",
+            "OFFLOADED_FROM = 1025",
+            # The evaluation packs its rows as the step does.
+            {"profile_full", "trace_memory", "measure_memory", "train_adapter", "evaluate_base"},
+            DATASET | MODEL | {"encode_dataset"},
+        ),
+        (
+            "dryfit/common/chat.py",
+            "IGNORED = -100",
+            "IGNORED = -101",
+            {"encode_dataset", "evaluate_base", "train_adapter"},
+            DATASET | MODEL,
+        ),
+    ],
+)
+def test_a_changed_helper_reruns_the_rules_that_import_it(
+    plan, project, module, old, new, expected, spared
+):
     with edited(project / module, old, new):
         rules = plan()
     assert expected <= rules
@@ -201,7 +295,9 @@ def test_a_changed_helper_reruns_the_rules_that_import_it(plan, project, module,
 
 
 def test_the_reason_names_the_module_that_has_changed(project):
-    with edited(project / "scripts" / "common" / "statistics.py", "RESAMPLES = 2000", "RESAMPLES = 1999"):
+    with edited(
+        project / "scripts" / "common" / "statistics.py", "RESAMPLES = 2000", "RESAMPLES = 1999"
+    ):
         said = planned_text(project, "--configfile", TINY)
     assert "scripts/common/statistics.py" in said and "scripts/evaluation/evaluate.py" not in said
 

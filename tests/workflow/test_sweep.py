@@ -8,10 +8,26 @@ import yaml
 from tests.end_to_end import chain
 from tests.workflow.plan import make_believe, planned_jobs
 
-RANKED = {*("profile_adapters", "trace_memory", "measure_memory", "compare_memory", "gate_memory", "plan_memory"),
-          *("train_adapter", "merge_adapter", "verify_merge", "evaluate_tuned", "compare_models", "record_provenance"),
-          *("compare_merged", "check_resources"),
-          *("draw_memory", "draw_figures", "render_documents", "render_memory_profile")}  # fmt: skip
+RANKED = {
+    *(
+        "profile_adapters",
+        "trace_memory",
+        "measure_memory",
+        "compare_memory",
+        "gate_memory",
+        "plan_memory",
+    ),
+    *(
+        "train_adapter",
+        "merge_adapter",
+        "verify_merge",
+        "evaluate_tuned",
+        "compare_models",
+        "record_provenance",
+    ),
+    *("compare_merged", "check_resources"),
+    *("draw_memory", "draw_figures", "render_documents", "render_memory_profile"),
+}
 SWEPT = {"summarize_sweep", "draw_sweep", "render_sweep"}
 
 
@@ -34,7 +50,14 @@ def made(tmp_path_factory):
 def test_three_ranks_make_the_dataset_and_the_base_evaluation_once(made):
     _, plan = made
     once = {"acquire_dataset", "clean_dataset", "screen_dataset", "split_dataset", "encode_dataset"}
-    once |= {"download_gguf", "describe_model", "fetch_weights", "evaluate_base", "profile_full", *SWEPT}
+    once |= {
+        "download_gguf",
+        "describe_model",
+        "fetch_weights",
+        "evaluate_base",
+        "profile_full",
+        *SWEPT,
+    }
     assert {plan[rule] for rule in once} == {1}
     assert {plan[rule] for rule in RANKED} == {3}
 

@@ -7,7 +7,11 @@
 
 from datasets import Dataset
 from peft import LoraConfig
-from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer, SentenceTransformerTrainingArguments
+from sentence_transformers import (
+    SentenceTransformer,
+    SentenceTransformerTrainer,
+    SentenceTransformerTrainingArguments,
+)
 from sentence_transformers.sentence_transformer.losses import (
     CachedMultipleNegativesRankingLoss,
     MultipleNegativesRankingLoss,
@@ -27,7 +31,9 @@ embedder.max_seq_length = sequence_length
 if rank:
     embedder.add_adapter(LoraConfig("FEATURE_EXTRACTION", r=rank, target_modules="all-linear"))
 text = "word " * sequence_length
-rows = Dataset.from_dict({"anchor": [text] * (2 * micro_batch), "positive": [text] * (2 * micro_batch)})
+rows = Dataset.from_dict(
+    {"anchor": [text] * (2 * micro_batch), "positive": [text] * (2 * micro_batch)}
+)
 loss = MultipleNegativesRankingLoss(embedder)
 if chunk:
     loss = CachedMultipleNegativesRankingLoss(embedder, mini_batch_size=chunk)
@@ -38,7 +44,11 @@ settings = SentenceTransformerTrainingArguments(
     bf16=precision == "bf16",
     fp16=precision == "fp16",
     gradient_checkpointing=gradient_checkpointing,
-    optim={"adamw": "adamw_torch_fused", "adamw_unfused": "adamw_torch", "adamw_8bit": "adamw_bnb_8bit"}[optimizer],
+    optim={
+        "adamw": "adamw_torch_fused",
+        "adamw_unfused": "adamw_torch",
+        "adamw_8bit": "adamw_bnb_8bit",
+    }[optimizer],
     save_strategy="no",
     report_to="none",
 )

@@ -19,7 +19,9 @@ ranker = CrossEncoder(model, num_labels=1, device="cuda", model_kwargs={"dtype":
 ranker.max_seq_length = sequence_length
 rows = 2 * micro_batch
 text = "word " * sequence_length
-pairs = Dataset.from_dict({"query": ["word"] * rows, "answer": [text] * rows, "label": [1.0] * rows})
+pairs = Dataset.from_dict(
+    {"query": ["word"] * rows, "answer": [text] * rows, "label": [1.0] * rows}
+)
 settings = CrossEncoderTrainingArguments(
     "trained",
     per_device_train_batch_size=micro_batch,
@@ -27,8 +29,14 @@ settings = CrossEncoderTrainingArguments(
     bf16=precision == "bf16",
     fp16=precision == "fp16",
     gradient_checkpointing=gradient_checkpointing,
-    optim={"adamw": "adamw_torch_fused", "adamw_unfused": "adamw_torch", "adamw_8bit": "adamw_bnb_8bit"}[optimizer],
+    optim={
+        "adamw": "adamw_torch_fused",
+        "adamw_unfused": "adamw_torch",
+        "adamw_8bit": "adamw_bnb_8bit",
+    }[optimizer],
     save_strategy="no",
     report_to="none",
 )
-CrossEncoderTrainer(ranker, settings, train_dataset=pairs, loss=BinaryCrossEntropyLoss(ranker)).train()
+CrossEncoderTrainer(
+    ranker, settings, train_dataset=pairs, loss=BinaryCrossEntropyLoss(ranker)
+).train()

@@ -34,7 +34,9 @@ encoder = text_encoder(text_millions, quantization) if cached == "latents" else 
 transformer, layers = loaded(model, kept, quantization, ("norm", "scale_shift_table"))
 if targets == "attention":
     layers = [name for name in layers if name.endswith(("to_k", "to_q", "to_v", "to_out.0"))]
-trained = trained_weights(transformer, rank, layers, torch.float32, gradient_checkpointing, checkpoints, blocks_swapped)
+trained = trained_weights(
+    transformer, rank, layers, torch.float32, gradient_checkpointing, checkpoints, blocks_swapped
+)
 steps, averaged = optimizer_of(trained, optimizer, ema)
 config, kind = transformer.config, type(transformer).__name__
 # What a latent stands for: frames, pixels.
@@ -56,13 +58,22 @@ def heard(length):
 def predicted(noisy, sigma):
     if kind == "LTXVideoTransformer3DModel":
         tokens, words = noisy.flatten(2).transpose(1, 2), texts(128, config.caption_channels)
-        return transformer(tokens, words, 1000 * sigma, heard(128), count, rows, columns, return_dict=False)[0]
+        return transformer(
+            tokens, words, 1000 * sigma, heard(128), count, rows, columns, return_dict=False
+        )[0]
     if kind == "HunyuanVideoTransformer3DModel":
-        pooled, guidance = texts(1, config.pooled_projection_dim)[:, 0], 1000 * torch.ones_like(sigma)
+        pooled, guidance = (
+            texts(1, config.pooled_projection_dim)[:, 0],
+            1000 * torch.ones_like(sigma),
+        )
         words = texts(256, config.text_embed_dim)
-        return transformer(noisy, 1000 * sigma, words, heard(256), pooled, guidance, return_dict=False)[0]
+        return transformer(
+            noisy, 1000 * sigma, words, heard(256), pooled, guidance, return_dict=False
+        )[0]
     # What stands beside the noise: a mask, and the latents of an image.
-    given = torch.zeros(micro_batch, config.in_channels - config.out_channels, count, rows, columns, dtype=dtype)
+    given = torch.zeros(
+        micro_batch, config.in_channels - config.out_channels, count, rows, columns, dtype=dtype
+    )
     noisy = torch.cat([noisy, given.cuda()], 1)
     if kind == "HunyuanVideo15Transformer3DModel":
         words, glyphs = texts(1000, config.text_embed_dim), texts(256, config.text_embed_2_dim)
@@ -75,10 +86,14 @@ def predicted(noisy, sigma):
 
 
 for _ in range(2):
-    latents = torch.zeros(micro_batch, config.out_channels, count, rows, columns, dtype=dtype).cuda()
+    latents = torch.zeros(
+        micro_batch, config.out_channels, count, rows, columns, dtype=dtype
+    ).cuda()
     noise, sigma = torch.randn_like(latents), torch.rand(micro_batch, device="cuda", dtype=dtype)
     mixed = sigma.view(-1, 1, 1, 1, 1)
     with torch.autocast("cuda", dtype):
         velocity = predicted((1 - mixed) * latents + mixed * noise, sigma)
-    loss = torch.nn.functional.mse_loss(velocity.float(), (noise - latents).float().view_as(velocity))
+    loss = torch.nn.functional.mse_loss(
+        velocity.float(), (noise - latents).float().view_as(velocity)
+    )
     update(loss, trained, steps, averaged)

@@ -30,7 +30,9 @@ references = 0  # images beside each one
 samples = 0  # pixels of a side of an image that is drawn between steps; 0: none
 ema = False  # averaged weights of the adapters
 adapter_precision = "16bit"  # 16bit | fp32
-low_vram = True  # weights are quantized on the host, by quanto; else on the card, before the encoders come
+low_vram = (
+    True  # weights are quantized on the host, by quanto; else on the card, before the encoders come
+)
 
 from parts.eight_bits import in_eight_bits  # noqa: E402
 from parts.steps import optimizer_of, update  # noqa: E402
@@ -40,23 +42,37 @@ dtype = torch.bfloat16
 kept = dtype if base_precision == "16bit" else torch.float32
 if not low_vram:
     transformer, layers = loaded(model, kept, quantization, whole=True, on_host=False)
-clip = CLIPTextModel.from_pretrained(model, subfolder="text_encoder", dtype=dtype).cuda().requires_grad_(False)
-t5 = T5EncoderModel.from_pretrained(model, subfolder="text_encoder_2", dtype=dtype).requires_grad_(False)
+clip = (
+    CLIPTextModel.from_pretrained(model, subfolder="text_encoder", dtype=dtype)
+    .cuda()
+    .requires_grad_(False)
+)
+t5 = T5EncoderModel.from_pretrained(model, subfolder="text_encoder_2", dtype=dtype).requires_grad_(
+    False
+)
 if quantization == "quanto" or "uint" in quantization:
     in_eight_bits(t5)
 t5.cuda()
-vae = AutoencoderKL.from_pretrained(model, subfolder="vae", torch_dtype=dtype).cuda().requires_grad_(False)
+vae = (
+    AutoencoderKL.from_pretrained(model, subfolder="vae", torch_dtype=dtype)
+    .cuda()
+    .requires_grad_(False)
+)
 
 
 @torch.no_grad()
 def encoded_texts():
     words = torch.ones(micro_batch, 77, dtype=torch.long, device="cuda")
-    return clip(words).pooler_output, t5(torch.ones(micro_batch, 512, dtype=torch.long, device="cuda"))[0]
+    return clip(words).pooler_output, t5(
+        torch.ones(micro_batch, 512, dtype=torch.long, device="cuda")
+    )[0]
 
 
 @torch.no_grad()
 def encoded_images():
-    latents = vae.encode(torch.zeros(micro_batch, 3, size, size, dtype=dtype, device="cuda")).latent_dist.sample()
+    latents = vae.encode(
+        torch.zeros(micro_batch, 3, size, size, dtype=dtype, device="cuda")
+    ).latent_dist.sample()
     return (latents - vae.config.shift_factor) * vae.config.scaling_factor
 
 
@@ -74,7 +90,9 @@ if low_vram:
 if targets == "attention":
     layers = ["to_k", "to_q", "to_v", "to_out.0"]
 own = dtype if adapter_precision == "16bit" else torch.float32
-trained = trained_weights(transformer, rank, layers, own, gradient_checkpointing, checkpoints, blocks_swapped)
+trained = trained_weights(
+    transformer, rank, layers, own, gradient_checkpointing, checkpoints, blocks_swapped
+)
 steps, averaged = optimizer_of(trained, optimizer, ema)
 
 
@@ -85,7 +103,14 @@ def predicted(noisy, sigma, pooled, text, side):
     words = torch.zeros(512, 3, device="cuda", dtype=dtype)
     guidance = torch.ones(len(noisy), device="cuda") if transformer.config.guidance_embeds else None
     velocity = transformer(
-        torch.cat([packed] * (1 + references), 1), text, pooled, sigma, places, words, guidance, return_dict=False
+        torch.cat([packed] * (1 + references), 1),
+        text,
+        pooled,
+        sigma,
+        places,
+        words,
+        guidance,
+        return_dict=False,
     )[0]
     return FluxPipeline._unpack_latents(velocity[:, : rows * rows], side, side, 8)
 
@@ -100,7 +125,9 @@ for _ in range(2):
     update(loss, trained, steps, averaged)
     if samples:
         velocity = loss = None
-        drawn = torch.randn(1, latents.shape[1], samples // 8, samples // 8, device="cuda", dtype=dtype)
+        drawn = torch.randn(
+            1, latents.shape[1], samples // 8, samples // 8, device="cuda", dtype=dtype
+        )
         with torch.no_grad(), torch.autocast("cuda", dtype):
             drawn = drawn - predicted(drawn, sigma[:1], pooled[:1], text[:1], samples).to(dtype)
             vae.cuda().decode(drawn)

@@ -21,7 +21,9 @@ network = AutoModelForImageClassification.from_pretrained(
     model, num_labels=classes, ignore_mismatched_sizes=True, dtype=torch.float32
 )
 if rank:
-    network = get_peft_model(network, LoraConfig(r=rank, target_modules="all-linear", modules_to_save=["classifier"]))
+    network = get_peft_model(
+        network, LoraConfig(r=rank, target_modules="all-linear", modules_to_save=["classifier"])
+    )
 rows = [{"pixel_values": torch.zeros(3, size, size), "labels": 0}] * (2 * micro_batch)
 settings = TrainingArguments(
     "trained",

@@ -34,7 +34,9 @@ transformer, layers = loaded(model, kept, quantization)
 if targets == "attention":
     attention = ("to_k", "to_q", "to_v", "to_out.0", "to_qkv_mlp_proj", "to_out")
     layers = [name for name in layers if name.endswith(attention)]
-trained = trained_weights(transformer, rank, layers, torch.float32, gradient_checkpointing, checkpoints, blocks_swapped)
+trained = trained_weights(
+    transformer, rank, layers, torch.float32, gradient_checkpointing, checkpoints, blocks_swapped
+)
 steps, averaged = optimizer_of(trained, optimizer, ema)
 config, rows = transformer.config, size // 16
 
@@ -42,14 +44,21 @@ config, rows = transformer.config, size // 16
 def predicted(noisy, sigma):
     if "cap_feat_dim" in config:  # Z-Image: lists of images and of texts
         texts = torch.zeros(micro_batch, 512, config.cap_feat_dim, dtype=dtype, device="cuda")
-        return torch.stack(transformer(list(noisy.unbind()), 1 - sigma, list(texts.unbind()), return_dict=False)[0])
+        return torch.stack(
+            transformer(list(noisy.unbind()), 1 - sigma, list(texts.unbind()), return_dict=False)[0]
+        )
     texts = torch.zeros(micro_batch, 512, config.joint_attention_dim, dtype=dtype, device="cuda")
     if "approximator_layers" in config:  # Chroma
         places = torch.zeros(rows * rows, 3).cuda(), torch.zeros(512, 3).cuda()
         seen = torch.ones(micro_batch, 512 + rows * rows, dtype=torch.bool, device="cuda")
         return transformer(noisy, texts, sigma, *places, seen, return_dict=False)[0]
-    if "axes_dims_rope" in config and len(config.axes_dims_rope) == 4:  # FLUX.2: four coordinates of each token
-        places = {"img_ids": torch.zeros(rows * rows, 4).cuda(), "txt_ids": torch.zeros(512, 4).cuda()}
+    if (
+        "axes_dims_rope" in config and len(config.axes_dims_rope) == 4
+    ):  # FLUX.2: four coordinates of each token
+        places = {
+            "img_ids": torch.zeros(rows * rows, 4).cuda(),
+            "txt_ids": torch.zeros(512, 4).cuda(),
+        }
         guidance = torch.ones(micro_batch, device="cuda") if config.guidance_embeds else None
         return transformer(noisy, texts, sigma, guidance=guidance, **places, return_dict=False)[0]
     shapes = [[(1, rows, rows)] * (1 + references)] * micro_batch
@@ -57,7 +66,9 @@ def predicted(noisy, sigma):
     return transformer(seen, texts, None, sigma, shapes, return_dict=False)[0][:, : rows * rows]
 
 
-shape = (16, 1, size // 8, size // 8) if "cap_feat_dim" in config else (rows * rows, config.in_channels)
+shape = (
+    (16, 1, size // 8, size // 8) if "cap_feat_dim" in config else (rows * rows, config.in_channels)
+)
 for _ in range(2):
     latents = torch.zeros(micro_batch, *shape, dtype=dtype).cuda()
     noise, sigma = torch.randn_like(latents), torch.rand(micro_batch, device="cuda", dtype=dtype)

@@ -18,7 +18,10 @@ optimizer = "adamw"  # adamw | adamw_8bit
 network = AutoModelForObjectDetection.from_pretrained(
     model, num_labels=classes, ignore_mismatched_sizes=True, dtype=torch.float32
 )
-boxes = {"class_labels": torch.zeros(objects, dtype=torch.long), "boxes": torch.full((objects, 4), 0.5)}
+boxes = {
+    "class_labels": torch.zeros(objects, dtype=torch.long),
+    "boxes": torch.full((objects, 4), 0.5),
+}
 row = {"pixel_values": torch.zeros(3, size, size), "labels": boxes}
 
 

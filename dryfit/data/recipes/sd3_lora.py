@@ -31,11 +31,22 @@ kept = dtype if base_precision == "16bit" or (rank and base_precision == "auto")
 encoder = text_encoder(text_millions, quantization) if cached == "latents" else None
 transformer, layers = loaded(model, kept, quantization)
 if targets == "attention":
-    inner = ["add_k_proj", "add_q_proj", "add_v_proj", "to_add_out", "to_k", "to_q", "to_v", "to_out.0"]
+    inner = [
+        "add_k_proj",
+        "add_q_proj",
+        "add_v_proj",
+        "to_add_out",
+        "to_k",
+        "to_q",
+        "to_v",
+        "to_out.0",
+    ]
     layers = [f"attn.{name}" for name in inner]
 # Beside weights in 8 bits they would be made in 8 bits.
 fp32 = torch.float32 if precision == "fp16" or quantization != "none" else None
-trained = trained_weights(transformer, rank, layers, fp32, gradient_checkpointing, checkpoints, blocks_swapped)
+trained = trained_weights(
+    transformer, rank, layers, fp32, gradient_checkpointing, checkpoints, blocks_swapped
+)
 steps, averaged = optimizer_of(trained, optimizer, ema)
 scaler = torch.amp.GradScaler("cuda", enabled=precision == "fp16")
 config = transformer.config

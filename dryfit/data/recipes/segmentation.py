@@ -17,7 +17,10 @@ optimizer = "adamw"  # adamw | adamw_8bit
 network = AutoModelForSemanticSegmentation.from_pretrained(
     model, num_labels=classes, ignore_mismatched_sizes=True, dtype=torch.float32
 )
-row = {"pixel_values": torch.zeros(3, size, size), "labels": torch.zeros(size, size, dtype=torch.long)}
+row = {
+    "pixel_values": torch.zeros(3, size, size),
+    "labels": torch.zeros(size, size, dtype=torch.long),
+}
 settings = TrainingArguments(
     "trained",
     per_device_train_batch_size=micro_batch,

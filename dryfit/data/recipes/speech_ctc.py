@@ -14,7 +14,9 @@ precision = "bf16"  # bf16 | fp16 | fp32
 gradient_checkpointing = True
 optimizer = "adamw"  # adamw | adamw_8bit
 
-network = AutoModelForCTC.from_pretrained(model, ctc_loss_reduction="mean", mask_time_prob=0.0, dtype=torch.float32)
+network = AutoModelForCTC.from_pretrained(
+    model, ctc_loss_reduction="mean", mask_time_prob=0.0, dtype=torch.float32
+)
 if hasattr(network, "freeze_feature_encoder"):
     network.freeze_feature_encoder()
 letters = torch.ones(int(12.5 * seconds), dtype=torch.long)

@@ -6,7 +6,12 @@
 
 import torch
 from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
-from transformers import AutoModelForSpeechSeq2Seq, BitsAndBytesConfig, Seq2SeqTrainer, Seq2SeqTrainingArguments
+from transformers import (
+    AutoModelForSpeechSeq2Seq,
+    BitsAndBytesConfig,
+    Seq2SeqTrainer,
+    Seq2SeqTrainingArguments,
+)
 
 model = "openai/whisper-large-v3"
 micro_batch = 16  # recordings of a batch
@@ -23,12 +28,16 @@ network = AutoModelForSpeechSeq2Seq.from_pretrained(
 )
 network.config.use_cache = False
 if quantization != "none":
-    network = prepare_model_for_kbit_training(network, use_gradient_checkpointing=gradient_checkpointing)
+    network = prepare_model_for_kbit_training(
+        network, use_gradient_checkpointing=gradient_checkpointing
+    )
 if rank:
     network = get_peft_model(network, LoraConfig(r=rank, target_modules=["q_proj", "v_proj"]))
 frames = 2 * network.config.max_source_positions
 sounds = torch.zeros(network.config.num_mel_bins, frames)
-rows = [{"input_features": sounds, "labels": torch.ones(answer_tokens, dtype=torch.long)}] * (2 * micro_batch)
+rows = [{"input_features": sounds, "labels": torch.ones(answer_tokens, dtype=torch.long)}] * (
+    2 * micro_batch
+)
 settings = Seq2SeqTrainingArguments(
     "trained",
     per_device_train_batch_size=micro_batch,

@@ -17,7 +17,9 @@ rank = 0  # of LoRA; 0 trains all weights
 gradient_checkpointing = False
 optimizer = "adamw"  # adamw | adamw_unfused | adamw_8bit
 
-network = AutoModelForSequenceClassification.from_pretrained(model, num_labels=classes, dtype=torch.float32)
+network = AutoModelForSequenceClassification.from_pretrained(
+    model, num_labels=classes, dtype=torch.float32
+)
 if rank:
     network = get_peft_model(network, LoraConfig("SEQ_CLS", r=rank, target_modules="all-linear"))
 tokens = torch.ones(sequence_length, dtype=torch.long)
@@ -30,7 +32,11 @@ settings = TrainingArguments(
     bf16=precision == "bf16",
     fp16=precision == "fp16",
     gradient_checkpointing=gradient_checkpointing,
-    optim={"adamw": "adamw_torch_fused", "adamw_unfused": "adamw_torch", "adamw_8bit": "adamw_bnb_8bit"}[optimizer],
+    optim={
+        "adamw": "adamw_torch_fused",
+        "adamw_unfused": "adamw_torch",
+        "adamw_8bit": "adamw_bnb_8bit",
+    }[optimizer],
     save_strategy="no",
     report_to="none",
 )

@@ -22,7 +22,13 @@ if rank:
     network = get_peft_model(network, LoraConfig("SEQ_2_SEQ_LM", r=rank))
 tokens = torch.ones(sequence_length, dtype=torch.long)
 mask = (torch.arange(sequence_length) < sequence_length - 1).long()
-rows = [{"input_ids": tokens, "attention_mask": mask, "labels": torch.ones(answer_tokens, dtype=torch.long)}]
+rows = [
+    {
+        "input_ids": tokens,
+        "attention_mask": mask,
+        "labels": torch.ones(answer_tokens, dtype=torch.long),
+    }
+]
 settings = Seq2SeqTrainingArguments(
     "trained",
     per_device_train_batch_size=micro_batch,
@@ -30,7 +36,9 @@ settings = Seq2SeqTrainingArguments(
     bf16=precision == "bf16",
     fp16=precision == "fp16",
     gradient_checkpointing=gradient_checkpointing,
-    optim={"adamw": "adamw_torch_fused", "adamw_8bit": "adamw_bnb_8bit", "adafactor": "adafactor"}[optimizer],
+    optim={"adamw": "adamw_torch_fused", "adamw_8bit": "adamw_bnb_8bit", "adafactor": "adafactor"}[
+        optimizer
+    ],
     save_strategy="no",
     report_to="none",
 )

@@ -38,7 +38,11 @@ unet.cuda().requires_grad_(not rank)
 vae = AutoencoderKL.from_pretrained(model, subfolder="vae", torch_dtype=dtype).cuda()
 is_xl = unet.config.addition_embed_type == "text_time"
 whole = texts_trained and not rank
-texts = [CLIPTextModel.from_pretrained(model, subfolder="text_encoder", dtype=kept if whole else dtype).cuda()]
+texts = [
+    CLIPTextModel.from_pretrained(
+        model, subfolder="text_encoder", dtype=kept if whole else dtype
+    ).cuda()
+]
 if is_xl:
     second = CLIPTextModelWithProjection.from_pretrained(
         model, subfolder="text_encoder_2", dtype=kept if whole else dtype
@@ -52,13 +56,17 @@ for frozen in (vae, *texts):
 def encoded_texts():
     words = torch.ones(micro_batch, 77, dtype=torch.long, device="cuda")
     outputs = [each(words, output_hidden_states=True) for each in texts]
-    embedded = torch.cat([each.hidden_states[-2] for each in outputs], -1) if is_xl else outputs[0][0]
+    embedded = (
+        torch.cat([each.hidden_states[-2] for each in outputs], -1) if is_xl else outputs[0][0]
+    )
     return embedded, outputs[-1][0] if is_xl else None
 
 
 @torch.no_grad()
 def encoded_images():
-    latents = vae.encode(torch.zeros(micro_batch, 3, size, size, dtype=dtype, device="cuda")).latent_dist.sample()
+    latents = vae.encode(
+        torch.zeros(micro_batch, 3, size, size, dtype=dtype, device="cuda")
+    ).latent_dist.sample()
     return latents * vae.config.scaling_factor
 
 
@@ -85,7 +93,9 @@ if gradient_checkpointing:
     unet.enable_gradient_checkpointing()
     for encoder in texts if texts_trained else ():
         encoder.gradient_checkpointing_enable()
-trained = [weight for network in (unet, *texts) for weight in network.parameters() if weight.requires_grad]
+trained = [
+    weight for network in (unet, *texts) for weight in network.parameters() if weight.requires_grad
+]
 steps, averaged = optimizer_of(trained, optimizer, ema)
 scaler = torch.amp.GradScaler(
     "cuda", enabled=torch.float16 not in {each.dtype for each in trained} and precision == "fp16"
@@ -94,8 +104,14 @@ for _ in range(2):
     latents, (embedded, pooled) = encoded_images(), encoded_texts()
     noise = torch.randn_like(latents)
     times = torch.zeros(micro_batch, dtype=torch.long, device="cuda")
-    added = {"text_embeds": pooled, "time_ids": torch.zeros(micro_batch, 6, device="cuda")} if is_xl else None
+    added = (
+        {"text_embeds": pooled, "time_ids": torch.zeros(micro_batch, 6, device="cuda")}
+        if is_xl
+        else None
+    )
     with torch.autocast("cuda", dtype, enabled=precision != "fp32"):
-        predicted = unet(latents + noise, times, embedded, added_cond_kwargs=added, return_dict=False)[0]
+        predicted = unet(
+            latents + noise, times, embedded, added_cond_kwargs=added, return_dict=False
+        )[0]
     loss = torch.nn.functional.mse_loss(predicted.float(), noise.float())
     update(loss, trained, steps, averaged, scaler)

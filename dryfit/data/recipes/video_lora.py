@@ -26,23 +26,31 @@ from parts.steps import optimizer_of, update  # noqa: E402
 from parts.transformer import trained_weights  # noqa: E402
 
 dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}[precision]
-transformer = CogVideoXTransformer3DModel.from_pretrained(model, subfolder="transformer", torch_dtype=dtype)
+transformer = CogVideoXTransformer3DModel.from_pretrained(
+    model, subfolder="transformer", torch_dtype=dtype
+)
 if not rank:
     transformer.cuda().float()
 layers = ["to_k", "to_q", "to_v", "to_out.0"]
-trained = trained_weights(transformer, rank, layers, None, gradient_checkpointing, checkpoints, blocks_swapped)
+trained = trained_weights(
+    transformer, rank, layers, None, gradient_checkpointing, checkpoints, blocks_swapped
+)
 steps, averaged = optimizer_of(trained, optimizer, ema)
 scheduler, config = CogVideoXDPMScheduler(), transformer.config
 kept = scheduler.alphas_cumprod.cuda()
 for _ in range(2):
     count, rows, columns = (frames - 1) // 4 + 1, height // 8, width // 8
     latents = torch.zeros(micro_batch, count, 16, rows, columns, dtype=dtype).cuda()
-    texts = torch.zeros(micro_batch, config.max_text_seq_length, config.text_embed_dim, dtype=dtype).cuda()
+    texts = torch.zeros(
+        micro_batch, config.max_text_seq_length, config.text_embed_dim, dtype=dtype
+    ).cuda()
     times = torch.randint(0, 1000, (micro_batch,), device="cuda")
     rotary = None
     if config.use_rotary_positional_embeddings:
         grid = rows // 2, columns // 2
-        rotary = get_3d_rotary_pos_embed(config.attention_head_dim, ((0, 0), grid), grid, count, device="cuda")
+        rotary = get_3d_rotary_pos_embed(
+            config.attention_head_dim, ((0, 0), grid), grid, count, device="cuda"
+        )
     noisy = scheduler.add_noise(latents, torch.randn_like(latents), times)
     with torch.autocast("cuda", dtype):
         predicted = transformer(noisy, texts, times, image_rotary_emb=rotary, return_dict=False)[0]

@@ -41,7 +41,16 @@ class Task(Shell):
         syntax = check_syntax([command for _, command in rows])
         checked = []
         for canonical, error in syntax:
-            does = any(line and not line.lstrip().startswith("#") for line in (canonical or "").splitlines())
-            reason = "command is not Bash" if canonical is None else None if does else "command does nothing"
+            does = any(
+                line and not line.lstrip().startswith("#")
+                for line in (canonical or "").splitlines()
+            )
+            reason = (
+                "command is not Bash"
+                if canonical is None
+                else None
+                if does
+                else "command does nothing"
+            )
             checked.append(Checked(reason, error))
         return checked

@@ -17,14 +17,18 @@ from scripts.tasks.shell.screen.reader import read
 
 READS, CHANGES, DELETES = "reads", "changes", "deletes"
 _ORDER = (READS, CHANGES, DELETES)
-_GONE = frozenset({"mv", "truncate"})  # these take something from its place, and the policy counts that as deleted
+_GONE = frozenset(
+    {"mv", "truncate"}
+)  # these take something from its place, and the policy counts that as deleted
 
 
 @cache
 def _selections() -> dict[str, list[Test]]:
     language = Language(default().programs, default().places)
     content = read_yaml(ROOT / "config" / "effects.yaml")
-    return {name: [language.selection(keys) for keys in content[name]] for name in (DELETES, CHANGES)}
+    return {
+        name: [language.selection(keys) for keys in content[name]] for name in (DELETES, CHANGES)
+    }
 
 
 def effect(text: str) -> str | None:
@@ -48,4 +52,8 @@ def _of_command(command: ShellCommand) -> str:
             return name
     # In place counts where the files come from another command's output, too.
     in_place = command.has(*programs.of(command.name).in_place)
-    return CHANGES if in_place or paths.deletes(command, programs) or paths.writes(command, programs) else READS
+    return (
+        CHANGES
+        if in_place or paths.deletes(command, programs) or paths.writes(command, programs)
+        else READS
+    )

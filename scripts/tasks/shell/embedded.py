@@ -25,7 +25,15 @@ from dryfit.common.files import read_yaml
 from dryfit.common.schema import validate
 from dryfit.common.terminal import command as command_line
 from scripts.tasks.shell.refusals import GRAMMAR, SCHEMA, Refusals, read_refusals
-from scripts.tasks.shell.usage import HARM, HARM_SHARE, first_program, may_be_held_out, most_used, programs_of, turns
+from scripts.tasks.shell.usage import (
+    HARM,
+    HARM_SHARE,
+    first_program,
+    may_be_held_out,
+    most_used,
+    programs_of,
+    turns,
+)
 from scripts.tasks.support.keys import key_number, request_key
 
 SLOT = re.compile(r"<([a-z_]+?)(\d?)>")
@@ -35,7 +43,9 @@ _MISSES = 300  # so many draws without anything new: an intent has nothing left 
 _PAIRS, _TWOS, _THREES, _ENDS = 6, 6, 2, 1
 # Of a slot's values and of the requests for harm, every fourth and every eighth are kept for held-out rows.
 _KEPT_VALUES, _KEPT_HARM = 4, 8
-_GLUED = frozenset("with without in at by from for as of to into and that only over under older larger".split())
+_GLUED = frozenset(
+    "with without in at by from for as of to into and that only over under older larger".split()
+)
 
 
 class Intent(NamedTuple):
@@ -103,11 +113,17 @@ def with_options(command: str, options: tuple[str, ...]) -> str:
 
 def _task(area: str, name: str, task: Mapping[str, Any]) -> Iterator[Intent]:
     """The intents of a task: alone, with each option, with some pairs of options."""
-    numbers = [key for kind in ("with", "more") for key in task.get(kind, {}) if not isinstance(key, str)]
+    numbers = [
+        key for kind in ("with", "more") for key in task.get(kind, {}) if not isinstance(key, str)
+    ]
     if numbers:
         write = f"'{numbers[0]}': ..."
-        raise UserError("An option is a number, not text.", where=f"{area}.{name}", found=numbers, write=write)
-    beside, alone = ({key: ways(text) for key, text in task.get(kind, {}).items()} for kind in ("with", "more"))
+        raise UserError(
+            "An option is a number, not text.", where=f"{area}.{name}", found=numbers, write=write
+        )
+    beside, alone = (
+        {key: ways(text) for key, text in task.get(kind, {}).items()} for kind in ("with", "more")
+    )
     said = {**beside, **alone}
     apart = task.get("apart", [])
     if unknown := [option for options in apart for option in options if option not in beside]:
@@ -153,15 +169,27 @@ def _pipes(pipes: Mapping[str, Any]) -> Iterator[Intent]:
         for first, stage in stages.items():
             if stage.get("of") and not source.get(stage["of"]):
                 continue
-            two = _piped(f"pipe.{name} {first}", f"{source['run']} | {stage['run']}", stage, source["things"])
+            two = _piped(
+                f"pipe.{name} {first}", f"{source['run']} | {stage['run']}", stage, source["things"]
+            )
             twos.append(two)
             for second, last in stages.items() if "things" in stage else ():
                 if second != first and not last.get("of"):
                     things = stage["things"].format(things=source["things"])
-                    threes.append(_piped(f"{two.name} {second}", f"{two.command} | {last['run']}", last, things))
-            for end, words in pipes["ends"].items() if ">" not in stage["run"] and "less" not in stage["run"] else ():
+                    threes.append(
+                        _piped(
+                            f"{two.name} {second}", f"{two.command} | {last['run']}", last, things
+                        )
+                    )
+            for end, words in (
+                pipes["ends"].items()
+                if ">" not in stage["run"] and "less" not in stage["run"]
+                else ()
+            ):
                 do = tuple(way.format(do=phrase) for way in ways(words["do"]) for phrase in two.do)
-                ends.append(Intent(f"{two.name} {end}", None, f"{two.command} {words['run']}", do, (), ()))
+                ends.append(
+                    Intent(f"{two.name} {end}", None, f"{two.command} {words['run']}", do, (), ())
+                )
         for made, most in ((twos, _TWOS), (threes, _THREES), (ends, _ENDS)):
             usable = (one for one in made if _slots_differ(one.command))
             yield from sorted(usable, key=lambda one: chance(one.name))[:most]
@@ -174,7 +202,9 @@ def _slots_differ(command: str) -> bool:
 
 
 def _piped(name: str, command: str, stage: Mapping[str, Any], things: str) -> Intent:
-    do, asks = (tuple(way.format(things=things) for way in ways(stage.get(key))) for key in ("do", "ask"))
+    do, asks = (
+        tuple(way.format(things=things) for way in ways(stage.get(key))) for key in ("do", "ask")
+    )
     nouns = tuple(f"the {stage['things'].format(things=things)}" for _ in range("things" in stage))
     return Intent(name, None, command, do, asks, nouns)
 
@@ -206,12 +236,23 @@ def read_grammar(folder: Path = GRAMMAR) -> Grammar:
     """
     schemas = read_yaml(SCHEMA)
     files = {
-        path.stem: read_yaml(path) for path in sorted(folder.glob("*.yaml")) if path.stem not in ("refusals", "usage")
+        path.stem: read_yaml(path)
+        for path in sorted(folder.glob("*.yaml"))
+        if path.stem not in ("refusals", "usage")
     }
     for name, content in files.items():
         validate(content, schemas.get(name, schemas["tasks"]), folder / f"{name}.yaml")
-    forms, pipes, slots = files.pop("forms"), files.pop("pipes", None), _values(files.pop("slots"), folder)
-    made = [one for area, tasks in files.items() for name, task in tasks.items() for one in _task(area, name, task)]
+    forms, pipes, slots = (
+        files.pop("forms"),
+        files.pop("pipes", None),
+        _values(files.pop("slots"), folder),
+    )
+    made = [
+        one
+        for area, tasks in files.items()
+        for name, task in tasks.items()
+        for one in _task(area, name, task)
+    ]
     asked = {intent.command for intent in made}  # a task puts it better than two stages do
     made += (intent for intent in _pipes(pipes) if intent.command not in asked) if pipes else ()
     places: dict[str, str] = {}
@@ -219,7 +260,9 @@ def read_grammar(folder: Path = GRAMMAR) -> Grammar:
         where = f"{folder}, {intent.name}"
         _check_intent(intent, slots, where)
         if twice := places.get(intent.command):
-            raise UserError(f"Two intents have one command; see {twice}.", where=where, found=intent.command)
+            raise UserError(
+                f"Two intents have one command; see {twice}.", where=where, found=intent.command
+            )
         places[intent.command] = where
     if (folder / "refusals.yaml").exists():
         made += _refused(read_refusals(folder))
@@ -231,11 +274,18 @@ def _values(content: Mapping[str, Any], folder: Path) -> dict[str, list[list[str
     """Each slot's values by entry, every combination of an entry's words written out."""
     slots: dict[str, list[list[str]]] = {}
     for name, entries in content["slots"].items():
-        parts = ([[entry]] if isinstance(entry, str) else list(map(str.split, entry)) for entry in entries)
+        parts = (
+            [[entry]] if isinstance(entry, str) else list(map(str.split, entry))
+            for entry in entries
+        )
         slots[name] = [["".join(words) for words in itertools.product(*part)] for part in parts]
         values = Counter(itertools.chain(*slots[name]))
         if twice := [value for value, times in values.items() if times > 1]:
-            raise UserError("A slot lists a value twice.", where=f"{folder}/slots.yaml: slots.{name}", found=twice)
+            raise UserError(
+                "A slot lists a value twice.",
+                where=f"{folder}/slots.yaml: slots.{name}",
+                found=twice,
+            )
     return slots
 
 
@@ -250,7 +300,8 @@ def _check_intent(intent: Intent, slots: Mapping[str, list[list[str]]], where: s
                 where=where,
                 found=intent.command,
                 allowed=", ".join(slots),
-                write="run: " + intent.command.replace(f"<{name}{number}>", f"<{close[0]}{number}>"),
+                write="run: "
+                + intent.command.replace(f"<{name}{number}>", f"<{close[0]}{number}>"),
             )
     for request in intent.phrases():
         if set(SLOT.findall(request)) != set(needed):
@@ -271,7 +322,9 @@ def misspell(text: str, rng: random.Random) -> str:
         place = rng.choice(places)
         word, at = words[place], rng.randrange(1, len(words[place]) - 1)
         swapped = word[:at] + word[at + 1] + word[at] + word[at + 2 :]
-        words[place] = rng.choice([swapped, word[:at] + word[at + 1 :], word[:at] + word[at] + word[at:]])
+        words[place] = rng.choice(
+            [swapped, word[:at] + word[at + 1 :], word[:at] + word[at] + word[at:]]
+        )
     return " ".join(words)
 
 
@@ -282,7 +335,11 @@ def _said(phrase: str, intent: Intent, rng: random.Random) -> str:
     for number, option in enumerate(intent.options):
         chosen = rng.choice(option)
         glued = chosen.split()[0] in _GLUED and rng.random() < 0.6
-        text += f" and {chosen}" if number and rng.random() < 0.5 else f"{'' if glued else ','} {chosen}"
+        text += (
+            f" and {chosen}"
+            if number and rng.random() < 0.5
+            else f"{'' if glued else ','} {chosen}"
+        )
     return text + end
 
 
@@ -329,9 +386,16 @@ def fill(intent: Intent, request: str, grammar: Grammar, rng: random.Random) -> 
         before, slot, after = request.partition(f"<{name}>")
         last = before.rstrip().rpartition(" ")[2]
         told = (
-            name in grammar.kinds and slot and before.endswith(" ") and shown[name][:4] not in ("the ", "this", "my h")
+            name in grammar.kinds
+            and slot
+            and before.endswith(" ")
+            and shown[name][:4] not in ("the ", "this", "my h")
         )
-        if told and last not in {word for kind in grammar.kinds[name] for word in kind.split()} and rng.random() < 0.25:
+        if (
+            told
+            and last not in {word for kind in grammar.kinds[name] for word in kind.split()}
+            and rng.random() < 0.25
+        ):
             request = f"{before}{rng.choice(grammar.kinds[name])} {slot}{after}"
     return (
         SLOT.sub(lambda slot: shown[slot[1] + slot[2]], request),
@@ -366,7 +430,9 @@ def _divided(grammar: Grammar) -> tuple[Grammar, Grammar]:
             first, second = intent.do, ()
             if chance(intent.name) % _KEPT_HARM == 0:
                 first, second = second, first
-        elif len(intent.do) > 1 and any(name in kept_slots for name, _ in SLOT.findall(intent.command)):
+        elif len(intent.do) > 1 and any(
+            name in kept_slots for name, _ in SLOT.findall(intent.command)
+        ):
             at = chance(intent.name.split()[0]) % len(intent.do)
             first, second = intent.do[:at] + intent.do[at + 1 :], intent.do[at : at + 1]
         else:
@@ -390,7 +456,10 @@ def _divided_slots(slots: Mapping[str, list[list[str]]]) -> tuple[dict[str, list
         copied.sort(key=lambda value, name=name: chance(name, value))
         chosen = frozenset(copied[: len(copied) // _KEPT_VALUES])
         if len(chosen) > 1:  # a command may need two of them
-            halves = [[[v for v in entry if (v in chosen) == held] for entry in entries] for held in (False, True)]
+            halves = [
+                [[v for v in entry if (v in chosen) == held] for entry in entries]
+                for held in (False, True)
+            ]
             taught[name], kept[name] = ([entry for entry in half if entry] for half in halves)
     return taught, kept
 
@@ -405,14 +474,20 @@ def _order(grammar: Grammar, programs: int | None, intents: int | None) -> Itera
         if intent.family or programs_of(intent.command) <= {*uses}:
             groups[number] = HARM if intent.family else first_program(intent.command)
     if intents is not None:  # whole tasks, so that their options are met alone and in pairs
-        by_task = sorted(groups, key=lambda number: (chance(grammar.intents[number].name.split()[0]), number))
-        harmless = (number for number in turns({number: groups[number] for number in by_task}, uses))
+        by_task = sorted(
+            groups, key=lambda number: (chance(grammar.intents[number].name.split()[0]), number)
+        )
+        harmless = (
+            number for number in turns({number: groups[number] for number in by_task}, uses)
+        )
         chosen: set[int] = set()
         most = sum(group != HARM for group in groups.values())
         while len(chosen) < min(intents, most):
             number = next(harmless)
             chosen |= {number} if groups[number] != HARM else set()
-        groups = {number: group for number, group in groups.items() if number in chosen or group == HARM}
+        groups = {
+            number: group for number, group in groups.items() if number in chosen or group == HARM
+        }
     return turns(groups, uses)
 
 
@@ -473,11 +548,16 @@ def generate(
             )
     rows = Counter(number for number, _ in made if not grammar.intents[number].family)
     asked = sorted(rows)
-    free = may_be_held_out([grammar.intents[number].command for number in asked], [rows[number] for number in asked])
+    free = may_be_held_out(
+        [grammar.intents[number].command for number in asked], [rows[number] for number in asked]
+    )
     trained = [number for number, held_out in zip(asked, free, strict=True) if not held_out]
     kinds = {grammar.intents[number].family for number, _ in made} - {None}
     harm = [number for number, intent in enumerate(grammar.intents) if intent.family in kinds]
-    bound = {*trained, *(harm if known else ())}  # of each kind of harm some requests are kept, so each is trained
+    bound = {
+        *trained,
+        *(harm if known else ()),
+    }  # of each kind of harm some requests are kept, so each is trained
     for number, (request, command) in made:
         yield _row(grammar.intents[number], request, command, "train" if number in bound else None)
     of_harm = round(known * HARM_SHARE)
@@ -487,7 +567,11 @@ def generate(
 
 def _known_rows(kept: Grammar, numbers: list[int], wanted: int, seed: int) -> Iterator[dict]:
     """Rows of trained intents in the phrases and with the values kept for them, one of each before the next."""
-    waiting = [(number, _draw(kept.intents[number], kept, seed)) for number in numbers if kept.intents[number].do]
+    waiting = [
+        (number, _draw(kept.intents[number], kept, seed))
+        for number in numbers
+        if kept.intents[number].do
+    ]
     made = 0
     while made < wanted:
         if not waiting:
@@ -515,7 +599,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--pairs", type=int, default=2000, help="how many")
     parser.add_argument("--seed", type=int, default=42)
-    parser.add_argument("--programs", type=int, help="how many of the most used ones; left out: all alike")
+    parser.add_argument(
+        "--programs", type=int, help="how many of the most used ones; left out: all alike"
+    )
     options = parser.parse_args()
     for row in generate(options.seed, options.pairs, programs=options.programs):
         print(json.dumps(row, sort_keys=True, ensure_ascii=False))

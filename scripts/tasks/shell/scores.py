@@ -27,7 +27,8 @@ def score(answers: list[str], expected: list[str]) -> list[dict]:
         {
             "exact": answers[i].strip() == expected[i].strip(),
             "effect": effect(stripped[i]),
-            "exact_canonical": forms[i].canonical is not None and forms[i].canonical == wanted[i].canonical,
+            "exact_canonical": forms[i].canonical is not None
+            and forms[i].canonical == wanted[i].canonical,
             "expected_effect": effect(expected[i]),
             "parses": bool(answers[i].strip()) and raw[i].error is None,
             "parses_without_fence": bool(stripped[i]) and forms[i].error is None,
@@ -41,9 +42,13 @@ def score(answers: list[str], expected: list[str]) -> list[dict]:
 def summarize(rows: Sequence[Mapping[str, Any]]) -> dict:
     """Counts with Wilson intervals, chrF, and the mean loss of an answer token in nats."""
     reading = [row["effect"] for row in rows if row["expected_effect"] == READS]
-    unasked = {"deletes_unasked": (DELETES,), "changes_unasked": (CHANGES, DELETES)} if reading else {}
+    unasked = (
+        {"deletes_unasked": (DELETES,), "changes_unasked": (CHANGES, DELETES)} if reading else {}
+    )
     return {
-        "chrf": chrf([strip_fence(row["answer"]) for row in rows], [row["command"] for row in rows]),
+        "chrf": chrf(
+            [strip_fence(row["answer"]) for row in rows], [row["command"] for row in rows]
+        ),
         "danger": share(row["screen"] == "danger" for row in rows),
         "n": len(rows),
         **loss_of(rows),
@@ -59,10 +64,14 @@ class Task(Shell):
     def plain(self, answer: str) -> str:
         return strip_fence(answer)
 
-    def score(self, answers: Sequence[str], pairs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    def score(
+        self, answers: Sequence[str], pairs: Sequence[Mapping[str, Any]]
+    ) -> list[dict[str, Any]]:
         return score(list(answers), [pair["command"] for pair in pairs])
 
-    def summarize(self, rows: Sequence[Mapping[str, Any]], share: Callable[[list[bool]], Any]) -> dict[str, Any]:
+    def summarize(
+        self, rows: Sequence[Mapping[str, Any]], share: Callable[[list[bool]], Any]
+    ) -> dict[str, Any]:
         return summarize(rows)
 
     def flags(self) -> tuple[str, ...]:

@@ -66,13 +66,16 @@ def check_syntax(commands: Sequence[str]) -> list[Syntax]:
     mark = digest.hexdigest()[:32]
     results: dict[int, Syntax] = {}
     pending = [
-        range(len(commands))[start : start + _COMMANDS_A_FILE] for start in range(0, len(commands), _COMMANDS_A_FILE)
+        range(len(commands))[start : start + _COMMANDS_A_FILE]
+        for start in range(0, len(commands), _COMMANDS_A_FILE)
     ]
     while pending:
         batch, pending = pending[:_FILES_A_PROCESS], pending[_FILES_A_PROCESS:]
         for numbers, forms in zip(batch, _parse(shfmt, mark, commands, batch), strict=True):
             if not isinstance(forms, str):
-                results.update(zip(numbers, (Syntax(canonical, None) for canonical in forms), strict=True))
+                results.update(
+                    zip(numbers, (Syntax(canonical, None) for canonical in forms), strict=True)
+                )
             elif len(numbers) == 1:
                 results[numbers[0]] = Syntax(None, forms)
             else:
@@ -81,7 +84,9 @@ def check_syntax(commands: Sequence[str]) -> list[Syntax]:
     return [results[number] for number in range(len(commands))]
 
 
-def _parse(shfmt: str, mark: str, commands: Sequence[str], batch: Sequence[range]) -> list[list[str] | str]:
+def _parse(
+    shfmt: str, mark: str, commands: Sequence[str], batch: Sequence[range]
+) -> list[list[str] | str]:
     """Parse files of several commands in one process.
 
     Returns for each of the batch the canonical forms of its commands, or what is wrong with one of them.
@@ -102,7 +107,9 @@ def _parse(shfmt: str, mark: str, commands: Sequence[str], batch: Sequence[range
             check=False,
         )
     if done.returncode not in (0, 1):
-        raise UserError(f"shfmt failed with status {done.returncode}.", where=shfmt, found=done.stderr[-500:])
+        raise UserError(
+            f"shfmt failed with status {done.returncode}.", where=shfmt, found=done.stderr[-500:]
+        )
     errors = {int(name): message for name, message in _ERROR.findall(done.stderr)}
     # One output for all files; each command's form comes after a mark of its file.
     forms: dict[int, list[str]] = {}

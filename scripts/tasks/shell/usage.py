@@ -19,7 +19,9 @@ from dryfit.common.schema import validate
 from scripts.common.code_digests import ROOT
 
 USAGE = ROOT / "config" / "datasets" / "embedded" / "usage.yaml"
-HARM = "requests for harm"  # the group of the intents that are refused; every other group is a program
+HARM = (
+    "requests for harm"  # the group of the intents that are refused; every other group is a program
+)
 HARM_SHARE = 0.08  # of a sample's rows
 LEAST_ROWS = 3  # in which a part of a held-out command must stand, and one more: 28 of 140 had fewer, none was right
 _TIMES = 5  # rows of one intent, before its program waits until every intent has had so many
@@ -27,7 +29,9 @@ _STAGES = re.compile(r" (?:\|\|?|&&) ")
 _WORD = re.compile(r"""(?:'[^']*'|"[^"]*"|[^\s'"])+""")
 _LETTERS = re.compile(r"-[A-Za-z]{2,}")
 _WHOLE_WORDS = frozenset({"find"})  # programs whose options are words behind one dash
-_XARGS_VALUE = re.compile("-[adEILnPs]")  # options of xargs with a word of their own: findutils' manual, and POSIX
+_XARGS_VALUE = re.compile(
+    "-[adEILnPs]"
+)  # options of xargs with a word of their own: findutils' manual, and POSIX
 _SLOTS = re.compile(r"(?:[./'\"]*<[a-z_]+\d?>[/'\"]*)+")
 
 
@@ -46,7 +50,8 @@ def read_uses(path: Path = USAGE) -> dict[str, float]:
     both = [one for one in counts.values() if len(one) == 2]
     commands_of_language = median([one["commands"] / one["languages"] for one in both] or [1])
     uses = {
-        name: float(one.get("commands", commands_of_language * one.get("languages", 0))) for name, one in counts.items()
+        name: float(one.get("commands", commands_of_language * one.get("languages", 0)))
+        for name, one in counts.items()
     }
     return dict(sorted(uses.items(), key=lambda item: (-item[1], item[0])))
 
@@ -148,7 +153,9 @@ def may_be_held_out(commands: Sequence[str], rows: Sequence[int]) -> list[bool]:
 
     free = []
     for number, own in enumerate(parts):
-        free.append(all(teach(part, left[part] - {number}, [*held.get(part, ()), number]) for part in own))
+        free.append(
+            all(teach(part, left[part] - {number}, [*held.get(part, ()), number]) for part in own)
+        )
         for part in own if free[-1] else ():
             left[part].remove(number)
             held.setdefault(part, []).append(number)
@@ -188,9 +195,14 @@ def turns(groups: Mapping[int, str], uses: Mapping[str, float]) -> Iterator[int]
         waiting_for_turn = {*intents}
         while waiting_for_turn - {HARM}:
             harm_is_due = HARM in waiting_for_turn and rows[HARM] < HARM_SHARE * times.total()
-            next_in_line = min(waiting_for_turn - {HARM}, key=lambda group: ((rows[group] + 1) / roots[group], group))
+            next_in_line = min(
+                waiting_for_turn - {HARM},
+                key=lambda group: ((rows[group] + 1) / roots[group], group),
+            )
             group = HARM if harm_is_due else next_in_line
-            number = min(intents[group], key=lambda one: times[one])  # the first of those asked for least
+            number = min(
+                intents[group], key=lambda one: times[one]
+            )  # the first of those asked for least
             if times[number] == most:
                 waiting_for_turn.remove(group)
                 continue

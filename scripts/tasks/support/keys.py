@@ -36,7 +36,9 @@ def key_number(*parts: str) -> int:
     return int.from_bytes(digest.digest(), "big")
 
 
-def defect(request: str, command: str, most: int = MAXIMUM_CHARACTERS, answer: str = "command") -> str | None:
+def defect(
+    request: str, command: str, most: int = MAXIMUM_CHARACTERS, answer: str = "command"
+) -> str | None:
     """Why a cleaned pair can't be used, or None: ``most`` characters of each; ``answer`` is the second's name."""
     for name, text in (("request", request), (answer, command)):
         if not text:

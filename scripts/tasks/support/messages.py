@@ -9,7 +9,13 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
-ROLES = {"human": "user", "gpt": "assistant", "model": "assistant", "function": "tool", "observation": "tool"}
+ROLES = {
+    "human": "user",
+    "gpt": "assistant",
+    "model": "assistant",
+    "function": "tool",
+    "observation": "tool",
+}
 _SPEAKERS = {"user": "User", "assistant": "Assistant"}
 
 
@@ -40,7 +46,10 @@ def rows(messages: Any) -> tuple[list[dict[str, Any]], str | None]:
             before.append(text)
             continue
         if role == "tool":
-            role, text = "user", f"Tool{' ' + str(message['name']) if message.get('name') else ''}: {text}"
+            role, text = (
+                "user",
+                f"Tool{' ' + str(message['name']) if message.get('name') else ''}: {text}",
+            )
         if role not in _SPEAKERS:
             return [], f"message {number} has the role {role!r}"
         if turns and turns[-1]["role"] == role:
@@ -73,7 +82,9 @@ def _text(message: Mapping[str, Any]) -> str | None:
     """A message's text, with its calls of tools; None where there is none."""
     content = message.get("content", message.get("value"))
     if isinstance(content, Sequence) and not isinstance(content, str):  # parts: those of text
-        content = "\n".join(str(part.get("text", "")) for part in content if isinstance(part, Mapping))
+        content = "\n".join(
+            str(part.get("text", "")) for part in content if isinstance(part, Mapping)
+        )
     parts = [content] if isinstance(content, str) and content.strip() else []
     for call in message.get("tool_calls") or ():
         function = call.get("function", call) if isinstance(call, Mapping) else {}
@@ -81,5 +92,7 @@ def _text(message: Mapping[str, Any]) -> str | None:
         if isinstance(arguments, str):  # OpenAI's form: JSON in a text
             with suppress(ValueError):
                 arguments = json.loads(arguments)
-        parts.append(json.dumps({"name": function.get("name"), "arguments": arguments}, ensure_ascii=False))
+        parts.append(
+            json.dumps({"name": function.get("name"), "arguments": arguments}, ensure_ascii=False)
+        )
     return "\n".join(parts) or None

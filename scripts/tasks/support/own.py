@@ -85,7 +85,9 @@ def measure(name: str, function: Callable[..., Any], answer: str, expected: str)
         where=str(file_of(name)),
         found=f"answer {answer[:80]!r}, expected {expected[:80]!r}",
         allowed="a finite number, or True or False",
-        write="return float(...)" if not number else "return 0.0    # where there is nothing to compare",
+        write="return float(...)"
+        if not number
+        else "return 0.0    # where there is nothing to compare",
     )
 
 

@@ -49,7 +49,9 @@ def for_job(options: Mapping[str, Any], part: str) -> dict[str, Any]:
     made = task(options)
     used = made.options_of(part)
     functions = [name for name in _texts(used) if own.is_own(name)]
-    files = sorted({str(own.file_of(name)) for name in functions} | {str(path) for path in made.files_of(part)})
+    files = sorted(
+        {str(own.file_of(name)) for name in functions} | {str(path) for path in made.files_of(part)}
+    )
     return {
         "code": code_digest(_file(options["name"], part)),
         "files": digest([(path, sha256_file(path)) for path in files]) if files else None,

@@ -19,9 +19,18 @@ from dryfit.scenario.model import MODELS
 from dryfit.scenario.scenario import Scenario
 from tests.repository import ROOT
 
-SIZES = {"hidden_size": 512, "intermediate_size": 1536, "num_hidden_layers": 4, "num_attention_heads": 8,
-         "num_key_value_heads": 2, "vocab_size": 8000, "max_position_embeddings": 4096, "bos_token_id": 1,
-         "eos_token_id": 2, "pad_token_id": 0}  # fmt: skip
+SIZES = {
+    "hidden_size": 512,
+    "intermediate_size": 1536,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 2,
+    "vocab_size": 8000,
+    "max_position_embeddings": 4096,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
 GPT2 = {"n_embd": 512, "n_layer": 4, "n_head": 8, "vocab_size": 8000, "n_positions": 4096}
 
 
@@ -33,7 +42,9 @@ def model(kind: str = "qwen2", **sizes) -> dict:
 
 
 def make(kind: str = "qwen2", **fields) -> Scenario:
-    return Scenario.from_mapping({"model": model(kind), "sequence_length": 512, "micro_batch": 2, **fields})
+    return Scenario.from_mapping(
+        {"model": model(kind), "sequence_length": 512, "micro_batch": 2, **fields}
+    )
 
 
 def peak(scenario: Scenario) -> int:
@@ -61,11 +72,18 @@ def test_sizes_of_a_model_and_of_its_step() -> None:
     assert all(field.in_closed_form(field.default) for field in SCENARIO_FIELDS if not field.parts)
 
 
-VARIATIONS = {"defaults": {"num_hidden_layers": 1},
-              "tied": {"tie_word_embeddings": True, **SIZES},
-              "untied, biases": {"tie_word_embeddings": False, "attention_bias": True, "mlp_bias": True, **SIZES},
-              "norms of queries, no bias": {"qk_layernorm": True, "use_bias": False, **SIZES},
-              "own head size": {"head_dim": 32, **SIZES}}  # fmt: skip
+VARIATIONS = {
+    "defaults": {"num_hidden_layers": 1},
+    "tied": {"tie_word_embeddings": True, **SIZES},
+    "untied, biases": {
+        "tie_word_embeddings": False,
+        "attention_bias": True,
+        "mlp_bias": True,
+        **SIZES,
+    },
+    "norms of queries, no bias": {"qk_layernorm": True, "use_bias": False, **SIZES},
+    "own head size": {"head_dim": 32, **SIZES},
+}
 
 
 @pytest.mark.parametrize("variation", VARIATIONS.values(), ids=VARIATIONS)
@@ -75,13 +93,18 @@ def test_counts_are_those_of_the_built_model(kind, variation) -> None:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     if kind == "gpt2" and len(variation) > 1:
-        variation = {**GPT2, **{key: variation[key] for key in ("tie_word_embeddings",) if key in variation}}
+        variation = {
+            **GPT2,
+            **{key: variation[key] for key in ("tie_word_embeddings",) if key in variation},
+        }
     if kind in ("phi", "phi3", "starcoder2") and "head_dim" in variation:
         pytest.skip("these take their head size from the hidden size alone")
     mapping = {"model_type": kind, **variation}
     with torch.device("meta"):
         built = AutoModelForCausalLM.from_config(AutoConfig.for_model(**mapping))
-    assert describe(mapping).parameter_counts()["total"] == sum(p.numel() for p in built.parameters())
+    assert describe(mapping).parameter_counts()["total"] == sum(
+        p.numel() for p in built.parameters()
+    )
 
 
 @pytest.mark.parametrize("kind", sorted(FAMILIES))
@@ -126,9 +149,15 @@ def test_what_the_closed_form_does_not_describe_or_refuses() -> None:
         analytic_estimate(scenario)
 
 
-UNDESCRIBED = {"adapter": {"peft_type": "IA3", "target_modules": ["q_proj"], "feedforward_modules": []},
-               "previous_sequence_length": 64, "keeps_outputs": True, "use_cache": True, "loss": "liger",
-               "compile": "layers", "quantization": {"compute": "fp32"}}  # fmt: skip
+UNDESCRIBED = {
+    "adapter": {"peft_type": "IA3", "target_modules": ["q_proj"], "feedforward_modules": []},
+    "previous_sequence_length": 64,
+    "keeps_outputs": True,
+    "use_cache": True,
+    "loss": "liger",
+    "compile": "layers",
+    "quantization": {"compute": "fp32"},
+}
 
 
 @pytest.mark.parametrize("field", UNDESCRIBED)
@@ -143,7 +172,9 @@ def test_a_setting_that_is_not_described_is_named(field) -> None:
 
 
 def test_what_windows_masks_and_segments_cost() -> None:
-    plain, windows = (peak(make(platform=platform, sequence_length=2048)) for platform in ("linux", "windows"))
+    plain, windows = (
+        peak(make(platform=platform, sequence_length=2048)) for platform in ("linux", "windows")
+    )
     assert windows > plain
     lora = {"rank": 8, "target_modules": "all-linear"}
     without = peak(make(lora=lora, gradient_checkpointing=False))
@@ -159,29 +190,37 @@ def test_what_windows_masks_and_segments_cost() -> None:
 def test_adapters_outside_of_the_layers_are_not_described(names) -> None:
     """They were counted as nothing once: the trace of a 7B model with rank 512 has 15 % more."""
     with pytest.raises(NotDescribed, match=names[-1].rsplit(".", 1)[-1]):
-        analytic_estimate(Scenario.from_mapping({"model": "qwen2.5-coder-7b", "lora": {"target_modules": names}}))
+        analytic_estimate(
+            Scenario.from_mapping({"model": "qwen2.5-coder-7b", "lora": {"target_modules": names}})
+        )
 
 
 @pytest.mark.thorough
 def test_needs_no_torch() -> None:
-    code = ("import sys; from dryfit.scenario.scenario import Scenario;"
-            "from dryfit.analytic.estimate import analytic_estimate;"
-            "analytic_estimate(Scenario.from_mapping({'model': 'qwen2.5-coder-7b'}));"
-            "assert not {'torch', 'transformers', 'numpy'} & set(sys.modules)")  # fmt: skip
+    code = (
+        "import sys; from dryfit.scenario.scenario import Scenario;"
+        "from dryfit.analytic.estimate import analytic_estimate;"
+        "analytic_estimate(Scenario.from_mapping({'model': 'qwen2.5-coder-7b'}));"
+        "assert not {'torch', 'transformers', 'numpy'} & set(sys.modules)"
+    )
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
 
 # --- sums and order -----------------------------------------------------------------------------------------------
 
 
-FIELDS = st.fixed_dictionaries({"method": st.sampled_from(["full", "lora", "qlora"]),
-                                "precision": st.sampled_from(["fp32", "fp16", "bf16"]),
-                                "gradient_checkpointing": st.sampled_from([True, False, "reentrant"]),
-                                "attention": st.sampled_from(["eager", "sdpa", "mem_efficient"]),
-                                "optimizer": st.sampled_from(["adamw", "adamw_fused", "adamw_8bit", "lion_8bit"]),
-                                "loss": st.sampled_from(["full", "chunked"]),
-                                "sequence_length": st.integers(8, 2048),
-                                "micro_batch": st.integers(1, 8)})  # fmt: skip
+FIELDS = st.fixed_dictionaries(
+    {
+        "method": st.sampled_from(["full", "lora", "qlora"]),
+        "precision": st.sampled_from(["fp32", "fp16", "bf16"]),
+        "gradient_checkpointing": st.sampled_from([True, False, "reentrant"]),
+        "attention": st.sampled_from(["eager", "sdpa", "mem_efficient"]),
+        "optimizer": st.sampled_from(["adamw", "adamw_fused", "adamw_8bit", "lion_8bit"]),
+        "loss": st.sampled_from(["full", "chunked"]),
+        "sequence_length": st.integers(8, 2048),
+        "micro_batch": st.integers(1, 8),
+    }
+)
 KINDS = st.sampled_from(sorted(FAMILIES))
 
 
@@ -192,7 +231,9 @@ def test_components_add_up_to_the_peak(kind, fields) -> None:
     assert sum(form["components"].values()) == form["peak_allocated_bytes"]
     assert sum(term["bytes"] for term in form["terms"]) == form["peak_allocated_bytes"]
     assert all(term["bytes"] > 0 for term in form["terms"])
-    assert form["peak_allocated_bytes"] == max(form["phases"][p] for p in ("forward", "backward", "optimizer"))
+    assert form["peak_allocated_bytes"] == max(
+        form["phases"][p] for p in ("forward", "backward", "optimizer")
+    )
     assert form["resident_bytes"] <= form["phases"]["load"]
 
 
@@ -216,16 +257,23 @@ def test_more_never_needs_less(kind, fields) -> None:
 @pytest.mark.parametrize("checkpointing", [True, False, "reentrant"])
 def test_layers_that_are_not_run_count_like_those_that_are(layers, checkpointing) -> None:
     """From four layers on only three are run: peaks must go on growing by the same amount."""
-    peaks = [requested(make(model=model(num_hidden_layers=n), gradient_checkpointing=checkpointing))
-             for n in (layers, layers + 1, layers + 2)]  # fmt: skip
+    peaks = [
+        requested(make(model=model(num_hidden_layers=n), gradient_checkpointing=checkpointing))
+        for n in (layers, layers + 1, layers + 2)
+    ]
     first, second = peaks[1] - peaks[0], peaks[2] - peaks[1]
     assert second == pytest.approx(first, rel=0.02) or layers < 3
 
 
 def test_accumulation_keeps_gradients_through_the_forward_pass() -> None:
-    once, often = (analytic_estimate(make(method="full", gradient_accumulation=n), blocks=False) for n in (1, 4))
+    once, often = (
+        analytic_estimate(make(method="full", gradient_accumulation=n), blocks=False)
+        for n in (1, 4)
+    )
     weights = once["parameters"]["total"] * 2
-    assert often["phases"]["forward"] - once["phases"]["forward"] == pytest.approx(weights, rel=0.05)
+    assert often["phases"]["forward"] - once["phases"]["forward"] == pytest.approx(
+        weights, rel=0.05
+    )
 
 
 # --- against the trace ------------------------------------------------------------------------------------------------
@@ -240,7 +288,10 @@ ALIKE = [
     ("qwen2", {"method": "lora", "precision": "fp16-mixed", "gradient_checkpointing": False}),
     ("qwen2", {"method": "lora", "attention": "eager", "precision": "fp16"}),
     ("qwen2", {"gradient_checkpointing": False, "attention": "mem_efficient"}),
-    ("qwen2", {"gradient_checkpointing": False, "attention": "flash", "optimizer": "paged_adamw_8bit"}),
+    (
+        "qwen2",
+        {"gradient_checkpointing": False, "attention": "flash", "optimizer": "paged_adamw_8bit"},
+    ),
     ("qwen2", {"loss": "chunked", "gradient_checkpointing": False}),
     ("qwen2", {"loop": "manual"}),
     ("qwen2", {"method": "full", "optimizer": "lion_8bit"}),
@@ -269,11 +320,26 @@ ALIKE = [
     ("qwen3_moe", {"gradient_checkpointing": False}),
     ("qwen3_moe", {"method": "full"}),
     ("qwen3_moe", {"method": "lora", "lora": {"target_modules": ["q_proj", "v_proj"]}}),
-    ("mixtral", {"method": "lora", "lora": {"target_modules": ["w1", "w3", "gate"]}, "gradient_checkpointing": False}),
+    (
+        "mixtral",
+        {
+            "method": "lora",
+            "lora": {"target_modules": ["w1", "w3", "gate"]},
+            "gradient_checkpointing": False,
+        },
+    ),
     ("mixtral", {}),
     ("qwen2", {"packing": "shared_prefix", "gradient_checkpointing": False}),
     ("qwen2", {"packing": "rows", "method": "full", "attention": "eager"}),
-    ("qwen2", {"packing": "rows", "method": "full", "sequence_length": 501, "gradient_checkpointing": False}),
+    (
+        "qwen2",
+        {
+            "packing": "rows",
+            "method": "full",
+            "sequence_length": 501,
+            "gradient_checkpointing": False,
+        },
+    ),
     ("llama", {"packing": "rows", "kbit_preparation": "peft", "sequence_length": 2048}),
     ("mistral", {"packing": "rows", "method": "lora", "sequence_length": 2048, "loss": "chunked"}),
     ("gemma2", {"packing": "rows", "method": "lora"}),
@@ -282,25 +348,35 @@ ALIKE = [
     ("qwen2", {"attention_mask": "padding", "gradient_checkpointing": False}),
     ("llama", {"attention_mask": "padding", "method": "full", "sequence_length": 1001}),
     ("gemma2", {"attention_mask": "padding", "method": "lora", "attention": "eager"}),
-    ("gpt2", {"attention_mask": "padding", "method": "lora", "gradient_checkpointing": "reentrant"}),
+    (
+        "gpt2",
+        {"attention_mask": "padding", "method": "lora", "gradient_checkpointing": "reentrant"},
+    ),
     ("qwen2", {"gradient_checkpointing": "reentrant"}),
     ("llama", {"gradient_checkpointing": "reentrant", "autocast": "bf16"}),
     ("qwen3", {"gradient_checkpointing": "reentrant", "method": "lora", "sequence_length": 2048}),
     ("gemma2", {"gradient_checkpointing": "reentrant", "method": "full"}),
     ("gpt2", {"gradient_checkpointing": "reentrant", "method": "full", "precision": "bf16-mixed"}),
     ("phi", {"gradient_checkpointing": "reentrant", "method": "lora", "precision": "bf16-mixed"}),
-    ("mixtral", {"gradient_checkpointing": "reentrant", "method": "full", "gradient_accumulation": 2}),
+    (
+        "mixtral",
+        {"gradient_checkpointing": "reentrant", "method": "full", "gradient_accumulation": 2},
+    ),
     ("starcoder2", {"gradient_checkpointing": "reentrant", "loss": "chunked"}),
 ]
 
 
 @pytest.mark.few(4, 14)
-@pytest.mark.parametrize(("kind", "fields"), ALIKE, ids=[f"{k}-{'-'.join(map(str, f.values()))}" for k, f in ALIKE])
+@pytest.mark.parametrize(
+    ("kind", "fields"), ALIKE, ids=[f"{k}-{'-'.join(map(str, f.values()))}" for k, f in ALIKE]
+)
 def test_trace_within_three_per_cent(kind, fields) -> None:
     from dryfit.tracing.trace import trace
 
     scenario = make(kind, **fields)
-    assert peak(scenario) == pytest.approx(trace(scenario, timeline=False)["peak_allocated_bytes"], rel=0.03)
+    assert peak(scenario) == pytest.approx(
+        trace(scenario, timeline=False)["peak_allocated_bytes"], rel=0.03
+    )
 
 
 @pytest.mark.thorough
@@ -308,7 +384,11 @@ def test_a_pack_brings_positions_and_a_mask_of_the_queries_dtype() -> None:
     """Compared alone: of a step's peak they are little."""
     from dryfit.tracing.trace import trace
 
-    for kind, fields in (("qwen2", {}), ("qwen2", {"kbit_preparation": "peft"}), ("gemma2", {"method": "lora"})):
+    for kind, fields in (
+        ("qwen2", {}),
+        ("qwen2", {"kbit_preparation": "peft"}),
+        ("gemma2", {"method": "lora"}),
+    ):
         step = make(kind, packing="rows", sequence_length=1024, **fields)
         traced = trace(step, timeline=False)["components_by_phase"]["forward"]["inputs"]
         terms = [term for term in analytic_estimate(step)["terms"] if term["component"] == "inputs"]
@@ -324,7 +404,9 @@ def test_trace_of_an_older_card_within_three_per_cent() -> None:
 
     scenario = make(gradient_checkpointing=False)
     traced = trace(scenario, capability=(7, 5), timeline=False)["peak_allocated_bytes"]
-    assert analytic_estimate(scenario, capability=(7, 5))["peak_allocated_bytes"] == pytest.approx(traced, rel=0.03)
+    assert analytic_estimate(scenario, capability=(7, 5))["peak_allocated_bytes"] == pytest.approx(
+        traced, rel=0.03
+    )
 
 
 @pytest.mark.nightly
@@ -341,24 +423,56 @@ def states(fields: dict, **sizes) -> tuple[int, int]:
     """Optimizer states as the estimate holds them, in blocks, and as the trace counts them, in bytes."""
     from dryfit.tracing.trace import trace
 
-    step = make(method="full", sequence_length=16, **fields).changed(model=model(num_hidden_layers=2, **sizes))
-    return tuple(found["components"]["optimizer_states"] for found in (analytic_estimate(step), trace(step)))
+    step = make(method="full", sequence_length=16, **fields).changed(
+        model=model(num_hidden_layers=2, **sizes)
+    )
+    return tuple(
+        found["components"]["optimizer_states"] for found in (analytic_estimate(step), trace(step))
+    )
 
 
-@pytest.mark.parametrize(("optimizer", "sizes"), [
-    # Norms and a bias of exactly 4,096 elements, the fewest whose states have 8 bits.
-    ("adamw_8bit", {"hidden_size": 4096, "num_attention_heads": 32, "intermediate_size": 64, "vocab_size": 64}),
-    # Embeddings of exactly 100,000 elements, the fewest whose states are paged.
-    ("paged_adamw_8bit", {"hidden_size": 1000, "num_attention_heads": 10, "intermediate_size": 64, "vocab_size": 100}),
-])  # fmt: skip
-def test_states_of_8_bits_and_paged_ones_begin_where_bitsandbytes_has_them(optimizer, sizes) -> None:
+@pytest.mark.parametrize(
+    ("optimizer", "sizes"),
+    [
+        # Norms and a bias of exactly 4,096 elements, the fewest whose states have 8 bits.
+        (
+            "adamw_8bit",
+            {
+                "hidden_size": 4096,
+                "num_attention_heads": 32,
+                "intermediate_size": 64,
+                "vocab_size": 64,
+            },
+        ),
+        # Embeddings of exactly 100,000 elements, the fewest whose states are paged.
+        (
+            "paged_adamw_8bit",
+            {
+                "hidden_size": 1000,
+                "num_attention_heads": 10,
+                "intermediate_size": 64,
+                "vocab_size": 100,
+            },
+        ),
+    ],
+)
+def test_states_of_8_bits_and_paged_ones_begin_where_bitsandbytes_has_them(
+    optimizer, sizes
+) -> None:
     estimated, traced = states({"optimizer": optimizer}, **sizes)
-    tensors = 27  # 2 x 12 of the layers, embeddings, head and final norm; two moments with scales of each
+    tensors = (
+        27  # 2 x 12 of the layers, embeddings, head and final norm; two moments with scales of each
+    )
     assert 0 <= estimated - traced < 512 * 4 * tensors
 
 
 def test_each_tensor_of_fused_adamw_has_a_step_counter() -> None:
-    sizes = {"hidden_size": 512, "intermediate_size": 512, "vocab_size": 512, "num_attention_heads": 2}
+    sizes = {
+        "hidden_size": 512,
+        "intermediate_size": 512,
+        "vocab_size": 512,
+        "num_attention_heads": 2,
+    }
     estimated, traced = states({"optimizer": "adamw_fused"}, **sizes)
     assert estimated - traced == 27 * (512 - 4)
 
@@ -369,5 +483,7 @@ def test_cublaslt_has_a_workspace_for_autograds_thread_where_it_recomputes() -> 
 
     for checkpointing, threads in ((True, 2), (False, 1)):
         step = make(method="lora", gradient_checkpointing=checkpointing)
-        found = [made["components"]["workspaces"] for made in (analytic_estimate(step), trace(step))]
+        found = [
+            made["components"]["workspaces"] for made in (analytic_estimate(step), trace(step))
+        ]
         assert found == [2 * 8_519_680 + threads * 2**20] * 2

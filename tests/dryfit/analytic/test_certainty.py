@@ -6,7 +6,14 @@ import pytest
 
 from dryfit.analytic import certainty
 from dryfit.analytic.allocations import BRIEF, form_events, variations
-from dryfit.analytic.certainty import Kind, Needs, follows_allocations, kind_of, over_peak, over_variations
+from dryfit.analytic.certainty import (
+    Kind,
+    Needs,
+    follows_allocations,
+    kind_of,
+    over_peak,
+    over_variations,
+)
 from dryfit.analytic.decoder import NotDescribed
 from dryfit.analytic.estimate import analytic_estimate
 from dryfit.engine.allocator import LARGE_SEGMENT, MIB, SMALL
@@ -15,13 +22,25 @@ from dryfit.scenario.scenario import Scenario
 from dryfit.tracing.trace import record
 
 LLAMA = {
-    **{"model_type": "llama", "hidden_size": 512, "intermediate_size": 1376, "num_hidden_layers": 3},
-    **{"num_attention_heads": 8, "num_key_value_heads": 4, "vocab_size": 16000, "max_position_embeddings": 8192},
+    **{
+        "model_type": "llama",
+        "hidden_size": 512,
+        "intermediate_size": 1376,
+        "num_hidden_layers": 3,
+    },
+    **{
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
+        "vocab_size": 16000,
+        "max_position_embeddings": 8192,
+    },
 }
 
 
 def scenario(**fields) -> Scenario:
-    return Scenario.from_mapping({"model": LLAMA, "method": "full", "sequence_length": 700, "micro_batch": 3, **fields})
+    return Scenario.from_mapping(
+        {"model": LLAMA, "method": "full", "sequence_length": 700, "micro_batch": 3, **fields}
+    )
 
 
 def needs_of(step: Scenario) -> Needs:
@@ -30,26 +49,36 @@ def needs_of(step: Scenario) -> Needs:
 
 
 @pytest.mark.few(2, 4)
-@pytest.mark.parametrize("fields", [
-    {},
-    {"optimizer": "adamw_8bit", "gradient_accumulation": 4},
-    {"method": "lora", "gradient_checkpointing": False},
-    {"method": "qlora", "kbit_preparation": "trl", "autocast": "bf16"},
-    {"method": "qlora", "kbit_preparation": "peft", "autocast": "bf16"},
-    {"precision": "fp32", "attention": "eager"},
-    {"allocator": {"expandable_segments": True}},
-    {"method": "lora", "loss": "chunked"},
-    {"parallel": {"strategy": "fsdp2", "gpus": 2}},
-    {"gradient_checkpointing": "reentrant"},
-    {"method": "qlora", "gradient_checkpointing": "reentrant", "autocast": "bf16", "attention_mask": "padding"},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"optimizer": "adamw_8bit", "gradient_accumulation": 4},
+        {"method": "lora", "gradient_checkpointing": False},
+        {"method": "qlora", "kbit_preparation": "trl", "autocast": "bf16"},
+        {"method": "qlora", "kbit_preparation": "peft", "autocast": "bf16"},
+        {"precision": "fp32", "attention": "eager"},
+        {"allocator": {"expandable_segments": True}},
+        {"method": "lora", "loss": "chunked"},
+        {"parallel": {"strategy": "fsdp2", "gpus": 2}},
+        {"gradient_checkpointing": "reentrant"},
+        {
+            "method": "qlora",
+            "gradient_checkpointing": "reentrant",
+            "autocast": "bf16",
+            "attention_mask": "padding",
+        },
+    ],
+)
 def test_the_forms_allocations_take_what_the_traces_do(fields) -> None:
     """First steps and loading leave fragments; with the peak alone up to a quarter would be missing."""
     step = scenario(**fields)
     expandable = step.allocator.expandable_segments
     traced = record(step, (8, 0)).required_bytes(expandable_segments=expandable)
-    forms = [capacities(events, expandable_segments=expandable).required_bytes
-             for events in variations(form_events(step, capability=(8, 0)))]  # fmt: skip
+    forms = [
+        capacities(events, expandable_segments=expandable).required_bytes
+        for events in variations(form_events(step, capability=(8, 0)))
+    ]
     assert min(forms) * 0.99 - LARGE_SEGMENT <= traced <= max(forms) * 1.01 + LARGE_SEGMENT
 
 
@@ -70,11 +99,17 @@ def test_a_verdict_is_open_only_near_the_border() -> None:
     needs = needs_of(scenario())
     share = over_peak(kind_of(needs.scenario))
     peak = needs.peak_bytes
-    assert needs.roughly(int(peak * share.high) + 1) is needs.fits(int(peak * share.high) + 1) is True
-    assert needs.roughly(int(peak * share.low) - 1) is needs.fits(int(peak * share.low) - 1) is False
+    assert (
+        needs.roughly(int(peak * share.high) + 1) is needs.fits(int(peak * share.high) + 1) is True
+    )
+    assert (
+        needs.roughly(int(peak * share.low) - 1) is needs.fits(int(peak * share.low) - 1) is False
+    )
     assert needs.roughly(peak) is None or share.low > 1
     about = needs.about_bytes
-    verdicts = [needs.fits(round(about * factor)) for factor in (0.8, 0.9, 0.95, 1.0, 1.05, 1.1, 1.2)]
+    verdicts = [
+        needs.fits(round(about * factor)) for factor in (0.8, 0.9, 0.95, 1.0, 1.05, 1.1, 1.2)
+    ]
     assert verdicts[0] is False and verdicts[-1] is True and None in verdicts
     known = [verdict for verdict in verdicts if verdict is not None]
     assert known == sorted(known)
@@ -82,7 +117,10 @@ def test_a_verdict_is_open_only_near_the_border() -> None:
 
 def test_near_the_border_the_forms_own_allocations_are_replayed_at_the_very_size() -> None:
     needs = needs_of(scenario())
-    share, events = over_variations(kind_of(needs.scenario)), list(variations(form_events(needs.scenario)))
+    share, events = (
+        over_variations(kind_of(needs.scenario)),
+        list(variations(form_events(needs.scenario))),
+    )
     for factor in (0.97, 0.985, 1.0, 1.015, 1.03):
         usable = round(needs.about_bytes * factor)
         if needs.roughly(usable) is not None:
@@ -98,7 +136,9 @@ def test_the_smallest_size_that_surely_suffices() -> None:
     sizes = [3 * about, about // 2, about, 2 * about]
     assert needs.smallest(sizes) == 2 * about
     assert needs.smallest([about // 2]) is None
-    assert needs.required_bytes(2 * about) > needs.peak_bytes > needs.required_bytes(about // 2) * 0.9
+    assert (
+        needs.required_bytes(2 * about) > needs.peak_bytes > needs.required_bytes(about // 2) * 0.9
+    )
 
 
 def test_variations_that_disagree_leave_it_open() -> None:
@@ -114,14 +154,17 @@ def test_variations_that_disagree_leave_it_open() -> None:
     assert needs.fits(800 * MIB) is False
 
 
-@pytest.mark.parametrize(("fields", "followed"), [
-    ({}, True),
-    ({"loss": "chunked"}, False),
-    ({"loss": "chunked", "method": "lora"}, True),
-    ({"parallel": {"strategy": "ddp", "gpus": 2}}, False),
-    ({"parallel": {"strategy": "fsdp2", "gpus": 2}}, True),
-    ({"model": "qwen3-30b-a3b"}, False),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("fields", "followed"),
+    [
+        ({}, True),
+        ({"loss": "chunked"}, False),
+        ({"loss": "chunked", "method": "lora"}, True),
+        ({"parallel": {"strategy": "ddp", "gpus": 2}}, False),
+        ({"parallel": {"strategy": "fsdp2", "gpus": 2}}, True),
+        ({"model": "qwen3-30b-a3b"}, False),
+    ],
+)
 def test_where_the_form_does_not_know_allocations_its_peak_alone_decides(fields, followed) -> None:
     step = scenario(**fields)
     assert follows_allocations(step) is followed
@@ -140,7 +183,10 @@ def test_every_row_lies_within_what_is_said_of_its_kind() -> None:
         kind = Kind(row["method"], row["strategy"], row["expandable"] == "1")
         peak = int(row["peak_form"])
         share = over_peak(kind)
-        assert peak * share.low <= int(row["least_trace"]) and int(row["required_trace"]) <= peak * share.high
+        assert (
+            peak * share.low <= int(row["least_trace"])
+            and int(row["required_trace"]) <= peak * share.high
+        )
         assert share.low <= 1 - certainty.LEAST and share.high >= 1 + certainty.LEAST
 
 
@@ -154,7 +200,9 @@ def test_variations_differ_in_tensors_that_live_briefly() -> None:
         born = {identity for identity, _ in one if identity > 0}
         assert all(sizes[identity] > SMALL for identity in sizes.keys() - born)
         places = {identity: index for index, (identity, _) in enumerate(events)}
-        assert all(places[-identity] - places[identity] <= BRIEF for identity in sizes.keys() - born)
+        assert all(
+            places[-identity] - places[identity] <= BRIEF for identity in sizes.keys() - born
+        )
         freed = [-identity for identity, _ in one if identity < 0]
         assert len(freed) == len(set(freed)) and set(freed) <= born
     assert list(variations(events)) == [first, *others]
@@ -168,6 +216,8 @@ def test_autocast_and_windows_are_described_or_refused() -> None:
     # Mistral's class has a window of 4,096; its newer models say null, and attention looks back over everything.
     mistral = {**LLAMA, "model_type": "mistral"}
     far = {"sequence_length": 4200, "micro_batch": 1, "precision": "fp32"}
-    whole = analytic_estimate(scenario(model={**mistral, "sliding_window": None}, **far))["peak_allocated_bytes"]
+    whole = analytic_estimate(scenario(model={**mistral, "sliding_window": None}, **far))[
+        "peak_allocated_bytes"
+    ]
     window = analytic_estimate(scenario(model=mistral, **far))["peak_allocated_bytes"]
     assert whole == analytic_estimate(scenario(**far))["peak_allocated_bytes"] != window

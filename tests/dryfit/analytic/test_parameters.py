@@ -45,10 +45,16 @@ def test_a_step_that_is_not_described_has_its_parameters_and_says_where_the_rest
     )
 
 
-@pytest.mark.parametrize("model", [FAMILIES["zamba2"], DECODERS["bloom"]], ids=lambda model: model["model_type"])
+@pytest.mark.parametrize(
+    "model", [FAMILIES["zamba2"], DECODERS["bloom"]], ids=lambda model: model["model_type"]
+)
 def test_a_family_that_is_not_known_has_no_figure(model):
     found = estimate(scenario(model))
-    assert found.analytic is None and found.rule_of_thumb is None and found.reason.endswith(model["model_type"])
+    assert (
+        found.analytic is None
+        and found.rule_of_thumb is None
+        and found.reason.endswith(model["model_type"])
+    )
 
 
 def test_a_size_that_is_missing_is_named():

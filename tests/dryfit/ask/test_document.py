@@ -37,10 +37,16 @@ def test_what_is_shown_is_what_is_printed(number: int, capsys: pytest.CaptureFix
 
 def _now(shown: re.Match[str]) -> str:
     command, lines = shown[1], shown[2].count("\n")
-    done = subprocess.run([sys.executable, "-m", "dryfit.ask", *shlex.split(command)], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "dryfit.ask", *shlex.split(command)], capture_output=True, text=True
+    )
     if done.returncode == 2:
         sys.exit(f"dryfit {command}\n{done.stderr}")
-    return f"```text\n$ dryfit {command}\n" + "".join(done.stdout.splitlines(keepends=True)[:lines]) + "```"
+    return (
+        f"```text\n$ dryfit {command}\n"
+        + "".join(done.stdout.splitlines(keepends=True)[:lines])
+        + "```"
+    )
 
 
 if __name__ == "__main__":

@@ -19,17 +19,25 @@ def answer():
 
 def test_the_tensors_are_the_peak_each_with_its_module_and_line(answer):
     rounding = answer["components"]["allocator_rounding"]
-    assert sum(row["bytes"] for row in answer["tensors"]) + rounding == answer["peak_allocated_bytes"]
+    assert (
+        sum(row["bytes"] for row in answer["tensors"]) + rounding == answer["peak_allocated_bytes"]
+    )
     sizes = [row["bytes"] for row in answer["tensors"]]
     assert sizes == sorted(sizes, reverse=True)
-    mlp = [row for row in answer["tensors"] if row["shape"] == [2, 512, 96] and row["component"] == "activations"]
+    mlp = [
+        row
+        for row in answer["tensors"]
+        if row["shape"] == [2, 512, 96] and row["component"] == "activations"
+    ]
     assert mlp and all(row["dtype"] in ("bfloat16", "float32") for row in mlp)
     assert any(".layers.1.mlp" in row["module"] and ".py:" in row["line"] for row in mlp)
     weight = next(row for row in answer["tensors"] if row["component"] == "weights_4bit")
     assert weight["module"].endswith("_proj.base_layer") and weight["operator"] == "weight"
     adapter = next(row for row in answer["tensors"] if row["component"] == "adapters")
     assert "lora_" in adapter["module"]
-    assert f"in the {answer['peak_phase']} phase" in table({**answer, "tensors": answer["tensors"][:2]})
+    assert f"in the {answer['peak_phase']} phase" in table(
+        {**answer, "tensors": answer["tensors"][:2]}
+    )
 
 
 def test_layers_that_are_alike_are_one_line():
@@ -46,7 +54,9 @@ def test_a_table_for_people_and_json_for_programs(tmp_path, capsys):
     file.write_text("model: model.json\nsequence_length: 64\n")
     assert main(["explain", str(file), "--count", "3"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    begin = next(number for number, line in enumerate(lines) if line.startswith("peak ") and "phase" in line)
+    begin = next(
+        number for number, line in enumerate(lines) if line.startswith("peak ") and "phase" in line
+    )
     assert lines[begin + 5].endswith("%") and lines[begin + 1].split()[:2] == ["bytes", "times"]
     assert main(["explain", str(file), "--json", "--layers"]) == 0
     answer = json.loads(capsys.readouterr().out)

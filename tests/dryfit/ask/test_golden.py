@@ -24,12 +24,14 @@ from tests.dryfit.ask.conftest import TINY
 
 _MESSAGES = "-- standard error\n"
 GOLDEN = Path(__file__).with_name("golden.txt")
-FILES = {"tiny/config.json": json.dumps(TINY),
-         "step.yaml": "model: tiny/config.json\nmethod: lora\nlora: {rank: 8}\nsequence_length: 256\ngpu: t4\n",
-         "wrong.yaml": "model: tiny/config.json\nlora: {rnak: 8}\nsequence_length: 256\n",
-         "axolotl.yaml": "base_model: Qwen/Qwen2.5-Coder-7B\nadapter: qlora\nload_in_4bit: true\nsequence_len: 2048\n"
-         "micro_batch_size: 2\nlora_r: 16\nlora_target_linear: true\ngradient_checkpointing: true\nbf16: true\n",
-         "broken.yaml": "a: [1\n"}  # fmt: skip
+FILES = {
+    "tiny/config.json": json.dumps(TINY),
+    "step.yaml": "model: tiny/config.json\nmethod: lora\nlora: {rank: 8}\nsequence_length: 256\ngpu: t4\n",
+    "wrong.yaml": "model: tiny/config.json\nlora: {rnak: 8}\nsequence_length: 256\n",
+    "axolotl.yaml": "base_model: Qwen/Qwen2.5-Coder-7B\nadapter: qlora\nload_in_4bit: true\nsequence_len: 2048\n"
+    "micro_batch_size: 2\nlora_r: 16\nlora_target_linear: true\ngradient_checkpointing: true\nbf16: true\n",
+    "broken.yaml": "a: [1\n",
+}
 LINES = """
 qwen2.5-coder-7b --gpu 4090 --quick
 qwen2.5-coder-7b --gpu 4090 --quick --json
@@ -115,7 +117,9 @@ def printed(line: str) -> str:
     text = out.getvalue()
     if text.startswith("{"):
         text = f"JSON, {hashlib.sha256(text.encode()).hexdigest()}\n"
-    messages = re.sub(r"^.* \(\d+ s\)\n", "", err.getvalue(), flags=re.MULTILINE)  # progress of a slow machine
+    messages = re.sub(
+        r"^.* \(\d+ s\)\n", "", err.getvalue(), flags=re.MULTILINE
+    )  # progress of a slow machine
     return f"$ dryfit {line}\nstatus {status}\n{text}{_MESSAGES if messages else ''}{messages}".rstrip()
 
 

@@ -17,16 +17,27 @@ ROOT = Path(__file__).resolve().parents[3]
 STEP = {"model": "smollm2-135m", "sequence_length": 128}
 
 
-@pytest.mark.parametrize(("name", "arguments", "said"), [
-    ("dryfit", {}, "A key is missing: model"),
-    ("dryfit", STEP | {"seq_len": 5}, "Unknown key: seq_len"),
-    ("dryfit", STEP | {"settings": "rank"}, "Wrong value for settings"),
-    ("dryfit", {"model": "no-such-model-at-all"}, "neither the name of a known configuration"),
-    ("explain_difference", {"before": STEP, "after": STEP | {"gup": 1}}, "Unknown key: after.gup"),
-    ("explain_difference", {"before": STEP, "after": STEP, "measured": "oom=1GiB"}, "a second step"),
-    ("explain_difference", {"before": STEP, "measured": "much"}, "`--measured` takes a size"),
-    ("train", {}, "There is no such tool"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "arguments", "said"),
+    [
+        ("dryfit", {}, "A key is missing: model"),
+        ("dryfit", STEP | {"seq_len": 5}, "Unknown key: seq_len"),
+        ("dryfit", STEP | {"settings": "rank"}, "Wrong value for settings"),
+        ("dryfit", {"model": "no-such-model-at-all"}, "neither the name of a known configuration"),
+        (
+            "explain_difference",
+            {"before": STEP, "after": STEP | {"gup": 1}},
+            "Unknown key: after.gup",
+        ),
+        (
+            "explain_difference",
+            {"before": STEP, "after": STEP, "measured": "oom=1GiB"},
+            "a second step",
+        ),
+        ("explain_difference", {"before": STEP, "measured": "much"}, "`--measured` takes a size"),
+        ("train", {}, "There is no such tool"),
+    ],
+)
 def test_a_wrong_call_is_refused_with_what_to_write(name: str, arguments: dict, said: str) -> None:
     found, refused = called(name, arguments)
     assert refused and found["next"]
@@ -60,5 +71,7 @@ def test_a_change_comes_with_the_command_of_the_very_step(monkeypatch) -> None:
 
 @pytest.mark.skipif(find_spec("mcp") is not None, reason="the package is here")
 def test_without_the_package_the_command_says_what_to_install() -> None:
-    done = subprocess.run([sys.executable, "-m", "dryfit.ask", "mcp"], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "dryfit.ask", "mcp"], cwd=ROOT, capture_output=True, text=True
+    )
     assert done.returncode == 2 and 'pip install "dryfit[mcp]"' in done.stderr

@@ -26,15 +26,43 @@ sys.exit(int(sys.argv[2]))
 RECORD = {
     "form": 1,
     "platform": "win32",
-    "versions": {"torch": "2.6.0", "transformers": "5.8.1", "peft": "0.19.1", "bitsandbytes": "0.49.2"},
-    "device": {"name": "NVIDIA GeForce RTX 4080", "total_bytes": 17170956288, "capability": [8, 9],
-               "beside_allocator_bytes": 400000000, "gpus": 1},
-    "updates": [{"seconds": seconds, "allocated_bytes": 3000347525, "reserved_bytes": 3120507453}
-                for seconds in (None, 0.3419, 0.3419)],
-}  # fmt: skip
-STEP = ("qwen2.5-coder-1.5b", "--method", "qlora", "-s", "512", "--set", "loop=manual", "--set", "platform=windows",
-        "--set", "kbit_preparation=peft", "--set", "optimizer=paged_adamw_8bit", "--set", "keeps_outputs=true",
-        "--set", "lora.target_modules=[q_proj, k_proj, v_proj, o_proj]")  # fmt: skip
+    "versions": {
+        "torch": "2.6.0",
+        "transformers": "5.8.1",
+        "peft": "0.19.1",
+        "bitsandbytes": "0.49.2",
+    },
+    "device": {
+        "name": "NVIDIA GeForce RTX 4080",
+        "total_bytes": 17170956288,
+        "capability": [8, 9],
+        "beside_allocator_bytes": 400000000,
+        "gpus": 1,
+    },
+    "updates": [
+        {"seconds": seconds, "allocated_bytes": 3000347525, "reserved_bytes": 3120507453}
+        for seconds in (None, 0.3419, 0.3419)
+    ],
+}
+STEP = (
+    "qwen2.5-coder-1.5b",
+    "--method",
+    "qlora",
+    "-s",
+    "512",
+    "--set",
+    "loop=manual",
+    "--set",
+    "platform=windows",
+    "--set",
+    "kbit_preparation=peft",
+    "--set",
+    "optimizer=paged_adamw_8bit",
+    "--set",
+    "keeps_outputs=true",
+    "--set",
+    "lora.target_modules=[q_proj, k_proj, v_proj, o_proj]",
+)
 
 
 @pytest.fixture(autouse=True)
@@ -51,7 +79,9 @@ def kept(record: object) -> str:
 
 
 @pytest.mark.thorough
-def test_a_program_is_recorded_until_its_third_update_and_its_own_sitecustomize_still_runs(monkeypatch) -> None:
+def test_a_program_is_recorded_until_its_third_update_and_its_own_sitecustomize_still_runs(
+    monkeypatch,
+) -> None:
     Path("site").mkdir()
     Path("site/sitecustomize.py").write_text("open('custom', 'w').write('yes')")
     monkeypatch.setenv("PYTHONPATH", "site")
@@ -66,7 +96,9 @@ def test_a_program_is_recorded_until_its_third_update_and_its_own_sitecustomize_
 @pytest.mark.parametrize(("updates", "status"), [(2, 7), (0, 0)])
 def test_a_run_that_ends_before_its_third_update_is_refused(updates: int, status: int) -> None:
     with pytest.raises(UserError, match=rf"ended after {updates} update") as caught:
-        main(["measure", "smollm2-135m", "--", sys.executable, "train.py", str(updates), str(status)])
+        main(
+            ["measure", "smollm2-135m", "--", sys.executable, "train.py", str(updates), str(status)]
+        )
     assert f"status was {status}" in str(caught.value) and Path("ended").exists()
 
 
@@ -91,7 +123,11 @@ def test_a_record_becomes_a_row_and_later_answers_name_it(own: Path, capsys) -> 
     assert "allocated" in out and "beside the allocator" in out and str(own) in out
     (row,) = read(own)
     assert (row.card, row.kinds.platform, row.torch) == ("rtx-4080", "windows", "2.6.0")
-    assert abs(row.allocated_error) < 0.005 and row.step_seconds == 0.3419 and row.time_error is not None
+    assert (
+        abs(row.allocated_error) < 0.005
+        and row.step_seconds == 0.3419
+        and row.time_error is not None
+    )
     assert main([*STEP, "--gpu", "rtx-4080", "--json", "--fresh"]) == 0
     assert row.id in json.loads(capsys.readouterr().out)["evidence"]["rows"]
 
@@ -99,7 +135,9 @@ def test_a_record_becomes_a_row_and_later_answers_name_it(own: Path, capsys) -> 
 @pytest.mark.thorough
 def test_what_the_card_held_beside_the_allocator_is_counted_when_it_is_written(capsys) -> None:
     main(["compare", *STEP, "--measured", kept(RECORD)])
-    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("write `gpu: "))
+    line = next(
+        line for line in capsys.readouterr().out.splitlines() if line.startswith("write `gpu: ")
+    )
     assert "`gpu: {name: rtx-4080, context_mib: 382}`" in line
     setting = line.partition('--gpu "')[2].partition('"')[0]
     assert main([*STEP, "--gpu", setting]) == 0
@@ -114,9 +152,12 @@ def test_a_peak_that_was_larger_is_explained_and_fails(capsys) -> None:
 
 
 def test_what_is_no_record_is_refused() -> None:
-    for content, said in ((RECORD | {"form": 2}, "Wrong value for form"), ([], "holds no keys"),
-                          ({**RECORD, "updates": RECORD["updates"][:2]}, "ended after 2 updates"),
-                          ({**RECORD, "updates": [{"seconds": 1}]}, "A key is missing")):  # fmt: skip
+    for content, said in (
+        (RECORD | {"form": 2}, "Wrong value for form"),
+        ([], "holds no keys"),
+        ({**RECORD, "updates": RECORD["updates"][:2]}, "ended after 2 updates"),
+        ({**RECORD, "updates": [{"seconds": 1}]}, "A key is missing"),
+    ):
         with pytest.raises(UserError, match=said):
             main(["compare", *STEP, "--measured", kept(content)])
     Path("run.json").write_text("{")

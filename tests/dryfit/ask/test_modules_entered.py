@@ -28,12 +28,16 @@ print(json.dumps(sorted(entered)), file=sys.stderr)
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize(("options", "most"), [(("--quick",), 54), ((), 104)], ids=["quick", "traced"])
+@pytest.mark.parametrize(
+    ("options", "most"), [(("--quick",), 54), ((), 104)], ids=["quick", "traced"]
+)
 def test_a_question_about_a_file_enters_few_modules(tmp_path, options, most) -> None:
     file = tmp_path / "step.yaml"
     file.write_text("model: smollm2-135m\nsequence_length: 256\n")
     words = [f"{ROOT / 'dryfit'}{os.sep}", str(file), "--gpu", "rtx-4090", *options]
-    made = subprocess.run([sys.executable, "-c", PROGRAM, *words], cwd=ROOT, capture_output=True, text=True)
+    made = subprocess.run(
+        [sys.executable, "-c", PROGRAM, *words], cwd=ROOT, capture_output=True, text=True
+    )
     assert made.returncode == 0, made.stderr
     entered = json.loads(made.stderr.splitlines()[-1])
     assert len(entered) <= most, "\n".join(entered)

@@ -47,9 +47,11 @@ def write(folder: Path, name: str, text: str) -> Path:
 def answered(tmp_path_factory) -> tuple[subprocess.CompletedProcess, list[dict]]:
     """One run over a scenario that fits, one that does not, and one without a card."""
     folder = tmp_path_factory.mktemp("scenarios")
-    files = [write(folder, "fits", SMALL + "gpu: t4\n"),
-             write(folder, "does-not", SMALL + "method: full\nmicro_batch: 256\ngpu: {vram_gib: 0.6}\n"),
-             write(folder, "none", SMALL + "method: lora\n")]  # fmt: skip
+    files = [
+        write(folder, "fits", SMALL + "gpu: t4\n"),
+        write(folder, "does-not", SMALL + "method: full\nmicro_batch: 256\ngpu: {vram_gib: 0.6}\n"),
+        write(folder, "none", SMALL + "method: lora\n"),
+    ]
     done = command(*files)
     return done, [json.loads(line) for line in done.stdout.splitlines()]
 
@@ -64,12 +66,18 @@ def test_an_answer_has_what_its_contract_says(answered) -> None:
             assert sum(row[name]["components"].values()) == row[name]["peak_allocated_bytes"] > 0
         traced = row["trace"]
         assert {"load", "forward", "backward", "optimizer"} <= set(traced["phases"])
-        assert traced["peak_allocated_bytes"] <= traced["required_bytes"] <= traced["peak_reserved_bytes"] + 2**21
+        assert (
+            traced["peak_allocated_bytes"]
+            <= traced["required_bytes"]
+            <= traced["peak_reserved_bytes"] + 2**21
+        )
         assert 0 < traced["resident_bytes"] < traced["peak_allocated_bytes"]
         assert set(row["versions"]) == {"python", "torch", "transformers", "peft", "bitsandbytes"}
     fits, does_not, none = answered[1]
     assert (fits["fits"], fits["gpu"]["name"], fits["suggestions"]) == (True, "t4", [])
-    assert fits["headroom_bytes"] == fits["gpu"]["usable_bytes"] - fits["trace"]["required_bytes"] > 0
+    assert (
+        fits["headroom_bytes"] == fits["gpu"]["usable_bytes"] - fits["trace"]["required_bytes"] > 0
+    )
     assert does_not["fits"] is False
     assert does_not["headroom_bytes"] < 0
     assert does_not["suggestions"]
@@ -91,12 +99,22 @@ def test_table_for_people(tmp_path, capsys) -> None:
     shown = capsys.readouterr().out
     first, tools, second, head, assumed, *_ = shown.splitlines()
     assert re.fullmatch(
-        r"FITS: the step needs [\d.]+ GiB, the NVIDIA GeForce RTX 4090 has 23.14 GiB usable; [\d.]+ GiB to spare", first
+        r"FITS: the step needs [\d.]+ GiB, the NVIDIA GeForce RTX 4090 has 23.14 GiB usable; [\d.]+ GiB to spare",
+        first,
     )
     assert second == f"file: {tmp_path / 'one.yaml'}"
-    for words in ("QLoRA of rank 16", "without autocast", "no k-bit preparation", "checkpointing", "adamw", "sdpa"):
+    for words in (
+        "QLoRA of rank 16",
+        "without autocast",
+        "no k-bit preparation",
+        "checkpointing",
+        "adamw",
+        "sdpa",
+    ):
         assert words in head
-    assert tools.startswith("With each tool's defaults, estimated: TRL 0.02, PEFT 0.02, axolotl 0.02 GiB at the peak")
+    assert tools.startswith(
+        "With each tool's defaults, estimated: TRL 0.02, PEFT 0.02, axolotl 0.02 GiB at the peak"
+    )
     assert assumed.startswith("defaults used: 1 row a micro-batch, method qlora")
     assert "tokens" not in assumed  # the file says it
     for words in (
@@ -116,9 +134,14 @@ def test_both_allocators_are_replays_of_one_trace(monkeypatch) -> None:
 
     taken = []
     step = trace.trace_step
-    monkeypatch.setattr(trace, "trace_step", lambda *given, **more: taken.append(1) or step(*given, **more))
+    monkeypatch.setattr(
+        trace, "trace_step", lambda *given, **more: taken.append(1) or step(*given, **more)
+    )
     both = traced(Scenario.from_mapping({"model": TINY, "sequence_length": 128})).trace
-    assert len(taken) == 1 and set(both["required_bytes_by_allocator"]) == {"default", "expandable_segments"}
+    assert len(taken) == 1 and set(both["required_bytes_by_allocator"]) == {
+        "default",
+        "expandable_segments",
+    }
 
 
 @pytest.mark.thorough
@@ -129,7 +152,11 @@ def test_several_cards_are_all_of_them(tmp_path) -> None:
     assert found.answer["assumed"]["parallel"]["gpus"] == 2
     assert found.answer["strategies"]["ddp"]["required_bytes"] > 0
     text = table("two.yaml", found.answer)
-    assert "on each of 2 GPUs with FSDP2" in text.splitlines()[0] and "fsdp2 on 2 GPUs" in text and "with DDP" in text
+    assert (
+        "on each of 2 GPUs with FSDP2" in text.splitlines()[0]
+        and "fsdp2 on 2 GPUs" in text
+        and "with DDP" in text
+    )
 
 
 def test_one_wrong_file_spoils_the_status_and_not_the_others(tmp_path, capsys) -> None:
@@ -141,27 +168,50 @@ def test_one_wrong_file_spoils_the_status_and_not_the_others(tmp_path, capsys) -
     assert str(wrong) in said.err
 
 
-BAD = {"unknown gpu": (SMALL + "gpu: rtx-4091\n", ["gpu", "rtx-4091", "gpu: rtx-4090"]),
-       "rank 0": (SMALL + "lora: {rank: 0}\n", ["lora.rank", "0", "rank: 16"]),
-       "heads": (SMALL.replace("heads: 4", "heads: 3"), ["num_attention_heads", "3", "num_attention_heads: 4"]),
-       "positions": (SMALL.replace("h: 128\n", "h: 1024\n"), ["sequence_length", "1024", "sequence_length: 512"]),
-       "targets": (SMALL + "lora: {target_modules: [query]}\n", ["target_modules", "query", "target_modules: "]),
-       "unbuildable": ("model: {model_type: qwen9, hidden_size: 64}\n", ["model_type", "qwen9", "qwen2"]),
-       "not yaml": ("model: {", ["line"]),
-       "unknown field": (SMALL + "seqence_length: 4\n", ["seqence_length", "sequence_length: 4"]),
-       "number as text": (SMALL + "micro_batch: '2'\n", ["micro_batch", "'2'", "micro_batch: 2"]),
-       "no such file": (None, ["does not exist"]),
-       "null scenario": ("qlora: null\n", ["qlora", "lora"]),
-       "empty": ("", ["A scenario is a mapping", "model: qwen2.5-coder-7b"]),
-       "unknown model": ("model: nosuch\n", ["nosuch", "qwen2.5-coder-7b"]),
-       "absurd vocabulary": (SMALL.replace("size: 1000", "size: 1000000000000"), ["vocab_size", "at most 16777216"]),
-       "dropout on experts": (SMALL.replace("qwen2", "mixtral") + "lora: {dropout: 0.1}\n",
-                              ["no dropout for adapters of experts", "lora: "])}  # fmt: skip
+BAD = {
+    "unknown gpu": (SMALL + "gpu: rtx-4091\n", ["gpu", "rtx-4091", "gpu: rtx-4090"]),
+    "rank 0": (SMALL + "lora: {rank: 0}\n", ["lora.rank", "0", "rank: 16"]),
+    "heads": (
+        SMALL.replace("heads: 4", "heads: 3"),
+        ["num_attention_heads", "3", "num_attention_heads: 4"],
+    ),
+    "positions": (
+        SMALL.replace("h: 128\n", "h: 1024\n"),
+        ["sequence_length", "1024", "sequence_length: 512"],
+    ),
+    "targets": (
+        SMALL + "lora: {target_modules: [query]}\n",
+        ["target_modules", "query", "target_modules: "],
+    ),
+    "unbuildable": (
+        "model: {model_type: qwen9, hidden_size: 64}\n",
+        ["model_type", "qwen9", "qwen2"],
+    ),
+    "not yaml": ("model: {", ["line"]),
+    "unknown field": (SMALL + "seqence_length: 4\n", ["seqence_length", "sequence_length: 4"]),
+    "number as text": (SMALL + "micro_batch: '2'\n", ["micro_batch", "'2'", "micro_batch: 2"]),
+    "no such file": (None, ["does not exist"]),
+    "null scenario": ("qlora: null\n", ["qlora", "lora"]),
+    "empty": ("", ["A scenario is a mapping", "model: qwen2.5-coder-7b"]),
+    "unknown model": ("model: nosuch\n", ["nosuch", "qwen2.5-coder-7b"]),
+    "absurd vocabulary": (
+        SMALL.replace("size: 1000", "size: 1000000000000"),
+        ["vocab_size", "at most 16777216"],
+    ),
+    "dropout on experts": (
+        SMALL.replace("qwen2", "mixtral") + "lora: {dropout: 0.1}\n",
+        ["no dropout for adapters of experts", "lora: "],
+    ),
+}
 
 
 def test_bad_input_is_explained(tmp_path, capfd) -> None:
-    files = {name: write(tmp_path, name.replace(" ", "-"), text) if text is not None else tmp_path / "missing.yaml"
-             for name, (text, _) in BAD.items()}  # fmt: skip
+    files = {
+        name: write(tmp_path, name.replace(" ", "-"), text)
+        if text is not None
+        else tmp_path / "missing.yaml"
+        for name, (text, _) in BAD.items()
+    }
     assert prediction.main([*map(str, files.values())]) == 2
     said = capfd.readouterr()
     assert said.out == ""
@@ -175,8 +225,10 @@ def test_bad_input_is_explained(tmp_path, capfd) -> None:
 def test_no_answer_is_status_3(tmp_path) -> None:
     """What is missing or fails is no verdict: neither "does not fit" nor a wrong scenario."""
     files = [write(tmp_path, "one", SMALL), write(tmp_path, "two", SMALL + "micro_batch: '2'\n")]
-    code = ("import sys; sys.modules['torch'] = None; from dryfit.ask.predict import main; "
-            f"sys.exit(main({[str(path) for path in files]}))")  # fmt: skip
+    code = (
+        "import sys; sys.modules['torch'] = None; from dryfit.ask.predict import main; "
+        f"sys.exit(main({[str(path) for path in files]}))"
+    )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (3, "")
     assert "torch is not installed" in done.stderr and "dryfit[trace]" in done.stderr
@@ -184,7 +236,9 @@ def test_no_answer_is_status_3(tmp_path) -> None:
 
 
 def test_a_failure_says_which_file_and_what(tmp_path) -> None:
-    huge = SMALL.replace("hidden_size: 128", "hidden_size: 16777216").replace("size: 256", "size: 16777216")
+    huge = SMALL.replace("hidden_size: 128", "hidden_size: 16777216").replace(
+        "size: 256", "size: 16777216"
+    )
     path = write(tmp_path, "huge", huge + "method: full\n")
     found = prediction.outcome(path)
     assert (found.status, found.answer) == (3, None)
@@ -195,7 +249,8 @@ def test_another_gpu_is_answered_by_its_own_kernels() -> None:
     """Before compute capability 8.0 grouped attention keeps its scores: the estimate must know as the trace does."""
     fields = {key: value for key, value in T4.items() if key != "gpu"}
     old, new = (
-        estimate(Scenario.from_mapping({**fields, "gpu": gpu})).analytic["peak_allocated_bytes"] for gpu in ("t4", None)
+        estimate(Scenario.from_mapping({**fields, "gpu": gpu})).analytic["peak_allocated_bytes"]
+        for gpu in ("t4", None)
     )
     assert DEFAULT_CAPABILITY == (8, 0)
     assert (round(old / 1e9, 2), round(new / 1e9, 2)) == (21.21, 17.14)

@@ -23,21 +23,34 @@ class Rows(Dataset):
         return 2
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        return {"input_ids": torch.ones(8, dtype=torch.long), "labels": torch.ones(8, dtype=torch.long)}
+        return {
+            "input_ids": torch.ones(8, dtype=torch.long),
+            "labels": torch.ones(8, dtype=torch.long),
+        }
 
 
 def trainer(folder: Path, gpu: str) -> tuple[Trainer, StopIfItWontFit]:
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**TINY), dtype=torch.float32)
     model = get_peft_model(model, LoraConfig(r=4, target_modules=["q_proj"]))
     args = TrainingArguments(
-        str(folder), max_steps=1, per_device_train_batch_size=2, use_cpu=True, report_to=[], save_strategy="no"
+        str(folder),
+        max_steps=1,
+        per_device_train_batch_size=2,
+        use_cpu=True,
+        report_to=[],
+        save_strategy="no",
     )
     stop = StopIfItWontFit(gpu=gpu, sequence_length=512)
     return Trainer(model, args, train_dataset=Rows(), callbacks=[stop]), stop
 
 
 def test_a_base_of_eight_bits_is_one_in_the_question(tmp_path: Path) -> None:
-    fields = {"model": TINY, "method": "qlora", "quantization": {"type": "int8"}, "sequence_length": 32}
+    fields = {
+        "model": TINY,
+        "method": "qlora",
+        "quantization": {"type": "int8"},
+        "sequence_length": 32,
+    }
     model = build_model(Scenario.from_mapping(fields), "cpu")
     model.config.quantization_config = {"quant_method": "bitsandbytes", "load_in_8bit": True}
     args = TrainingArguments(str(tmp_path), use_cpu=True, report_to=[])
@@ -59,7 +72,11 @@ def test_a_training_goes_on_as_if_it_had_not_asked(tmp_path: Path) -> None:
     logging.set_verbosity_info()
 
     def state() -> tuple:
-        drawn = [*random.getstate()[1], *numpy.random.get_state()[1].tolist(), *torch.get_rng_state().tolist()]
+        drawn = [
+            *random.getstate()[1],
+            *numpy.random.get_state()[1].tolist(),
+            *torch.get_rng_state().tolist(),
+        ]
         return drawn, gc.get_threshold(), list(warnings.filters), logging.get_verbosity()
 
     torch.rand(3)

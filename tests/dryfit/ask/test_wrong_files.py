@@ -25,21 +25,32 @@ def asked(tmp_path: Path, content: Any, tool: str | None = None, **options: Any)
     return question([path], QuestionOptions(tool=tool, **options))
 
 
-@pytest.mark.parametrize(("more", "where", "write"), [
-    ({"deepspeed": {"zero_optimization": {"stage": 5}}}, "deepspeed: zero_optimization", "stage: 3"),
-    ({"deepspeed": {"zero_optimization": 7}}, "zero_optimization", "zero_optimization: {...}"),
-    ({"deepspeed": "{bad"}, "deepspeed", "deepspeed: ds_z3_config.json"),
-    ({"fsdp": ["full_shard"], "fsdp_config": {"version": "abc"}}, "fsdp_config: version", "version: 1"),
-    ({"fsdp": ["full_shard"], "fsdp_config": [1]}, "fsdp_config", "fsdp_config: {...}"),
-    ({"bnb_config_kwargs": 3}, "bnb_config_kwargs", "bnb_config_kwargs: {...}"),
-    ({"micro_batch_size": "many"}, "micro_batch_size", "micro_batch_size: 1"),
-    ({"lora_dropout": False}, "lora_dropout", "lora_dropout: 0.05"),  # no switch
-    ({"sequence_len": [2048]}, "sequence_len", "sequence_len: 2048"),
-    ({"sequence_len": 0}, "sequence_len", "sequence_len: 512"),
-    ({"lora_r": -3, "lora_alpha": 8, "lora_target_linear": True}, "lora_r", "lora_r: 16"),
-    ({"base_model": "smolm2-135m"}, "base_model", "base_model: smollm2-135m"),
-    ({"base_model": "./nothing/here"}, "base_model", "base_model: qwen2.5-coder-7b"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("more", "where", "write"),
+    [
+        (
+            {"deepspeed": {"zero_optimization": {"stage": 5}}},
+            "deepspeed: zero_optimization",
+            "stage: 3",
+        ),
+        ({"deepspeed": {"zero_optimization": 7}}, "zero_optimization", "zero_optimization: {...}"),
+        ({"deepspeed": "{bad"}, "deepspeed", "deepspeed: ds_z3_config.json"),
+        (
+            {"fsdp": ["full_shard"], "fsdp_config": {"version": "abc"}},
+            "fsdp_config: version",
+            "version: 1",
+        ),
+        ({"fsdp": ["full_shard"], "fsdp_config": [1]}, "fsdp_config", "fsdp_config: {...}"),
+        ({"bnb_config_kwargs": 3}, "bnb_config_kwargs", "bnb_config_kwargs: {...}"),
+        ({"micro_batch_size": "many"}, "micro_batch_size", "micro_batch_size: 1"),
+        ({"lora_dropout": False}, "lora_dropout", "lora_dropout: 0.05"),  # no switch
+        ({"sequence_len": [2048]}, "sequence_len", "sequence_len: 2048"),
+        ({"sequence_len": 0}, "sequence_len", "sequence_len: 512"),
+        ({"lora_r": -3, "lora_alpha": 8, "lora_target_linear": True}, "lora_r", "lora_r: 16"),
+        ({"base_model": "smolm2-135m"}, "base_model", "base_model: smollm2-135m"),
+        ({"base_model": "./nothing/here"}, "base_model", "base_model: qwen2.5-coder-7b"),
+    ],
+)
 def test_a_wrong_value_in_a_tools_file_names_its_key(more, where, write, tmp_path) -> None:
     with pytest.raises(UserError) as caught:
         asked(tmp_path, AXOLOTL | more)
@@ -52,7 +63,10 @@ def test_a_deepspeed_file_of_text_and_a_model_of_llama_factory(tmp_path) -> None
     with pytest.raises(UserError, match="takes keys below it"):
         asked(tmp_path, AXOLOTL | {"deepspeed": "ds.json"})
     with pytest.raises(UserError) as caught:
-        asked(tmp_path, {"model_name_or_path": "smolm2-135m", "stage": "sft", "finetuning_type": "lora"})
+        asked(
+            tmp_path,
+            {"model_name_or_path": "smolm2-135m", "stage": "sft", "finetuning_type": "lora"},
+        )
     assert caught.value.write == "model_name_or_path: smollm2-135m"
 
 
@@ -64,11 +78,34 @@ def test_what_the_advice_says_to_write_is_read(tmp_path) -> None:
 
 @pytest.mark.thorough
 def test_no_value_of_a_known_key_ends_in_a_traceback(tmp_path) -> None:
-    values = ["many", -1, 0, 7.5, True, [], [1], ["a"], {}, {"stage": 5}, {"version": "abc"}, "", [[]], {"name": 3},
-              10**30, float("nan"), "{bad"]  # fmt: skip
-    starts = {("axolotl",): AXOLOTL,
-              ("trl", "transformers"): {"model_name_or_path": "smollm2-135m", "use_peft": True, "load_in_4bit": True},
-              ("llama-factory", "transformers"): {"model_name_or_path": "smollm2-135m", "stage": "sft"}}  # fmt: skip
+    values = [
+        "many",
+        -1,
+        0,
+        7.5,
+        True,
+        [],
+        [1],
+        ["a"],
+        {},
+        {"stage": 5},
+        {"version": "abc"},
+        "",
+        [[]],
+        {"name": 3},
+        10**30,
+        float("nan"),
+        "{bad",
+    ]
+    starts = {
+        ("axolotl",): AXOLOTL,
+        ("trl", "transformers"): {
+            "model_name_or_path": "smollm2-135m",
+            "use_peft": True,
+            "load_in_4bit": True,
+        },
+        ("llama-factory", "transformers"): {"model_name_or_path": "smollm2-135m", "stage": "sft"},
+    }
     dice, refused = random.Random(30), 0
     for names, start in starts.items():
         for key in keys(*names).understood:
@@ -78,10 +115,18 @@ def test_no_value_of_a_known_key_ends_in_a_traceback(tmp_path) -> None:
                 except UserError:
                     refused += 1
     for value in values:
-        for key in ("distributed_type", "num_processes", "fsdp_config", "deepspeed_config", "mixed_precision"):
+        for key in (
+            "distributed_type",
+            "num_processes",
+            "fsdp_config",
+            "deepspeed_config",
+            "mixed_precision",
+        ):
             for kind in ("FSDP", "DEEPSPEED"):
                 beside = tmp_path / "accelerate.yaml"
-                beside.write_text(yaml.safe_dump({"distributed_type": kind, "num_processes": 2, key: value}))
+                beside.write_text(
+                    yaml.safe_dump({"distributed_type": kind, "num_processes": 2, key: value})
+                )
                 try:
                     question(["smollm2-135m", beside], QuestionOptions())
                 except UserError:
@@ -89,21 +134,33 @@ def test_no_value_of_a_known_key_ends_in_a_traceback(tmp_path) -> None:
     assert refused > 100
 
 
-@pytest.mark.parametrize("name", ["outputs/mine", "there/mine", "empty/folder", "./mine", "saves/a/b"])
+@pytest.mark.parametrize(
+    "name", ["outputs/mine", "there/mine", "empty/folder", "./mine", "saves/a/b"]
+)
 def test_a_local_folder_is_not_sent_to_the_hub(name, tmp_path, monkeypatch) -> None:
     (tmp_path / "there").mkdir()
     (tmp_path / "empty" / "folder").mkdir(parents=True)
-    monkeypatch.setattr("dryfit.scenario.model.fetch_config", lambda *_: pytest.fail("the Hub was asked"))
+    monkeypatch.setattr(
+        "dryfit.scenario.model.fetch_config", lambda *_: pytest.fail("the Hub was asked")
+    )
     with pytest.raises(UserError, match=r"isn't there|holds no config.json"):
         asked(tmp_path, AXOLOTL | {"base_model": name})
 
 
 def test_escape_sequences_of_a_file_do_not_reach_the_terminal(tmp_path, capsys) -> None:
     path = tmp_path / "step.yaml"
-    path.write_text(yaml.safe_dump({"model": "smollm2-135m", "model_name": "a\x1b[2Jb\u202ec\nFITS: all", "gpu": "t4"}))
+    path.write_text(
+        yaml.safe_dump(
+            {"model": "smollm2-135m", "model_name": "a\x1b[2Jb\u202ec\nFITS: all", "gpu": "t4"}
+        )
+    )
     assert main([str(path), "--quick"]) == 0
     out = capsys.readouterr().out
-    assert "\x1b" not in out and "\u202e" not in out and "for: a\\x1b[2Jb\\u202ec FITS: all; QLoRA" in out
+    assert (
+        "\x1b" not in out
+        and "\u202e" not in out
+        and "for: a\\x1b[2Jb\\u202ec FITS: all; QLoRA" in out
+    )
     path.write_text(yaml.safe_dump({"model": "\x1b[2Jqwen", "gpu": "t4"}))
     with pytest.raises(UserError) as caught:
         main([str(path), "--quick"])
@@ -111,22 +168,43 @@ def test_escape_sequences_of_a_file_do_not_reach_the_terminal(tmp_path, capsys) 
 
 
 VISION = {
-    "model_type": "qwen2_5_vl", "hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 2,
-    "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 4096, "tie_word_embeddings": False,
-    "rope_scaling": {"type": "mrope", "mrope_section": [8, 12, 12]}, "vocab_size": 1000, "image_token_id": 991,
+    "model_type": "qwen2_5_vl",
+    "hidden_size": 256,
+    "intermediate_size": 512,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 4096,
+    "tie_word_embeddings": False,
+    "rope_scaling": {"type": "mrope", "mrope_section": [8, 12, 12]},
+    "vocab_size": 1000,
+    "image_token_id": 991,
     "vision_start_token_id": 990,
-    "vision_config": {"depth": 2, "hidden_size": 64, "intermediate_size": 128, "num_heads": 4, "out_hidden_size": 256,
-                      "patch_size": 14, "spatial_merge_size": 2, "window_size": 112, "fullatt_block_indexes": [1]},
-}  # fmt: skip
+    "vision_config": {
+        "depth": 2,
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_heads": 4,
+        "out_hidden_size": 256,
+        "patch_size": 14,
+        "spatial_merge_size": 2,
+        "window_size": 112,
+        "fullatt_block_indexes": [1],
+    },
+}
 
 
 @pytest.mark.thorough
-def test_a_vision_model_without_images_says_what_the_answer_covers_and_mrope_loads(tmp_path, capsys) -> None:
+def test_a_vision_model_without_images_says_what_the_answer_covers_and_mrope_loads(
+    tmp_path, capsys
+) -> None:
     path = tmp_path / "config.json"
     path.write_text(json.dumps(VISION), encoding="utf-8")
     assert main([str(path), "--gpu", "t4"]) == 0
     text = capsys.readouterr().out
-    options = re.search(r"the answer covers the language model alone, .+ \((--set '[^']+')\)", text)[1]
+    options = re.search(
+        r"the answer covers the language model alone, .+ \((--set '[^']+')\)", text
+    )[1]
     assert main([str(path), "--gpu", "t4", *shlex.split(options)]) == 0
     text = capsys.readouterr().out
     assert "language model alone" not in text and "1 image of 448 x 448 in a row" in text
@@ -136,18 +214,25 @@ def test_a_vision_model_without_images_says_what_the_answer_covers_and_mrope_loa
     assert "language model alone" not in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(("written", "first", "likely"), [
-    ("gemma-3-9b-it", None, "google/gemma-3-9b-it"),
-    ("google/gemma-3-9b-it", None, None),
-    ("gemma-3-12b-it", "gemma-3-12b", "google/gemma-3-12b-it"),
-    ("deepseek-r1-distill-14b", "deepseek-ai/DeepSeek-R1-Distill-Qwen-14B", None),
-    ("llama-3.3-70b", "meta-llama/Llama-3.3-70B-Instruct", "meta-llama/llama-3.3-70b"),
-    ("Qwen3-8B-Instruct", "qwen3-8b", "Qwen/Qwen3-8B-Instruct"),
-    ("Qwen/Qwen3-8B-Instruct", "Qwen/Qwen3-8B", None), ("qwen3-30b", "qwen3-30b-a3b", "Qwen/qwen3-30b"),
-    ("llama3-8b", "llama-3-8b", None), ("qwen2-7b", "qwen2-7b", "Qwen/qwen2-7b"),
-    ("qwen2.5-codr-7b", "qwen2.5-coder-7b", None),
-    ("mistral-7b", "mistral-7b-v0.3", None),  # the newest
-    ("nonsense", None, None),
-])  # fmt: skip
-def test_the_nearest_model_has_the_size_and_the_version_of_the_family(written, first, likely) -> None:
+@pytest.mark.parametrize(
+    ("written", "first", "likely"),
+    [
+        ("gemma-3-9b-it", None, "google/gemma-3-9b-it"),
+        ("google/gemma-3-9b-it", None, None),
+        ("gemma-3-12b-it", "gemma-3-12b", "google/gemma-3-12b-it"),
+        ("deepseek-r1-distill-14b", "deepseek-ai/DeepSeek-R1-Distill-Qwen-14B", None),
+        ("llama-3.3-70b", "meta-llama/Llama-3.3-70B-Instruct", "meta-llama/llama-3.3-70b"),
+        ("Qwen3-8B-Instruct", "qwen3-8b", "Qwen/Qwen3-8B-Instruct"),
+        ("Qwen/Qwen3-8B-Instruct", "Qwen/Qwen3-8B", None),
+        ("qwen3-30b", "qwen3-30b-a3b", "Qwen/qwen3-30b"),
+        ("llama3-8b", "llama-3-8b", None),
+        ("qwen2-7b", "qwen2-7b", "Qwen/qwen2-7b"),
+        ("qwen2.5-codr-7b", "qwen2.5-coder-7b", None),
+        ("mistral-7b", "mistral-7b-v0.3", None),  # the newest
+        ("nonsense", None, None),
+    ],
+)
+def test_the_nearest_model_has_the_size_and_the_version_of_the_family(
+    written, first, likely
+) -> None:
     assert next(iter(nearest(written)), None) == first and likely_id(written) == likely

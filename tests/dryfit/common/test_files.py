@@ -39,7 +39,10 @@ def test_an_interrupted_folder_leaves_the_old_one_and_nothing_else(tmp_path):
     with pytest.raises(RuntimeError), atomic_folder(tmp_path / "a") as partial:
         (partial / "new").touch()
         raise RuntimeError
-    assert [p.relative_to(tmp_path).as_posix() for p in sorted(tmp_path.rglob("*"))] == ["a", "a/old"]
+    assert [p.relative_to(tmp_path).as_posix() for p in sorted(tmp_path.rglob("*"))] == [
+        "a",
+        "a/old",
+    ]
 
 
 def test_a_folder_is_replaced_whole(tmp_path):
@@ -59,13 +62,19 @@ def test_what_a_killed_process_left_goes_and_what_a_living_one_writes_stays(tmp_
     (tmp_path / f".ab.{gone.pid}.partial").touch()  # beside another file
     with atomic_folder(tmp_path / "a") as partial:
         (partial / "new").touch()
-    assert {p.name for p in tmp_path.iterdir()} == {"a", f".a.{os.getppid()}.partial", f".ab.{gone.pid}.partial"}
+    assert {p.name for p in tmp_path.iterdir()} == {
+        "a",
+        f".a.{os.getppid()}.partial",
+        f".ab.{gone.pid}.partial",
+    }
     with atomic_open(tmp_path / "ab") as handle:
         handle.write("new")
     assert not (tmp_path / f".ab.{gone.pid}.partial").exists()
 
 
-@pytest.mark.parametrize("error", [OSError("no"), KeyboardInterrupt()], ids=["a failed rename", "Ctrl-C"])
+@pytest.mark.parametrize(
+    "error", [OSError("no"), KeyboardInterrupt()], ids=["a failed rename", "Ctrl-C"]
+)
 def test_a_folder_that_can_not_take_its_place_leaves_the_old_one(error, tmp_path, monkeypatch):
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "old").touch()
@@ -79,7 +88,10 @@ def test_a_folder_that_can_not_take_its_place_leaves_the_old_one(error, tmp_path
     monkeypatch.setattr(os, "replace", fail)
     with pytest.raises(type(error)), atomic_folder(tmp_path / "a") as partial:
         (partial / "new").touch()
-    assert [p.relative_to(tmp_path).as_posix() for p in sorted(tmp_path.rglob("*"))] == ["a", "a/old"]
+    assert [p.relative_to(tmp_path).as_posix() for p in sorted(tmp_path.rglob("*"))] == [
+        "a",
+        "a/old",
+    ]
 
 
 def test_scratch_goes_and_so_does_what_killed_processes_left(tmp_path):
@@ -142,7 +154,9 @@ def test_a_yaml_file_may_take_over_the_keys_of_another_mapping_but_not_say_one_t
 def report_of(folder):
     (folder / "rows.jsonl").write_text("{}\n")
     (folder / "weights").write_bytes(bytes(range(256)))
-    write_report(folder / "report.json", {"loss": 1.5, "by_rank": {2: "a", 10: "b"}}, folder / "rows.jsonl")
+    write_report(
+        folder / "report.json", {"loss": 1.5, "by_rank": {2: "a", 10: "b"}}, folder / "rows.jsonl"
+    )
     return folder / "report.json"
 
 
@@ -161,19 +175,25 @@ def test_digests_taken_while_writing_count_as_well(tmp_path):
     assert read_report(tmp_path / "report.json", tmp_path / "shard")
 
 
-@pytest.mark.parametrize(("spoil", "culprit"), [
-    (lambda folder: (folder / "rows.jsonl").write_text("{ }\n"), "rows.jsonl"),
-    (lambda folder: (folder / "rows.jsonl").write_bytes(b"\0\0\0"), "rows.jsonl"),
-    (lambda folder: (folder / "rows.jsonl").unlink(), "rows.jsonl"),
-    (lambda folder: (folder / "report.json").unlink(), "report.json"),
-    (lambda folder: (folder / "report.json").write_bytes(b"\0" * 40), "report.json"),
-    (lambda folder: (folder / "report.json").write_bytes(b"\xff"), "report.json"),
-    (lambda folder: (folder / "report.json").write_text("[]"), "report.json"),
-    (lambda folder: (folder / "report.json").write_text('{"sha256": {}}'), "report.json"),
-    (lambda folder: edit(folder / "report.json", "1.5", "1.6"), "report.json"),
-    (lambda folder: edit(folder / "report.json", "rows.jsonl", "other.jsonl"), "report.json"),
-    (lambda folder: write_report(folder / "report.json", {}), "report.json"),  # knows no rows.jsonl
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("spoil", "culprit"),
+    [
+        (lambda folder: (folder / "rows.jsonl").write_text("{ }\n"), "rows.jsonl"),
+        (lambda folder: (folder / "rows.jsonl").write_bytes(b"\0\0\0"), "rows.jsonl"),
+        (lambda folder: (folder / "rows.jsonl").unlink(), "rows.jsonl"),
+        (lambda folder: (folder / "report.json").unlink(), "report.json"),
+        (lambda folder: (folder / "report.json").write_bytes(b"\0" * 40), "report.json"),
+        (lambda folder: (folder / "report.json").write_bytes(b"\xff"), "report.json"),
+        (lambda folder: (folder / "report.json").write_text("[]"), "report.json"),
+        (lambda folder: (folder / "report.json").write_text('{"sha256": {}}'), "report.json"),
+        (lambda folder: edit(folder / "report.json", "1.5", "1.6"), "report.json"),
+        (lambda folder: edit(folder / "report.json", "rows.jsonl", "other.jsonl"), "report.json"),
+        (
+            lambda folder: write_report(folder / "report.json", {}),
+            "report.json",
+        ),  # knows no rows.jsonl
+    ],
+)
 def test_every_change_is_noticed_and_the_file_to_delete_is_named(tmp_path, spoil, culprit):
     report = report_of(tmp_path)
     spoil(tmp_path)
@@ -218,7 +238,10 @@ def test_yaml_that_holds_itself_is_refused(tmp_path, text):
 
 
 def test_yaml_without_an_end_of_references_is_refused(tmp_path):
-    lines = ["a0: &a0 [1]", *(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 12))]
+    lines = [
+        "a0: &a0 [1]",
+        *(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 12)),
+    ]
     (tmp_path / "a.yaml").write_text("\n".join(lines))
     with pytest.raises(UserError, match="refer to themselves"):
         read_yaml(tmp_path / "a.yaml")

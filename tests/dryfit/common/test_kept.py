@@ -29,12 +29,16 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     Path("tiny").mkdir()
     Path("tiny", "config.json").write_text(json.dumps(TINY))
-    Path("accelerate.yaml").write_text(yaml.safe_dump({"distributed_type": "NO", "mixed_precision": "bf16"}))
+    Path("accelerate.yaml").write_text(
+        yaml.safe_dump({"distributed_type": "NO", "mixed_precision": "bf16"})
+    )
     return tmp_path / "kept"
 
 
 def asked(**options) -> object:
-    return question(["tiny/config.json", "accelerate.yaml"], QuestionOptions(gpu="24GiB", **options))
+    return question(
+        ["tiny/config.json", "accelerate.yaml"], QuestionOptions(gpu="24GiB", **options)
+    )
 
 
 def keep(text: str = "FITS\n", status: int = 0) -> None:
@@ -55,7 +59,9 @@ def changed_model() -> None:
 
 
 def changed_file_beside() -> None:
-    Path("accelerate.yaml").write_text(yaml.safe_dump({"distributed_type": "NO", "mixed_precision": "fp16"}))
+    Path("accelerate.yaml").write_text(
+        yaml.safe_dump({"distributed_type": "NO", "mixed_precision": "fp16"})
+    )
 
 
 @pytest.mark.parametrize("change", [changed_model, changed_file_beside])
@@ -66,12 +72,16 @@ def test_a_changed_file_is_asked_about_anew(folder, change) -> None:
 
 
 @pytest.mark.few(2)
-@pytest.mark.parametrize("other", [
-    lambda: KeptAnswer((*WORDS, "--json"), asked()),
-    lambda: KeptAnswer(WORDS, asked(sequence_length=511)),
-    lambda: KeptAnswer(WORDS, asked(settings=["optimizer=adamw_8bit"])),
-    lambda: KeptAnswer(WORDS, [asked(), Run(rows=10)]),
-], ids=["form", "length", "setting", "run"])  # fmt: skip
+@pytest.mark.parametrize(
+    "other",
+    [
+        lambda: KeptAnswer((*WORDS, "--json"), asked()),
+        lambda: KeptAnswer(WORDS, asked(sequence_length=511)),
+        lambda: KeptAnswer(WORDS, asked(settings=["optimizer=adamw_8bit"])),
+        lambda: KeptAnswer(WORDS, [asked(), Run(rows=10)]),
+    ],
+    ids=["form", "length", "setting", "run"],
+)
 def test_another_question_is_another_answer(folder, other) -> None:
     keep()
     assert other().show() is None
@@ -125,7 +135,9 @@ def test_what_decides_an_answer_beside_the_question(folder, monkeypatch, tmp_pat
     assert KeptAnswer(WORDS, asked()).show() is None
 
 
-def test_a_reinstalled_package_of_the_same_version_is_another(folder, monkeypatch, tmp_path) -> None:
+def test_a_reinstalled_package_of_the_same_version_is_another(
+    folder, monkeypatch, tmp_path
+) -> None:
     installed = tmp_path / "site" / "peft-99.0.dist-info"
     installed.mkdir(parents=True)
     monkeypatch.syspath_prepend(str(tmp_path / "site"))
@@ -151,13 +163,17 @@ def test_an_edited_package_is_another(folder, monkeypatch, tmp_path) -> None:
 
 
 @pytest.mark.few(2)
-@pytest.mark.parametrize("damage", [
-    lambda text: text[: len(text) // 2],
-    lambda text: text.replace("FITS", "FAST"),
-    lambda text: text.replace('"status": 0', '"status": 1'),
-    lambda text: "[]",
-    lambda text: "",
-], ids=["cut", "other words", "other status", "another value", "empty"])  # fmt: skip
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda text: text[: len(text) // 2],
+        lambda text: text.replace("FITS", "FAST"),
+        lambda text: text.replace('"status": 0', '"status": 1'),
+        lambda text: "[]",
+        lambda text: "",
+    ],
+    ids=["cut", "other words", "other status", "another value", "empty"],
+)
 def test_a_damaged_file_is_not_used_and_is_replaced(folder, capsys, damage) -> None:
     keep()
     (path,) = folder.glob("*.json")
@@ -165,7 +181,12 @@ def test_a_damaged_file_is_not_used_and_is_replaced(folder, capsys, damage) -> N
     capsys.readouterr()
     assert KeptAnswer(WORDS, asked()).show() is None
     said = capsys.readouterr()
-    assert not said.out and said.err.count("\n") == 1 and str(path) in said.err and "damaged" in said.err
+    assert (
+        not said.out
+        and said.err.count("\n") == 1
+        and str(path) in said.err
+        and "damaged" in said.err
+    )
     keep()
     assert KeptAnswer(WORDS, asked()).show() == 0
 
@@ -201,7 +222,9 @@ def test_without_a_name_the_folder_is_the_users_cache(monkeypatch, tmp_path) -> 
     assert kept.folder() == tmp_path / ".cache" / "dryfit" / "answers"
 
 
-def test_the_folder_stays_small_and_the_answer_that_was_asked_for_last_stays(folder, monkeypatch) -> None:
+def test_the_folder_stays_small_and_the_answer_that_was_asked_for_last_stays(
+    folder, monkeypatch
+) -> None:
     answers = [KeptAnswer((*WORDS, str(number)), asked()) for number in range(4)]
     for day, answer in enumerate(answers[:3], 1):
         answer.give(lambda: print("x" * 1000) or 0)
@@ -225,7 +248,9 @@ def test_processes_that_ask_the_same_at_once_get_whole_answers(folder, capfd) ->
         seen = set().union(*pool.map(_ask_often, range(2)))
     assert {status for status, _ in seen} == {0}
     assert "damaged" not in capfd.readouterr().err
-    assert [path.name for path in folder.iterdir()] == [f"{KeptAnswer(WORDS, 'the question')._key[:32]}.json"]
+    assert [path.name for path in folder.iterdir()] == [
+        f"{KeptAnswer(WORDS, 'the question')._key[:32]}.json"
+    ]
 
 
 def _command(*words: str) -> subprocess.CompletedProcess:
@@ -255,4 +280,6 @@ def test_the_command_answers_the_second_time_as_the_first_without_torch(folder, 
     kept_in = {path.stat().st_ino for path in folder.iterdir()}
     assert main([*words, "--fresh"]) == 0
     assert capsys.readouterr().out == 2 * first.stdout
-    assert len({path.stat().st_ino for path in folder.iterdir()} - kept_in) == 1  # the answer that is kept is a new one
+    assert (
+        len({path.stat().st_ino for path in folder.iterdir()} - kept_in) == 1
+    )  # the answer that is kept is a new one

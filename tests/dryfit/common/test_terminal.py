@@ -55,7 +55,11 @@ def test_a_long_step_is_heard_while_it_runs_and_the_terminals_line_goes(screen) 
         if screen.on_terminal:
             assert screen.getvalue().endswith(" \r")
     shown = screen.getvalue()
-    assert shown.endswith(" \r") if screen.on_terminal else "\r" not in shown and shown.endswith(" s)\n")
+    assert (
+        shown.endswith(" \r")
+        if screen.on_terminal
+        else "\r" not in shown and shown.endswith(" s)\n")
+    )
     now_doing("nobody listens")
     assert screen.getvalue() == shown and terminal._line is None
 

@@ -7,15 +7,26 @@ from dryfit.derived.layers import Composition, UnknownOrder
 
 # A block that is given back, a plain weight, gate and up of two experts in one tensor, a buffer; then a step.
 WHOLE = Composition(
-    [(1, 90), (-1, 0), (2, 10), (3, 80), (4, 6), (5, 7), (-5, 0), (-3, 0)], [("forward", 0, 5)],
+    [(1, 90), (-1, 0), (2, 10), (3, 80), (4, 6), (5, 7), (-5, 0), (-3, 0)],
+    [("forward", 0, 5)],
     [(0, 0), (1, 1), (2, 2), (3, 3), (4, 4)],
-)  # fmt: skip
+)
 GATE_AND_UP = {1: 0, 2: 2}
 MERGED = [
-    (3, 20), (4, 20), (5, 20), (6, 20),  # two experts of gate, two of up
-    (7, 40), (-3, 0), (-4, 0), (8, 40), (-5, 0), (-6, 0),  # each source stacked
-    (9, 80), (-7, 0), (-8, 0),
-]  # fmt: skip
+    (3, 20),
+    (4, 20),
+    (5, 20),
+    (6, 20),  # two experts of gate, two of up
+    (7, 40),
+    (-3, 0),
+    (-4, 0),
+    (8, 40),
+    (-5, 0),
+    (-6, 0),  # each source stacked
+    (9, 80),
+    (-7, 0),
+    (-8, 0),
+]
 REST = [(10, 6), (11, 7), (-11, 0), (-9, 0)]
 
 

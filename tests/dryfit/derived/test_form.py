@@ -33,7 +33,10 @@ def model(**changes: object) -> dict:
 def rewritten(tmp_path: Path, **changes: object) -> Path:
     """The record with other entries in its index."""
     path = tmp_path / "qwen2.zip"
-    with zipfile.ZipFile(data_path("records", "qwen2.zip")) as old, zipfile.ZipFile(path, "w") as new:
+    with (
+        zipfile.ZipFile(data_path("records", "qwen2.zip")) as old,
+        zipfile.ZipFile(path, "w") as new,
+    ):
         for name in old.namelist():
             index = json.loads(old.read(name))
             new.writestr(name, json.dumps(index | changes if name == "record.json" else index))
@@ -45,7 +48,9 @@ def test_which_steps_of_the_catalogue_are_answered() -> None:
     assert composed.marks[-1][0] == "end"
     with pytest.raises(NoRecord):
         composed_step(scenario(), (7, 5))
-    silent = model(sliding_window=4096, max_window_layers=28, torch_dtype="bfloat16", use_cache=False)
+    silent = model(
+        sliding_window=4096, max_window_layers=28, torch_dtype="bfloat16", use_cache=False
+    )
     assert StepKey.of(scenario(model=silent)).key() == StepKey.of(scenario()).key()
     usual = {**BASE, "model": "qwen3-30b-a3b", **OPTIONS["trl"], **METHODS["qlora"]}
     form_of(Scenario.from_mapping({**usual, "lora": {"rank": 16, "alpha": 32}}, {}))
@@ -54,15 +59,41 @@ def test_which_steps_of_the_catalogue_are_answered() -> None:
 
 
 # Models of the catalogue whose attention has a window, by the tokens from which on TRL's defaults alone answer them.
-WINDOWS = {"phi-3-mini-4k": 2047, "mistral-7b-v0.1": 4096, "gemma-2-2b": 4096, "gemma-2-9b": 4096, "gemma-2-27b": 4096}
+WINDOWS = {
+    "phi-3-mini-4k": 2047,
+    "mistral-7b-v0.1": 4096,
+    "gemma-2-2b": 4096,
+    "gemma-2-9b": 4096,
+    "gemma-2-27b": 4096,
+}
 RECORDED = sorted(path.stem for path in data_path("records").glob("*.zip"))
 OF_TRL_ALONE = {  # recorded with TRL's defaults alone
-    *("deepseek_v3", "deepseek_v32", "gemma4_text", "gemma4_text_experts", "glm4_moe_lite", "glm_moe_dsa", "gpt_oss"),
-    *("lfm2", "llama4_text", "mimo_v2_flash", "nemotron_h", "phi", "qwen3_5_moe_text", "qwen3_5_text", "qwen3_next"),
+    *(
+        "deepseek_v3",
+        "deepseek_v32",
+        "gemma4_text",
+        "gemma4_text_experts",
+        "glm4_moe_lite",
+        "glm_moe_dsa",
+        "gpt_oss",
+    ),
+    *(
+        "lfm2",
+        "llama4_text",
+        "mimo_v2_flash",
+        "nemotron_h",
+        "phi",
+        "qwen3_5_moe_text",
+        "qwen3_5_text",
+        "qwen3_next",
+    ),
     "starcoder2",
 }
 # Families without such a record: Mixtral's default has rows of up to 2,048 tokens.
-LEFT_OUT = {"default": {"exaone4", "mixtral", *OF_TRL_ALONE}, "not_checkpointed": {"exaone4", "olmo3", *OF_TRL_ALONE}}
+LEFT_OUT = {
+    "default": {"exaone4", "mixtral", *OF_TRL_ALONE},
+    "not_checkpointed": {"exaone4", "olmo3", *OF_TRL_ALONE},
+}
 
 
 def unanswered(called: str, length: int) -> set[str]:
@@ -74,7 +105,13 @@ def unanswered(called: str, length: int) -> set[str]:
     families = [family for family in RECORDED if family not in left_out]
     for name in (name for family in families for name in FAMILIES[family].catalogue()):
         for method, of_trl in METHODS.items():
-            step = {**BASE, "model": name, "method": method, "sequence_length": length, **OPTIONS[called]}
+            step = {
+                **BASE,
+                "model": name,
+                "method": method,
+                "sequence_length": length,
+                **OPTIONS[called],
+            }
             try:
                 form_of(Scenario.from_mapping(step | (of_trl if called == "trl" else {}), {}))
             except NoRecord:
@@ -86,20 +123,29 @@ def unanswered(called: str, length: int) -> set[str]:
 
 @pytest.mark.parametrize(
     ("called", "length"),
-    [*(("trl", length) for length in (512, 1024, 2048, 4096)), ("default", 4096), ("not_checkpointed", 4096)],
+    [
+        *(("trl", length) for length in (512, 1024, 2048, 4096)),
+        ("default", 4096),
+        ("not_checkpointed", 4096),
+    ],
 )
 def test_the_usual_steps_of_the_catalogue_are_answered(called, length) -> None:
     windows = {name for name, window in WINDOWS.items() if length >= window and called != "trl"}
-    others = {"gemma-3-12b"} if called != "trl" else set()  # its last layer looks back at all tokens
+    others = (
+        {"gemma-3-12b"} if called != "trl" else set()
+    )  # its last layer looks back at all tokens
     as_wide = {"mixtral-8x22b"} if called != "default" else set()  # its experts, as its vocabulary
     assert unanswered(called, length) == windows | others | as_wide
 
 
 STEPS = {  # of the table in docs/memory-core.md: the set of options, rows, and the compute capability
-    "a scenario's defaults": ("default", 1, None), "the same without checkpointing": ("not_checkpointed", 1, None),
-    "TRL's defaults": ("trl", 1, None), "the same with 2 rows": ("trl", 2, None),
-    "the same with 8 rows": ("trl", 8, None), "TRL's defaults on a T4 or V100": ("trl", 1, (7, 5)),
-}  # fmt: skip
+    "a scenario's defaults": ("default", 1, None),
+    "the same without checkpointing": ("not_checkpointed", 1, None),
+    "TRL's defaults": ("trl", 1, None),
+    "the same with 2 rows": ("trl", 2, None),
+    "the same with 8 rows": ("trl", 8, None),
+    "TRL's defaults on a T4 or V100": ("trl", 1, (7, 5)),
+}
 
 
 @pytest.mark.thorough
@@ -112,7 +158,12 @@ def test_the_documents_count_what_is_answered(told: str) -> None:
     for length in (512, 1024, 2048, 4096):
         count = 0
         for path, method in product(data_path("models").glob("*.json"), METHODS):
-            step = {"model": path.stem, "method": method, "sequence_length": length, "micro_batch": rows}
+            step = {
+                "model": path.stem,
+                "method": method,
+                "sequence_length": length,
+                "micro_batch": rows,
+            }
             with suppress(NoRecord, UserError):
                 of_trl = METHODS[method] if called == "trl" else {}
                 form_of(Scenario.from_mapping(step | OPTIONS[called] | of_trl, {}), capability)
@@ -121,32 +172,58 @@ def test_the_documents_count_what_is_answered(told: str) -> None:
     assert counts == [int(cell) for cell in line.split("|")[2:6]]
 
 
-@pytest.mark.parametrize("changes", [
-    {"optimizer": "adamw_8bit"}, {"attention": "eager"}, {"attention_mask": "padding"},
-    {"gradient_checkpointing": "reentrant"}, {"autocast": "bf16"}, {"precision": "fp16"}, {"kbit_preparation": "peft"},
-    {"lora": {"dropout": 0.05}},
-    {"lora": {"target_modules": ["q_proj", "v_proj"]}},
-    {"lora": {"rank": 1024}}, {"quantization": {"type": "fp4"}}, {"quantization": {"double": False}},
-    {"gradient_accumulation": 2}, {"loss": "liger"}, {"platform": "windows"}, {"versions": {"bitsandbytes": "0.45"}},
-    {"sequence_length": 8}, {"micro_batch": 100}, {"parallel": {"strategy": "ddp", "gpus": 2}}, {"use_cache": True},
-    {"packing": "rows"},
-], ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"optimizer": "adamw_8bit"},
+        {"attention": "eager"},
+        {"attention_mask": "padding"},
+        {"gradient_checkpointing": "reentrant"},
+        {"autocast": "bf16"},
+        {"precision": "fp16"},
+        {"kbit_preparation": "peft"},
+        {"lora": {"dropout": 0.05}},
+        {"lora": {"target_modules": ["q_proj", "v_proj"]}},
+        {"lora": {"rank": 1024}},
+        {"quantization": {"type": "fp4"}},
+        {"quantization": {"double": False}},
+        {"gradient_accumulation": 2},
+        {"loss": "liger"},
+        {"platform": "windows"},
+        {"versions": {"bitsandbytes": "0.45"}},
+        {"sequence_length": 8},
+        {"micro_batch": 100},
+        {"parallel": {"strategy": "ddp", "gpus": 2}},
+        {"use_cache": True},
+        {"packing": "rows"},
+    ],
+    ids=str,
+)
 def test_no_option_that_was_not_recorded_is_answered(changes) -> None:
     with pytest.raises(NoRecord):
         composed_step(scenario(**changes))
 
 
-@pytest.mark.parametrize("changes", [
-    {"use_sliding_window": True, "sliding_window": 256},
-    {"hidden_act": "gelu"}, {"attention_dropout": 0.1}, {"head_dim": 320}, {"head_dim": 100}, {"num_hidden_layers": 3},
-    {"a_key_of_tomorrow": 1},
-    {"rope_scaling": {"rope_type": "longrope", "factor": 4.0}},
-    {"num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 128},
-    {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 128},
-    {"vocab_size": 500_000},
-    {"vocab_size": 1024, "intermediate_size": 1024}, {"vocab_size": 2048, "intermediate_size": 1024},
-    {"pad_token_id": 151_936},
-], ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"use_sliding_window": True, "sliding_window": 256},
+        {"hidden_act": "gelu"},
+        {"attention_dropout": 0.1},
+        {"head_dim": 320},
+        {"head_dim": 100},
+        {"num_hidden_layers": 3},
+        {"a_key_of_tomorrow": 1},
+        {"rope_scaling": {"rope_type": "longrope", "factor": 4.0}},
+        {"num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 128},
+        {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 128},
+        {"vocab_size": 500_000},
+        {"vocab_size": 1024, "intermediate_size": 1024},
+        {"vocab_size": 2048, "intermediate_size": 1024},
+        {"pad_token_id": 151_936},
+    ],
+    ids=str,
+)
 def test_no_model_that_was_not_recorded_is_answered(changes) -> None:
     with pytest.raises(NoRecord):
         composed_step(scenario(model=model(**changes)))
@@ -159,36 +236,48 @@ def test_an_order_of_layers_that_was_not_recorded_is_not_answered() -> None:
 
 def of_trl(name: str, length: int = 512, rows: int = 1, **changes: object) -> Scenario:
     """A step with TRL's defaults of a model of the catalogue with other keys."""
-    step = {**BASE, "model": {**language_model_of(name), **changes}, "sequence_length": length, "micro_batch": rows}
+    step = {
+        **BASE,
+        "model": {**language_model_of(name), **changes},
+        "sequence_length": length,
+        "micro_batch": rows,
+    }
     return Scenario.from_mapping({**step, **OPTIONS["trl"], **METHODS["qlora"]}, {})
 
 
-@pytest.mark.parametrize(("name", "changes"), [
-    ("qwen3.5-9b", {}),
-    ("nemotron-3-nano-30b-a3b", {"mamba_num_heads": 48}),
-    ("lfm2-1.2b", {"length": 504, "block_auto_adjust_ff_dim": False}),
-    ("gpt-oss-20b", {"length": 328, "sliding_window": 256}),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("qwen3.5-9b", {}),
+        ("nemotron-3-nano-30b-a3b", {"mamba_num_heads": 48}),
+        ("lfm2-1.2b", {"length": 504, "block_auto_adjust_ff_dim": False}),
+        ("gpt-oss-20b", {"length": 328, "sliding_window": 256}),
+    ],
+)
 def test_a_hybrid_is_answered(name, changes) -> None:
     composed_step(of_trl(name, **changes))
 
 
-@pytest.mark.parametrize(("name", "changes"), [
-    ("qwen3.5-9b", {"length": 504}),  # the delta rule's loop has another number of turns
-    ("qwen3.5-9b", {"linear_key_head_dim": 64}),
-    ("qwen3.5-9b", {"full_attention_interval": 2, "layer_types": None}),
-    ("nemotron-3-nano-30b-a3b", {"hybrid_override_pattern": "MEME**MEME"}),
-    ("nemotron-3-nano-30b-a3b", {"mamba_num_heads": 36}),  # no multiple of the groups
-    ("lfm2-1.2b", {"conv_L_cache": 4}),
-    ("gpt-oss-20b", {"sliding_window": 2048}),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("qwen3.5-9b", {"length": 504}),  # the delta rule's loop has another number of turns
+        ("qwen3.5-9b", {"linear_key_head_dim": 64}),
+        ("qwen3.5-9b", {"full_attention_interval": 2, "layer_types": None}),
+        ("nemotron-3-nano-30b-a3b", {"hybrid_override_pattern": "MEME**MEME"}),
+        ("nemotron-3-nano-30b-a3b", {"mamba_num_heads": 36}),  # no multiple of the groups
+        ("lfm2-1.2b", {"conv_L_cache": 4}),
+        ("gpt-oss-20b", {"sliding_window": 2048}),
+    ],
+)
 def test_what_was_not_recorded_of_a_hybrid_is_not_answered(name, changes) -> None:
     with pytest.raises(NoRecord):
         composed_step(of_trl(name, **changes))
 
 
 @pytest.mark.parametrize(
-    ("rows", "length"), [(1, 259), (1, 4096), (1, 16384), (2, 1024), (8, 1024), (2, 4096), (64, 100)]
+    ("rows", "length"),
+    [(1, 259), (1, 4096), (1, 16384), (2, 1024), (8, 1024), (2, 4096), (64, 100)],
 )
 @pytest.mark.parametrize("name", ["qwen2.5-7b", "qwen3-0.6b"])
 def test_a_loss_in_any_number_of_chunks_is_answered(name, rows, length) -> None:
@@ -199,7 +288,14 @@ def test_a_loss_in_any_number_of_chunks_is_answered(name, rows, length) -> None:
 @pytest.mark.parametrize(
     "name",
     [
-        *("mistral-7b-v0.1", "gemma-2-2b", "gemma-3-4b", "phi-3-mini-4k", "qwen3-30b-a3b", "mixtral-8x7b"),
+        *(
+            "mistral-7b-v0.1",
+            "gemma-2-2b",
+            "gemma-3-4b",
+            "phi-3-mini-4k",
+            "qwen3-30b-a3b",
+            "mixtral-8x7b",
+        ),
         *("gpt-oss-20b", "glm-5", "glm-5.2", "deepseek-v3.2", "mimo-v2-flash"),
     ],
 )
@@ -210,7 +306,13 @@ def test_one_row_of_any_length_is_answered(name, length) -> None:
 
 @pytest.mark.parametrize(
     ("rows", "length"),
-    [(1, 257), (1, 258), (2, 129), (1, 17000), (64, 512)],  # one chunk, one token left over, more than 64 chunks
+    [
+        (1, 257),
+        (1, 258),
+        (2, 129),
+        (1, 17000),
+        (64, 512),
+    ],  # one chunk, one token left over, more than 64 chunks
 )
 def test_chunks_that_were_not_recorded_are_not_answered(rows, length) -> None:
     with pytest.raises(NoRecord):
@@ -223,7 +325,10 @@ def test_chunks_that_were_not_recorded_are_not_answered(rows, length) -> None:
         ("glm-5", {"index_topk": 1024}),
         ("glm-5", {"index_topk": None}),
         ("glm-5", {"length": 1028}),  # attention copies a mask whose rows are no multiple of 8
-        ("glm-5.2", {"indexer_types": ["full"] * 2 + ["shared"] * 76}),  # one of a layer with one MLP
+        (
+            "glm-5.2",
+            {"indexer_types": ["full"] * 2 + ["shared"] * 76},
+        ),  # one of a layer with one MLP
         ("glm-5.2", {"index_topk_pattern": "FFFS"}),
         ("deepseek-v3.2", {"n_group": 4}),
         ("deepseek-v3.2", {"n_routed_experts": 252}),
@@ -245,7 +350,9 @@ def test_the_window_of_mimo_is_what_its_class_makes_of_a_file(size) -> None:
     assert bool(asked.flags.get("windowed")) == (size != 128)
 
 
-@pytest.mark.parametrize("capability", [(8, 6), (10, 0), (10, 3), (11, 0), (12, 0), (12, 1), (7, 5), (7, 0)])
+@pytest.mark.parametrize(
+    "capability", [(8, 6), (10, 0), (10, 3), (11, 0), (12, 0), (12, 1), (7, 5), (7, 0)]
+)
 @pytest.mark.parametrize("name", ["qwen2.5-7b", "llama-3.2-3b"])
 def test_a_gpu_of_another_compute_capability_is_answered(name, capability) -> None:
     composed_step(of_trl(name), capability)
@@ -263,17 +370,26 @@ def test_models_of_one_code_with_experts_and_without_are_two_families(name, fami
 
 
 @pytest.mark.parametrize(
-    "changes", [{"lora": {"alpha": 64}}, {"gpu": "rtx-4090"}, {"allocator": {"expandable_segments": True}}], ids=str
+    "changes",
+    [{"lora": {"alpha": 64}}, {"gpu": "rtx-4090"}, {"allocator": {"expandable_segments": True}}],
+    ids=str,
 )
 def test_what_only_replays_the_events_has_the_same_record(changes) -> None:
     assert StepKey.of(scenario(**changes)).key() == StepKey.of(scenario()).key()
 
 
-@pytest.mark.parametrize(("changes", "said"), [
-    ({"format": 0}, "format 0"),
-    ({"versions": {**records_of("qwen2").versions, "transformers": "4.57.0"}}, "transformers 4.57.0"),
-    ({"code": {"models/qwen2/modeling_qwen2.py": "0"}}, "modeling_qwen2.py is not the one"),
-], ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"format": 0}, "format 0"),
+        (
+            {"versions": {**records_of("qwen2").versions, "transformers": "4.57.0"}},
+            "transformers 4.57.0",
+        ),
+        ({"code": {"models/qwen2/modeling_qwen2.py": "0"}}, "modeling_qwen2.py is not the one"),
+    ],
+    ids=str,
+)
 def test_a_record_of_something_else_is_not_used(tmp_path, changes, said) -> None:
     with pytest.raises(NoRecord, match=said) as raised:
         Records(rewritten(tmp_path, **changes))

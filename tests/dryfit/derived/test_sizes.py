@@ -20,9 +20,12 @@ def test_a_size_is_exact_or_rounded_up_as_a_whole() -> None:
 
 
 @pytest.mark.parametrize(
-    ("rows", "length", "count", "last"), [(1, 257, 1, 256), (1, 258, 2, 1), (1, 512, 2, 255), (3, 512, 6, 253)]
+    ("rows", "length", "count", "last"),
+    [(1, 257, 1, 256), (1, 258, 2, 1), (1, 512, 2, 255), (3, 512, 6, 253)],
 )
-def test_a_loss_in_chunks_takes_all_tokens_but_the_last_of_each_row(rows, length, count, last) -> None:
+def test_a_loss_in_chunks_takes_all_tokens_but_the_last_of_each_row(
+    rows, length, count, last
+) -> None:
     assert chunks({"b": rows, "s": length}) == count
     assert last_chunk({"b": rows, "s": length}) == last
 

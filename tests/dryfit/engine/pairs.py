@@ -42,7 +42,9 @@ class Attention(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.q, self.k, self.v, self.out = (nn.Linear(WIDTH, WIDTH, bias=False) for _ in range(4))
-        self.attend: Callable = lambda *heads: functional.scaled_dot_product_attention(*heads, is_causal=True)
+        self.attend: Callable = lambda *heads: functional.scaled_dot_product_attention(
+            *heads, is_causal=True
+        )
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         shape = (*hidden.shape[:2], -1, WIDTH // HEADS)
@@ -73,16 +75,22 @@ class Routed(nn.Module):
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         rows = hidden.flatten(0, 1)
         score = self.router(rows).softmax(-1).amax(-1, keepdim=True)
-        chosen = torch.tensor(list(range(EXPERTS)), device=rows.device).repeat(len(rows) // EXPERTS)  # in turns
+        chosen = torch.tensor(list(range(EXPERTS)), device=rows.device).repeat(
+            len(rows) // EXPERTS
+        )  # in turns
         counts = torch.zeros(EXPERTS, dtype=torch.long, device=rows.device)
         counts.scatter_add_(0, chosen, torch.ones_like(chosen))
         arriving = torch.empty_like(counts)
         dist.all_to_all_single(arriving, counts, group=self.group)
-        sent, taken = (each.view(self.group.size(), -1).sum(1).tolist() for each in (counts, arriving))
+        sent, taken = (
+            each.view(self.group.size(), -1).sum(1).tolist() for each in (counts, arriving)
+        )
         order = chosen.argsort(stable=True)
         exchange = partial(functional_collectives.all_to_all_single_autograd, group=self.group)
         mine = functional_collectives.wait_tensor(exchange((rows * score)[order], taken, sent))
-        made = torch.cat([part @ self.weight[number] for number, part in enumerate(mine.chunk(len(self.weight)))])
+        made = torch.cat(
+            [part @ self.weight[number] for number, part in enumerate(mine.chunk(len(self.weight)))]
+        )
         back = exchange(made, sent, taken)
         return torch.zeros_like(rows).index_add(0, order, back).view_as(hidden)
 
@@ -103,7 +111,9 @@ class Block(nn.Module):
 class Decoder(nn.Module):
     """A small decoder, or a stage of one: some layers, with the embedding before or the head behind them."""
 
-    def __init__(self, layers: int = 2, *, feed: Callable = Gated, first: bool = True, last: bool = True) -> None:
+    def __init__(
+        self, layers: int = 2, *, feed: Callable = Gated, first: bool = True, last: bool = True
+    ) -> None:
         super().__init__()
         self.embedding = nn.Embedding(WORDS, WIDTH) if first else None
         self.blocks = nn.ModuleList([Block(feed) for _ in range(layers)])
@@ -136,7 +146,10 @@ def loss_of(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 
 
 def plainly(
-    model: nn.Module, batch: Any, around: Callable[[], AbstractContextManager] = nullcontext, **options: Any
+    model: nn.Module,
+    batch: Any,
+    around: Callable[[], AbstractContextManager] = nullcontext,
+    **options: Any,
 ) -> Taken:
     """Forward, backward, update by AdamW."""
     optimizer = torch.optim.AdamW(model.parameters(), **{"foreach": True, **options})
@@ -165,15 +178,23 @@ def tensor_parallel(device: str, rank: int, *, sequence: bool, loss: bool = Fals
     """PyTorch's own plan for a decoder."""
     mesh = init_device_mesh(device, (2,), mesh_dim_names=("tensor",))
     between = Shard(1) if sequence else Replicate()
-    tops: dict[str, Any] = {"embedding": plans.RowwiseParallel(input_layouts=Replicate(), output_layouts=between),
-                            "head": plans.ColwiseParallel(input_layouts=between,
-                                                          output_layouts=Shard(-1) if loss else Replicate(),
-                                                          use_local_output=not loss)}  # fmt: skip
+    tops: dict[str, Any] = {
+        "embedding": plans.RowwiseParallel(input_layouts=Replicate(), output_layouts=between),
+        "head": plans.ColwiseParallel(
+            input_layouts=between,
+            output_layouts=Shard(-1) if loss else Replicate(),
+            use_local_output=not loss,
+        ),
+    }
     rows, columns = partial(plans.RowwiseParallel, output_layouts=between), plans.ColwiseParallel
-    plan: dict[str, Any] = {f"attention.{name}": columns() for name in "qkv"} | {"attention.out": rows()}
+    plan: dict[str, Any] = {f"attention.{name}": columns() for name in "qkv"} | {
+        "attention.out": rows()
+    }
     plan |= {"feed.gate": columns(), "feed.up": columns(), "feed.down": rows()}
     if sequence:
-        whole = plans.PrepareModuleInput(input_layouts=(Shard(1),), desired_input_layouts=(Replicate(),))
+        whole = plans.PrepareModuleInput(
+            input_layouts=(Shard(1),), desired_input_layouts=(Replicate(),)
+        )
         plan |= {"attention": whole, "feed": whole}
         plan |= {"before": plans.SequenceParallel(), "between": plans.SequenceParallel()}
         tops["norm"] = plans.SequenceParallel()
@@ -198,7 +219,9 @@ def rings(device: str, rank: int, *, rotate: str, balance: bool = True) -> Taken
         ring.set_rotate_method(rotate)
         ring._cp_options.enable_load_balance = balance
         buffers = list(given)
-        with context_parallel(mesh, buffers=buffers, buffer_seq_dims=[1, 1], no_restore_buffers=set(buffers)):
+        with context_parallel(
+            mesh, buffers=buffers, buffer_seq_dims=[1, 1], no_restore_buffers=set(buffers)
+        ):
             inner(buffers)
 
     taken.step = step
@@ -211,11 +234,15 @@ def ulysses(device: str, rank: int) -> Taken:
 
     def turned(heads: torch.Tensor, split: int, joined: int) -> torch.Tensor:
         parts = torch.cat(heads.chunk(2, split)) if split else heads
-        parts = functional_collectives.all_to_all_single_autograd(parts.contiguous(), None, None, group)
+        parts = functional_collectives.all_to_all_single_autograd(
+            parts.contiguous(), None, None, group
+        )
         return torch.cat(parts.chunk(2), joined)
 
     def attend(*heads: torch.Tensor) -> torch.Tensor:
-        out = functional.scaled_dot_product_attention(*(turned(each, 1, 2) for each in heads), is_causal=True)
+        out = functional.scaled_dot_product_attention(
+            *(turned(each, 1, 2) for each in heads), is_causal=True
+        )
         return turned(out, 2, 1)
 
     with torch.device(device):
@@ -231,7 +258,8 @@ def pipeline(device: str, rank: int, *, schedule: str, each: int = 1, static: bo
     count, batches = 2 * each, 4
     with torch.device(device):
         parts = {
-            number: Decoder(4 // count, first=number == 0, last=number == count - 1) for number in range(rank, count, 2)
+            number: Decoder(4 // count, first=number == 0, last=number == count - 1)
+            for number in range(rank, count, 2)
         }
     stages = []
     for number, part in parts.items():
@@ -242,8 +270,14 @@ def pipeline(device: str, rank: int, *, schedule: str, each: int = 1, static: bo
                 logits = torch.empty(ROWS, TOKENS, WORDS, requires_grad=True)
             shapes["input_args"] = hidden if number else tokens_of("meta")[0]
             shapes["output_args"] = hidden if number < count - 1 else logits
-        stages.append(PipelineStage(part, number, count, torch.device(device), group=mesh.get_group(), **shapes))
-    plan = getattr(schedules, f"Schedule{schedule}")(stages if each > 1 else stages[0], batches, loss_fn=loss_of)
+        stages.append(
+            PipelineStage(
+                part, number, count, torch.device(device), group=mesh.get_group(), **shapes
+            )
+        )
+    plan = getattr(schedules, f"Schedule{schedule}")(
+        stages if each > 1 else stages[0], batches, loss_fn=loss_of
+    )
     model = nn.ModuleList(parts.values())
     optimizer = torch.optim.AdamW(model.parameters(), foreach=True)
 
@@ -296,7 +330,9 @@ def figures(report: Report) -> dict[str, Any]:
 def flash_on_cpu() -> torch.library.Library:
     """CUDA's flash attention for tensors on the CPU, which ring attention asks for: its outputs, and no values."""
 
-    def forward(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *_: Any, **__: Any) -> tuple:
+    def forward(
+        query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *_: Any, **__: Any
+    ) -> tuple:
         sums = query.new_zeros(query.shape[:3], dtype=torch.float32)
         seed, offset = torch.empty(2, dtype=torch.uint64), torch.empty((), dtype=torch.uint64)
         sizes = query.shape[2], key.shape[2]
@@ -311,18 +347,29 @@ def flash_on_cpu() -> torch.library.Library:
     return library
 
 
-def flash_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, is_causal: bool = False, **_: Any):
+def flash_attention(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, is_causal: bool = False, **_: Any
+):
     return torch.ops.aten._scaled_dot_product_flash_attention(query, key, value, 0.0, is_causal)[0]
 
 
-def settled(tensor: torch.Tensor, wait: Callable = functional_collectives.wait_tensor) -> torch.Tensor:
+def settled(
+    tensor: torch.Tensor, wait: Callable = functional_collectives.wait_tensor
+) -> torch.Tensor:
     """Waits for a collective, and until gloo's thread has let go of its buffers."""
     output = wait(tensor)
     time.sleep(0.005)
     return output
 
 
-def reduce_scattered(_: Any, output_tensor: Any, input_tensor: Any, group: Any, op: Any = None, async_op: bool = False):
+def reduce_scattered(
+    _: Any,
+    output_tensor: Any,
+    input_tensor: Any,
+    group: Any,
+    op: Any = None,
+    async_op: bool = False,
+):
     """FSDP2's reduce-scatter: gloo has none, and would reduce a copy of everything, which NCCL doesn't make."""
     dist.all_reduce(input_tensor, group=group)
     part = input_tensor.view(dist.get_world_size(group), -1)[dist.get_rank(group)]
@@ -343,7 +390,9 @@ def start(folder: Path, count: int = 2) -> tuple[int, list[int]]:
         children.append(child)
     os.environ.update(LOCAL_RANK=str(rank), RANK=str(rank), WORLD_SIZE=str(count))
     store = dist.FileStore(str(folder / "store"), count)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=count, timeout=timedelta(seconds=600))
+    dist.init_process_group(
+        "gloo", store=store, rank=rank, world_size=count, timeout=timedelta(seconds=600)
+    )
     return rank, children
 
 
@@ -351,7 +400,9 @@ def finish(folder: Path, rank: int, measured: dict[str, Any], children: list[int
     """Write what a process measured, and end it; in the first whether all ended well."""
     (folder / f"{rank}.json").write_text(json.dumps(measured))
     dist.destroy_process_group()
-    return max((os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children), default=0)
+    return max(
+        (os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children), default=0
+    )
 
 
 def gloo_as_nccl() -> AbstractContextManager:
@@ -368,7 +419,9 @@ def gloo_as_nccl() -> AbstractContextManager:
 
 def main(folder: Path, *names: str) -> int:
     rank, children = start(folder)
-    flash_attention.__name__ = "scaled_dot_product_attention"  # context_parallel exchanges it by its name
+    flash_attention.__name__ = (
+        "scaled_dot_product_attention"  # context_parallel exchanges it by its name
+    )
     measured = {}
     with gloo_as_nccl():
         for name in names:
@@ -376,7 +429,9 @@ def main(folder: Path, *names: str) -> int:
             attention = flash_attention if library else functional.scaled_dot_product_attention
             with mock.patch.object(functional, "scaled_dot_product_attention", attention):
                 taken = BUILDS[name]("cpu", rank)
-                measured[name] = figures(measure_step(taken.model, taken.optimizer, taken.step, taken.batch))
+                measured[name] = figures(
+                    measure_step(taken.model, taken.optimizer, taken.step, taken.batch)
+                )
             if library:
                 library._destroy()
     return finish(folder, rank, measured, children)

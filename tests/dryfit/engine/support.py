@@ -12,7 +12,11 @@ import bitsandbytes
 import torch
 from torch import nn
 from torch.nn import functional
-from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
+from torch.utils.checkpoint import (
+    CheckpointPolicy,
+    checkpoint,
+    create_selective_checkpoint_contexts,
+)
 from transformers.optimization import Adafactor
 
 from dryfit.engine.errors import TraceError
@@ -86,7 +90,9 @@ def regression(net: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
 
 
 def convolved(net: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
-    return functional.conv1d(net(inputs).unsqueeze(1), torch.ones(4, 1, 3, device=inputs.device), padding=1).sum(1)
+    return functional.conv1d(
+        net(inputs).unsqueeze(1), torch.ones(4, 1, 3, device=inputs.device), padding=1
+    ).sum(1)
 
 
 def recurring(kind: str, net: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
@@ -96,7 +102,11 @@ def recurring(kind: str, net: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
 
 def resized(net: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
     output = net(inputs)
-    return output + torch.exp(inputs, out=inputs.new_empty(0)) + inputs.new_zeros(0).resize_(16, SIZE).zero_()
+    return (
+        output
+        + torch.exp(inputs, out=inputs.new_empty(0))
+        + inputs.new_zeros(0).resize_(16, SIZE).zero_()
+    )
 
 
 def compiled(net: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
@@ -104,36 +114,73 @@ def compiled(net: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
 
 
 SELECTIVE = partial(create_selective_checkpoint_contexts, kept)
-LOOPS = {"a plain loop, clipped": {"clip": True},
-         "accumulated gradients": {"micro_batches": 2},
-         "autocast to bf16": {"around": partial(torch.autocast, "cpu", torch.bfloat16)},
-         "checkpointing": {"forward": partial(through, use_reentrant=False)},
-         "checkpointing, reentrant": {"forward": from_inputs},
-         "selective checkpointing": {"forward": partial(through, use_reentrant=False, context_fn=SELECTIVE)},
-         "activations kept on the host": {"around": torch.autograd.graph.save_on_cpu},
-         "shapes that follow from small integers": {"forward": chosen},
-         "`gather`": {"forward": picked},
-         "`mse_loss`": {"forward": regression},
-         "a convolution (on a GPU a range)": {"forward": convolved},
-         **{f"`nn.{kind}` (on a GPU a range)": {"forward": partial(recurring, kind)} for kind in ("GRU", "RNN")},
-         "`out=`, `resize_`": {"forward": resized},
-         "`torch.compile`": {"forward": compiled},
-         "a float's value decides": {"forward": reading}}  # fmt: skip
+LOOPS = {
+    "a plain loop, clipped": {"clip": True},
+    "accumulated gradients": {"micro_batches": 2},
+    "autocast to bf16": {"around": partial(torch.autocast, "cpu", torch.bfloat16)},
+    "checkpointing": {"forward": partial(through, use_reentrant=False)},
+    "checkpointing, reentrant": {"forward": from_inputs},
+    "selective checkpointing": {
+        "forward": partial(through, use_reentrant=False, context_fn=SELECTIVE)
+    },
+    "activations kept on the host": {"around": torch.autograd.graph.save_on_cpu},
+    "shapes that follow from small integers": {"forward": chosen},
+    "`gather`": {"forward": picked},
+    "`mse_loss`": {"forward": regression},
+    "a convolution (on a GPU a range)": {"forward": convolved},
+    **{
+        f"`nn.{kind}` (on a GPU a range)": {"forward": partial(recurring, kind)}
+        for kind in ("GRU", "RNN")
+    },
+    "`out=`, `resize_`": {"forward": resized},
+    "`torch.compile`": {"forward": compiled},
+    "a float's value decides": {"forward": reading},
+}
 OPTIMIZERS = {
-    **{f"`torch.optim.{name}`": getattr(torch.optim, name) for name in (
-        "SGD", "Adam", "AdamW", "NAdam", "RAdam", "Adamax", "Adadelta", "Adagrad", "RMSprop", "Rprop", "ASGD",
-        "Adafactor")},
+    **{
+        f"`torch.optim.{name}`": getattr(torch.optim, name)
+        for name in (
+            "SGD",
+            "Adam",
+            "AdamW",
+            "NAdam",
+            "RAdam",
+            "Adamax",
+            "Adadelta",
+            "Adagrad",
+            "RMSprop",
+            "Rprop",
+            "ASGD",
+            "Adafactor",
+        )
+    },
     "`AdamW`, amsgrad": partial(torch.optim.AdamW, amsgrad=True),
     "`AdamW`, foreach": partial(torch.optim.AdamW, foreach=True),
     "`AdamW`, fused": partial(torch.optim.AdamW, fused=True),
     "`SGD`, momentum, fused": partial(torch.optim.SGD, lr=0.1, momentum=0.9, fused=True),
-    "transformers' `Adafactor`": partial(Adafactor, lr=0.1, scale_parameter=False, relative_step=False),
-    **{f"bitsandbytes' `{name}`": getattr(bitsandbytes.optim, name) for name in (
-        "AdamW", "AdamW8bit", "Lion8bit", "AdEMAMix8bit", "Adagrad8bit", "RMSprop8bit", "SGD8bit")},
-}  # fmt: skip
+    "transformers' `Adafactor`": partial(
+        Adafactor, lr=0.1, scale_parameter=False, relative_step=False
+    ),
+    **{
+        f"bitsandbytes' `{name}`": getattr(bitsandbytes.optim, name)
+        for name in (
+            "AdamW",
+            "AdamW8bit",
+            "Lion8bit",
+            "AdEMAMix8bit",
+            "Adagrad8bit",
+            "RMSprop8bit",
+            "SGD8bit",
+        )
+    },
+}
 if hasattr(torch.optim, "Muon"):
     OPTIMIZERS |= {"`torch.optim.Muon`": torch.optim.Muon}
-_SETTINGS = {"Adagrad8bit": {"lr": 0.1}, "RMSprop8bit": {"lr": 0.1}, "SGD8bit": {"lr": 0.1, "momentum": 0.9}}
+_SETTINGS = {
+    "Adagrad8bit": {"lr": 0.1},
+    "RMSprop8bit": {"lr": 0.1},
+    "SGD8bit": {"lr": 0.1, "momentum": 0.9},
+}
 
 
 def outcome(optimizer: Callable = torch.optim.AdamW, **options) -> str:
@@ -162,9 +209,13 @@ def table() -> str:
 
     rows = [(name, outcome(**options)) for name, options in LOOPS.items()]
     rows += [(name, outcome(optimizer)) for name, optimizer in OPTIMIZERS.items()]
-    rows += [(f"`train()` of {name}", "on a CPU to the byte (test_trainer.py)") for name in TRAINERS]
+    rows += [
+        (f"`train()` of {name}", "on a CPU to the byte (test_trainer.py)") for name in TRAINERS
+    ]
     texts = dict.fromkeys(text for _, text in rows)
-    lines = [f"| {'; '.join(name for name, found in rows if found == text)} | {text} |" for text in texts]
+    lines = [
+        f"| {'; '.join(name for name, found in rows if found == text)} | {text} |" for text in texts
+    ]
     return "\n".join(["| | traced |", "| --- | --- |", *lines, ""])
 
 

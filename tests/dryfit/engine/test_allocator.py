@@ -4,7 +4,14 @@ import random
 
 import pytest
 
-from dryfit.engine.allocator import EMPTY_CACHE, MIB, OutOfMemory, round_size, segment_size, typical_block
+from dryfit.engine.allocator import (
+    EMPTY_CACHE,
+    MIB,
+    OutOfMemory,
+    round_size,
+    segment_size,
+    typical_block,
+)
 from dryfit.engine.capacities import capacities
 from dryfit.engine.replay import replay
 
@@ -56,7 +63,13 @@ def slow_twin(events: list[tuple[int, int]]) -> tuple[int, int]:
                 if small == is_small and block[1] is None and block[0] >= size
             ]
             if not fitting:
-                total = 2 * MIB if is_small else 20 * MIB if size < 10 * MIB else -(-size // (2 * MIB)) * 2 * MIB
+                total = (
+                    2 * MIB
+                    if is_small
+                    else 20 * MIB
+                    if size < 10 * MIB
+                    else -(-size // (2 * MIB)) * 2 * MIB
+                )
                 segments.append((is_small, [[total, None]]))
                 fitting = [(total, 0, len(segments) - 1, 0)]
             total, _, s, b = min(fitting)
@@ -68,12 +81,16 @@ def slow_twin(events: list[tuple[int, int]]) -> tuple[int, int]:
             else:
                 segments[s][1][b][1] = identity
         blocks = [block for _, blocks in segments for block in blocks]
-        allocated_peak = max(allocated_peak, sum(size for size, owner in blocks if owner is not None))
+        allocated_peak = max(
+            allocated_peak, sum(size for size, owner in blocks if owner is not None)
+        )
         reserved_peak = max(reserved_peak, sum(size for size, _ in blocks))
     return allocated_peak, reserved_peak
 
 
-@pytest.mark.parametrize("requested, block", [(1, 512), (512, 512), (513, 1024), (MIB + 1, MIB + 512)])
+@pytest.mark.parametrize(
+    "requested, block", [(1, 512), (512, 512), (513, 1024), (MIB + 1, MIB + 512)]
+)
 def test_a_request_is_rounded_up_to_512_bytes(requested, block):
     assert round_size(requested) == block
     run = replay([(1, requested)])
@@ -82,7 +99,15 @@ def test_a_request_is_rounded_up_to_512_bytes(requested, block):
 
 @pytest.mark.parametrize(
     "size, segment",
-    [(512, 2), (MIB, 2), (MIB + 512, 20), (10 * MIB - 512, 20), (10 * MIB, 10), (10 * MIB + 512, 12), (21 * MIB, 22)],
+    [
+        (512, 2),
+        (MIB, 2),
+        (MIB + 512, 20),
+        (10 * MIB - 512, 20),
+        (10 * MIB, 10),
+        (10 * MIB + 512, 12),
+        (21 * MIB, 22),
+    ],
 )
 def test_segments(size, segment):
     assert segment_size(size) == segment * MIB
@@ -90,13 +115,24 @@ def test_segments(size, segment):
 
 
 def test_blocks_are_split_chosen_and_merged():
-    kept = replay([(1, 21 * MIB)])  # a segment of 22 MiB: the rest of exactly 1 MiB is not split off
+    kept = replay(
+        [(1, 21 * MIB)]
+    )  # a segment of 22 MiB: the rest of exactly 1 MiB is not split off
     split = replay([(1, 21 * MIB - 512)])
     assert kept.peak_allocated_bytes == 22 * MIB
     assert split.peak_allocated_bytes == 21 * MIB - 512
     assert replay([(1, 512), (2, 2 * MIB // 2 - 512), (3, MIB)]).peak_reserved_bytes == 2 * MIB
     # Two free blocks of 12 MiB and one of 14; a request of 12 takes one of the two, one of 13 the third.
-    events = [(1, 14 * MIB), (2, 12 * MIB), (3, 12 * MIB), (-1, 0), (-2, 0), (-3, 0), (4, 12 * MIB), (5, 13 * MIB)]
+    events = [
+        (1, 14 * MIB),
+        (2, 12 * MIB),
+        (3, 12 * MIB),
+        (-1, 0),
+        (-2, 0),
+        (-3, 0),
+        (4, 12 * MIB),
+        (5, 13 * MIB),
+    ]
     run = replay(events)
     assert run.reserved_bytes == 38 * MIB
     assert run.allocated_bytes == 26 * MIB  # 13 MiB in the block of 14: rest of 1 MiB unsplit
@@ -118,7 +154,10 @@ def test_spans_start_from_what_is_alive():
     events = [(1, 4 * MIB), (2, 8 * MIB), (-2, 0), (3, 2 * MIB), (-3, 0)]
     run = replay(events, marks=[("load", 0), ("forward", 3), ("backward", 5)])
     assert [(s.phase, s.start_allocated_bytes, s.peak_allocated_bytes) for s in run.spans] == [
-        ("load", 0, 12 * MIB), ("forward", 4 * MIB, 6 * MIB), ("backward", 4 * MIB, 4 * MIB)]  # fmt: skip
+        ("load", 0, 12 * MIB),
+        ("forward", 4 * MIB, 6 * MIB),
+        ("backward", 4 * MIB, 4 * MIB),
+    ]
     assert run.phases == {"load": 12 * MIB, "forward": 6 * MIB, "backward": 4 * MIB}
     assert run.peak_allocated_bytes == 12 * MIB
 
@@ -132,7 +171,9 @@ def test_free_segments_are_given_back_under_pressure():
         replay(events, capacity_bytes=38 * MIB)
     assert (failure.value.event_index, failure.value.needed_bytes) == (2, 40 * MIB)
     events = [(1, 512), (-1, 0), (2, 40 * MIB)]
-    assert replay(events, capacity_bytes=40 * MIB).reserved_bytes == required_bytes(events) == 40 * MIB
+    assert (
+        replay(events, capacity_bytes=40 * MIB).reserved_bytes == required_bytes(events) == 40 * MIB
+    )
     assert replay([(1, 512), (-1, 0), EMPTY_CACHE]).reserved_bytes == 0
     held = [(1, 512), (2, 40 * MIB)]
     assert required_bytes(held) == 42 * MIB
@@ -143,7 +184,9 @@ def test_free_segments_are_given_back_under_pressure():
     assert run.peak_reserved_bytes == 50 * MIB
 
 
-@pytest.mark.parametrize("size, required", [(30 * MIB, 30), (30 * MIB - 512, 30), (30 * MIB + 512, 32), (512, 2)])
+@pytest.mark.parametrize(
+    "size, required", [(30 * MIB, 30), (30 * MIB - 512, 30), (30 * MIB + 512, 32), (512, 2)]
+)
 def test_required_at_its_edge(size, required):
     """The blocks in use at the peak may be all that is required, to the byte."""
     assert required_bytes([(1, size), (-1, 0), (2, size)]) == required * MIB
@@ -171,7 +214,9 @@ def test_required_is_the_least_capacity_that_gets_through(seed):
             replay(events, capacity_bytes=capacity)
 
 
-@pytest.mark.parametrize("hole, taken", [(30 * MIB, "younger"), (18 * MIB, "younger"), (16 * MIB, "older")])
+@pytest.mark.parametrize(
+    "hole, taken", [(30 * MIB, "younger"), (18 * MIB, "younger"), (16 * MIB, "older")]
+)
 def test_of_two_equal_holes_the_one_at_the_lower_address_is_taken(hole, taken):
     # The older segment is 4 MiB larger than its hole. Both over 20 MiB: the younger lies below; both up to 20: above.
     # One of each: the smaller one, here the younger, lies in the lower region.
@@ -181,13 +226,16 @@ def test_of_two_equal_holes_the_one_at_the_lower_address_is_taken(hole, taken):
     assert replay(events).reserved_bytes == (hole if taken == "younger" else older)
 
 
-@pytest.mark.parametrize(("requested", "block"), [
-    (700 * 1024, 700 * 1024),  # what a small segment has left over serves other small requests
-    (MIB, MIB),
-    (3 * MIB, 3 * MIB),  # 2 MiB of 20 are left over, which serve a request of their own
-    (9 * MIB + MIB // 2, 10 * MIB),  # 1 MiB is left over, too little: two blocks share it
-    (9 * MIB, 9 * MIB),
-    (11 * MIB - 100, 12 * MIB),  # a segment of its own, in steps of 2 MiB
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("requested", "block"),
+    [
+        (700 * 1024, 700 * 1024),  # what a small segment has left over serves other small requests
+        (MIB, MIB),
+        (3 * MIB, 3 * MIB),  # 2 MiB of 20 are left over, which serve a request of their own
+        (9 * MIB + MIB // 2, 10 * MIB),  # 1 MiB is left over, too little: two blocks share it
+        (9 * MIB, 9 * MIB),
+        (11 * MIB - 100, 12 * MIB),  # a segment of its own, in steps of 2 MiB
+    ],
+)
 def test_on_average_a_block_has_its_share_of_what_serves_nobody(requested, block) -> None:
     assert typical_block(requested) == block

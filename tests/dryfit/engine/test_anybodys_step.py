@@ -11,7 +11,11 @@ import torch
 from torch import nn
 from torch.nn import functional
 from torch.nn.attention import SDPBackend
-from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
+from torch.utils.checkpoint import (
+    CheckpointPolicy,
+    checkpoint,
+    create_selective_checkpoint_contexts,
+)
 
 from dryfit.engine import attention
 from dryfit.engine.errors import CompiledError, TraceError, ValuesNeeded
@@ -25,7 +29,9 @@ class Halved(torch.Tensor):
 
     @staticmethod
     def __new__(cls, high, low):
-        return torch.Tensor._make_wrapper_subclass(cls, high.shape, dtype=torch.float32, device=high.device)
+        return torch.Tensor._make_wrapper_subclass(
+            cls, high.shape, dtype=torch.float32, device=high.device
+        )
 
     def __init__(self, high, low):
         self.high, self.low = high, low
@@ -41,7 +47,9 @@ class Halved(torch.Tensor):
     def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
         if func is torch.ops.aten.detach.default:
             return cls(args[0].high.detach(), args[0].low.detach())
-        plain = torch.utils._pytree.tree_map_only(cls, lambda item: item.high.float() + item.low.float(), args)
+        plain = torch.utils._pytree.tree_map_only(
+            cls, lambda item: item.high.float() + item.low.float(), args
+        )
         return func(*plain, **(kwargs or {}))
 
 
@@ -80,7 +88,9 @@ def loop(model, optimizer):
     return step
 
 
-@pytest.mark.parametrize("compile", [torch.compile, lambda model: model.compile(backend="eager") or model])
+@pytest.mark.parametrize(
+    "compile", [torch.compile, lambda model: model.compile(backend="eager") or model]
+)
 def test_what_is_compiled_is_refused_or_told(compile):
     pytest.importorskip("torch._dynamo")
     with on_meta():
@@ -113,10 +123,14 @@ def test_a_function_compiled_in_the_step_is_counted_as_one_kernel_where_that_is_
         optimizer.step()
         optimizer.zero_grad()
 
-    eager, fused = (trace_step(model, optimizer, step, batch, Options(compiled=policy, timeline=True))
-                    for policy in ("eager", "fused"))  # fmt: skip
+    eager, fused = (
+        trace_step(model, optimizer, step, batch, Options(compiled=policy, timeline=True))
+        for policy in ("eager", "fused")
+    )
     counts = [len(report.timeline["event"]) for report in (eager, fused)]
-    assert counts[0] - counts[1] == 3 * 2  # three tensors that come and go; the fourth is the output
+    assert (
+        counts[0] - counts[1] == 3 * 2
+    )  # three tensors that come and go; the fourth is the output
     assert max(fused.timeline["components"]["inputs"]) < max(eager.timeline["components"]["inputs"])
     assert "counted as one kernel" in fused.warnings[0]
 
@@ -144,7 +158,10 @@ def test_what_a_step_computes_outside_of_modules_counts(place):
     traced, measured = reports
     assert traced.phases == measured.phases
     assert (traced.peak_allocated_bytes > 2 * 4 << 20) == (place != "nowhere")
-    assert traced.peak_phase == {"before": "forward", "after": "optimizer", "nowhere": "optimizer"}[place]
+    assert (
+        traced.peak_phase
+        == {"before": "forward", "after": "optimizer", "nowhere": "optimizer"}[place]
+    )
 
 
 def test_an_import_in_the_first_step_leaves_nothing_in_the_second(monkeypatch):
@@ -168,17 +185,27 @@ def test_an_import_in_the_first_step_leaves_nothing_in_the_second(monkeypatch):
 def test_workspaces_of_cudnn_are_a_range():
     def trace(target="cuda", **options):
         with on_meta(target):
-            model, batch = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), nn.Linear(8 * 62 * 62, 4096)), None
+            model, batch = (
+                nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), nn.Linear(8 * 62 * 62, 4096)),
+                None,
+            )
             batch = torch.empty(2, 3, 64, 64)
             optimizer = torch.optim.AdamW(model.parameters())
-        return trace_step(model, optimizer, loop(model, optimizer), batch, Options(target=target, **options))
+        return trace_step(
+            model, optimizer, loop(model, optimizer), batch, Options(target=target, **options)
+        )
 
     report, much = trace(), 1 << 30
     (told,) = report.warnings
     assert "CUDNN_CONV_WSCAP_DBG" in told and "peak_allocated_range_bytes" in told
     assert report.peak_allocated_range_bytes == (report.peak_allocated_bytes, None)
-    assert report.peak_phase == "optimizer"  # where nothing convolves: a small workspace fits below that peak
-    assert trace(cudnn_workspace_bytes=1).peak_allocated_range_bytes == (report.peak_allocated_bytes,) * 2
+    assert (
+        report.peak_phase == "optimizer"
+    )  # where nothing convolves: a small workspace fits below that peak
+    assert (
+        trace(cudnn_workspace_bytes=1).peak_allocated_range_bytes
+        == (report.peak_allocated_bytes,) * 2
+    )
     low, high = trace(cudnn_workspace_bytes=much).peak_allocated_range_bytes
     assert low < high < low + much and high > report.phases["forward"]
     bounded = trace(capacity_bytes=4 * much)
@@ -209,7 +236,11 @@ def test_each_path_is_the_measured_one_to_the_byte(kind, options):
             model = nn.Sequential(*(nn.Linear(64, 64) for _ in range(8)))
         with patched(device_lists("cpu")):  # some look at the device at once
             optimizer = kind(model.parameters(), **options)
-        answers.append(answer(model, optimizer, loop(model, optimizer), torch.randn(8, 64), Options(target="cpu")))
+        answers.append(
+            answer(
+                model, optimizer, loop(model, optimizer), torch.randn(8, 64), Options(target="cpu")
+            )
+        )
     assert answers[0].phases == answers[1].phases
 
 
@@ -358,7 +389,12 @@ def attending(policy, capability, target="cuda", device="meta"):
 
         def forward(self, hidden):
             rows, tokens, _ = hidden.shape
-            parts = self.inner(hidden).view(rows, tokens, 3 * heads, size // heads).transpose(1, 2).chunk(3, 1)
+            parts = (
+                self.inner(hidden)
+                .view(rows, tokens, 3 * heads, size // heads)
+                .transpose(1, 2)
+                .chunk(3, 1)
+            )
             mixed = functional.scaled_dot_product_attention(*parts, is_causal=True)
             return hidden + self.outer(mixed.transpose(1, 2).reshape(rows, tokens, size))
 
@@ -367,7 +403,11 @@ def attending(policy, capability, target="cuda", device="meta"):
 
     def step(hidden):
         for layer in model:
-            context = {} if policy is None else {"context_fn": partial(create_selective_checkpoint_contexts, policy)}
+            context = (
+                {}
+                if policy is None
+                else {"context_fn": partial(create_selective_checkpoint_contexts, policy)}
+            )
             hidden = checkpoint(layer, hidden, use_reentrant=False, **context)
         hidden.sum().backward()
 
@@ -378,7 +418,11 @@ def attending(policy, capability, target="cuda", device="meta"):
 
 def keep(*operators):
     def policy(context, operator, *args, **kwargs):
-        return CheckpointPolicy.MUST_SAVE if operator in operators else CheckpointPolicy.PREFER_RECOMPUTE
+        return (
+            CheckpointPolicy.MUST_SAVE
+            if operator in operators
+            else CheckpointPolicy.PREFER_RECOMPUTE
+        )
 
     return policy
 
@@ -386,7 +430,9 @@ def keep(*operators):
 @pytest.mark.parametrize("capability, kernel", [((8, 0), "flash"), ((8, 6), "efficient")])
 def test_a_policy_on_attention_is_heeded_on_a_gpu(capability, kernel, monkeypatch):
     if kernel == "efficient":
-        monkeypatch.setitem(attention._BACKENDS, "flash", (SDPBackend.FLASH_ATTENTION, lambda: False))
+        monkeypatch.setitem(
+            attention._BACKENDS, "flash", (SDPBackend.FLASH_ATTENTION, lambda: False)
+        )
     operator = getattr(torch.ops.aten, f"_scaled_dot_product_{kernel}_attention").default
     plain, nothing, kept = (attending(each, capability) for each in (None, keep(), keep(operator)))
     small = 8 * 512  # seeds of dropout, for each of the layers
@@ -400,12 +446,19 @@ def test_a_policy_on_attention_is_heeded_on_a_gpu(capability, kernel, monkeypatc
 
 
 def test_selective_checkpointing_is_traced_to_the_byte():
-    operators = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default, torch.ops.aten.addmm.default
-    predicted, measured = (attending(keep(*operators), None, "cpu", device) for device in ("meta", "cpu"))
+    operators = (
+        torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default,
+        torch.ops.aten.addmm.default,
+    )
+    predicted, measured = (
+        attending(keep(*operators), None, "cpu", device) for device in ("meta", "cpu")
+    )
     assert predicted.phases == measured.phases
 
 
-def _layer_and(make: Callable[[Any], torch.optim.Optimizer]) -> tuple[nn.Module, torch.optim.Optimizer]:
+def _layer_and(
+    make: Callable[[Any], torch.optim.Optimizer],
+) -> tuple[nn.Module, torch.optim.Optimizer]:
     layer = nn.Linear(512, 512, device="meta")
     return layer, make(layer.parameters())
 
@@ -461,7 +514,9 @@ def test_adafactor_and_averaged_models(kind: str) -> None:
         averages: list[torch.optim.swa_utils.AveragedModel] = []
         if kind in AVERAGED:
             optimizer = torch.optim.SGD(layer.parameters(), momentum=0.9)
-            averages.append(torch.optim.swa_utils.AveragedModel(layer, device, multi_avg_fn=AVERAGED[kind]))
+            averages.append(
+                torch.optim.swa_utils.AveragedModel(layer, device, multi_avg_fn=AVERAGED[kind])
+            )
         else:
             optimizer = torch.optim.Adafactor(layer.parameters(), foreach=kind.endswith("foreach"))
 
@@ -473,7 +528,9 @@ def test_adafactor_and_averaged_models(kind: str) -> None:
                 average.update_parameters(layer)
 
         options = Options(target="cpu", beside=averages, steps=3)
-        peaks.append(answer(layer, optimizer, step, torch.zeros(32, 64), options).peak_allocated_bytes)
+        peaks.append(
+            answer(layer, optimizer, step, torch.zeros(32, 64), options).peak_allocated_bytes
+        )
     assert peaks[0] == peaks[1]
 
 
@@ -487,6 +544,8 @@ def test_sparse_gradients_have_an_answer_with_a_warning(make: Any) -> None:
         optimizer.step()
         optimizer.zero_grad()
 
-    report = trace_step(table, optimizer, step, torch.zeros(4, 8, dtype=torch.long), Options(target="cpu"))
+    report = trace_step(
+        table, optimizer, step, torch.zeros(4, 8, dtype=torch.long), Options(target="cpu")
+    )
     assert any("a gradient is sparse" in warning for warning in report.warnings)
     assert report.peak_allocated_bytes > 64_000

@@ -28,7 +28,10 @@ def layout(tensors) -> list[tuple]:
 
 
 def test_stand_ins_return_what_bitsandbytes_returns_where_no_input_is_large():
-    inputs, weight = torch.rand(ROWS, INNER, dtype=torch.float16), torch.rand(OUTPUTS, INNER, dtype=torch.float16)
+    inputs, weight = (
+        torch.rand(ROWS, INNER, dtype=torch.float16),
+        torch.rand(OUTPUTS, INNER, dtype=torch.float16),
+    )
     packed, scales, none = bitsandbytes.functional.int8_vectorwise_quant(inputs, 6.0)
     real = [packed, scales, none]
     stood_in = _quantized_rows(inputs.to("meta"), 6.0)
@@ -66,11 +69,16 @@ def test_nothing_is_exchanged_for_programs_without_bitsandbytes(monkeypatch):
     assert int8_products("cuda") == int8_products("cpu") == []
 
 
-@pytest.mark.parametrize(("target", "place", "name"), [
-    ("cuda", "bitsandbytes.functional", "int8_vectorwise_quant"),
-    ("cpu", "bitsandbytes.autograd._functions", "MatMul8bitFp"),
-])  # fmt: skip
-def test_an_older_bitsandbytes_costs_its_8_bit_layers_and_nothing_else(monkeypatch, target, place, name):
+@pytest.mark.parametrize(
+    ("target", "place", "name"),
+    [
+        ("cuda", "bitsandbytes.functional", "int8_vectorwise_quant"),
+        ("cpu", "bitsandbytes.autograd._functions", "MatMul8bitFp"),
+    ],
+)
+def test_an_older_bitsandbytes_costs_its_8_bit_layers_and_nothing_else(
+    monkeypatch, target, place, name
+):
     """As 0.43.3, which the A100's rows were measured with: every trace ended in an AttributeError."""
     monkeypatch.delattr(sys.modules[place], name)
     with on_meta():
@@ -79,7 +87,9 @@ def test_an_older_bitsandbytes_costs_its_8_bit_layers_and_nothing_else(monkeypat
         layer = Linear8bitLt(INNER, OUTPUTS, bias=False, has_fp16_weights=False, threshold=6.0)
     quantize_8bit(layer)
     options = Options(target=target, steps=1)
-    assert trace_step(model, None, lambda: model(inputs).sum().backward(), options=options).peak_allocated_bytes
+    assert trace_step(
+        model, None, lambda: model(inputs).sum().backward(), options=options
+    ).peak_allocated_bytes
     with pytest.raises(TraceError, match="8-bit layers of bitsandbytes"):
         trace_step(layer, None, lambda: layer(inputs), options=options)
 
@@ -88,10 +98,21 @@ def test_an_older_bitsandbytes_costs_its_8_bit_layers_and_nothing_else(monkeypat
 
 
 def scenario(version: str | None, **fields) -> Scenario:
-    fields = {"method": "qlora", "precision": "bf16", "sequence_length": 64, "micro_batch": 2, **fields}
+    fields = {
+        "method": "qlora",
+        "precision": "bf16",
+        "sequence_length": 64,
+        "micro_batch": 2,
+        **fields,
+    }
     versions = {"bitsandbytes": version}
     return Scenario.from_mapping(
-        {"model": DECODERS["qwen2"], "gradient_checkpointing": False, "versions": versions, **fields}
+        {
+            "model": DECODERS["qwen2"],
+            "gradient_checkpointing": False,
+            "versions": versions,
+            **fields,
+        }
     )
 
 
@@ -99,7 +120,10 @@ def scenario(version: str | None, **fields) -> Scenario:
 @pytest.mark.parametrize("version", ["0.42.0", "0.43.1"])
 def test_a_step_is_traced_to_the_byte(version):
     asked = scenario(version)
-    assert trace(asked, "cpu", timeline=False)["phases"] == measure(asked, "cpu", timeline=False)["phases"]
+    assert (
+        trace(asked, "cpu", timeline=False)["phases"]
+        == measure(asked, "cpu", timeline=False)["phases"]
+    )
 
 
 def test_inputs_live_as_long_as_the_graph_before_0_43_2():
@@ -108,7 +132,9 @@ def test_inputs_live_as_long_as_the_graph_before_0_43_2():
     )
     assert freed == installed
     tokens, layers = 2 * 64, 2
-    inputs = layers * tokens * (3 * 64 + 96) * 2  # of q, k and v together, o, gate and up together, down: the last 96
+    inputs = (
+        layers * tokens * (3 * 64 + 96) * 2
+    )  # of q, k and v together, o, gate and up together, down: the last 96
     assert kept["forward"] - freed["forward"] > 0.5 * inputs
 
 
@@ -117,7 +143,9 @@ def test_the_gradients_are_the_same():
     for version in ("0.43.1", None):
         with layers_of(version):
             model = build_model(asked, "cpu")
-            loss = forward_backward(model, random_batch(asked, "cpu", asked.size("vocab_size")), asked)
+            loss = forward_backward(
+                model, random_batch(asked, "cpu", asked.size("vocab_size")), asked
+            )
         found.append([loss, *(p.grad for p in model.parameters() if p.requires_grad)])
     for old, new in zip(*found, strict=True):
         torch.testing.assert_close(old, new)
@@ -130,7 +158,9 @@ def test_what_is_no_version_is_refused():
         scenario("old")
     with pytest.raises(UserError, match="only 4-bit layers differ"):
         scenario("0.42.0", method="lora")
-    (problem,) = contradictions(scenario("0.42.0"), "training", TRAINING, {"on_out_of_memory": "stop"})
+    (problem,) = contradictions(
+        scenario("0.42.0"), "training", TRAINING, {"on_out_of_memory": "stop"}
+    )
     assert "is installed" in str(problem)
 
 

@@ -34,7 +34,10 @@ def step_events(seed: int, layers: int = 14, widen: int = 1) -> list[tuple[int, 
             kept.append([allocate(size, size) for size in layer])
             events.append((-allocate(20, 26), 0))
         for layer in reversed(kept):
-            events += [(-allocate(22, 25), 0), *((-one, 0) for one in draw.sample(layer, len(layer)))]
+            events += [
+                (-allocate(22, 25), 0),
+                *((-one, 0) for one in draw.sample(layer, len(layer))),
+            ]
             if draw.random() < 0.3:
                 allocate(15, 21)  # a gradient, which stays
     return events
@@ -57,7 +60,11 @@ def top(events, *, expandable: bool) -> int:
 @pytest.mark.parametrize("seed", range(12))
 def test_every_capacity_is_as_its_own_replay_says(seed, expandable):
     events = step_events(seed)
-    sizes = range(peak_blocks(events) // STEP * STEP - 8 * STEP, top(events, expandable=expandable) + 4 * STEP, STEP)
+    sizes = range(
+        peak_blocks(events) // STEP * STEP - 8 * STEP,
+        top(events, expandable=expandable) + 4 * STEP,
+        STEP,
+    )
     found = capacities(events, expandable_segments=expandable, sizes=sizes)
     truth = {size: is_served(events, size, expandable=expandable) for size in sizes}
     assert {size: found.fits(size) for size in sizes} == truth
@@ -87,13 +94,17 @@ def test_many_short_sequences_of_which_some_are_served_by_less_and_not_by_more(e
     odd = 0
     for seed in range(150):
         events = few_events(seed)
-        sizes = range(peak_blocks(events) // STEP * STEP, top(events, expandable=expandable) + STEP, STEP)
+        sizes = range(
+            peak_blocks(events) // STEP * STEP, top(events, expandable=expandable) + STEP, STEP
+        )
         found = capacities(events, expandable_segments=expandable, sizes=sizes)
         assert [found.fits(size) for size in sizes] == [
             is_served(events, size, expandable=expandable) for size in sizes
         ]
         odd += bool(found.also_fits)
-    assert expandable or odd >= 3  # where more never hurts, this proves nothing that bisection would not pass
+    assert (
+        expandable or odd >= 3
+    )  # where more never hurts, this proves nothing that bisection would not pass
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -107,7 +118,9 @@ def test_of_large_steps_the_border_and_the_sizes_asked_about_are_exact(seed):
         assert found.fits(size) == is_served(events, size, expandable=False)
     assert not is_served(events, found.required_bytes - 512, expandable=False)
     coarse = least // 512
-    for size in range(found.required_bytes, reserved, coarse):  # each interval that was seen serves as a whole
+    for size in range(
+        found.required_bytes, reserved, coarse
+    ):  # each interval that was seen serves as a whole
         low, high, fits = served_at(size, events)
         assert fits or high - low <= coarse
 
@@ -118,7 +131,9 @@ def test_capacities_at_their_borders():
     served = [size for size in range(30, 60, 2) if is_served(events, size * MIB, expandable=False)]
     assert served == [40, 42, 50, 52, 54, 56, 58]
     assert capacities(events) == Capacities(50 * MIB)
-    assert capacities(events, sizes=[41 * MIB, 46 * MIB]) == Capacities(50 * MIB, ((40 * MIB, 44 * MIB),))
+    assert capacities(events, sizes=[41 * MIB, 46 * MIB]) == Capacities(
+        50 * MIB, ((40 * MIB, 44 * MIB),)
+    )
     assert capacities([]) == Capacities(0)
     assert capacities([(1, 0), (-1, 0)]).fits(0)
     # Of 2 GiB a step is 4 MiB: 2,080 MiB is one, and 2,078 suffice, where the small segment is given back.
@@ -129,20 +144,32 @@ def test_capacities_at_their_borders():
 @pytest.mark.parametrize("expandable", [False, True])
 def test_streams_have_pools_of_their_own(expandable):
     events, streams = [(1, 30 * MIB), (-1, 0), (2, 30 * MIB)], {2: 7}
-    assert capacities(events).required_bytes == capacities(events, streams).required_bytes == 30 * MIB
+    assert (
+        capacities(events).required_bytes == capacities(events, streams).required_bytes == 30 * MIB
+    )
     for seed in range(20):
         events, streams = few_events(seed), {5: 1, 9: 1, 12: 2}
-        sizes = range(peak_blocks(events) // STEP * STEP, top(events, expandable=expandable) + 20 * STEP, STEP)
+        sizes = range(
+            peak_blocks(events) // STEP * STEP, top(events, expandable=expandable) + 20 * STEP, STEP
+        )
         found = capacities(events, streams, expandable_segments=expandable, sizes=sizes)
         for size in sizes:
-            assert found.fits(size) == is_served(events, size, expandable=expandable, streams=streams)
+            assert found.fits(size) == is_served(
+                events, size, expandable=expandable, streams=streams
+            )
 
 
 def test_of_several_orders_all_have_to_be_served():
     first, second = Capacities(100, ((60, 70), (30, 40))), Capacities(90, ((35, 65),))
     found = Capacities.of_all([first, second])
     assert found == Capacities(100, ((60, 65), (35, 40)))
-    assert [size for size in (34, 35, 39, 40, 60, 64, 65, 90, 99, 100) if found.fits(size)] == [35, 39, 60, 64, 100]
+    assert [size for size in (34, 35, 39, 40, 60, 64, 65, 90, 99, 100) if found.fits(size)] == [
+        35,
+        39,
+        60,
+        64,
+        100,
+    ]
     assert Capacities.of_all([first]) == first
     both = Recording([few_events(1), few_events(2)])
     size = both.required_bytes()
@@ -161,8 +188,13 @@ def test_a_size_that_is_asked_about_counts_between_two_steps_of_the_search():
     found = capacities(events, sizes=[8244 * MIB, 8240 * MIB])
     assert found == Capacities(8248 * MIB, ((8238 * MIB, 8242 * MIB),))
     assert [found.fits(size * MIB) for size in (8237, 8238, 8241, 8242, 8244, 8248)] == [
-        False, True, True, False, False, True,
-    ]  # fmt: skip
+        False,
+        True,
+        True,
+        False,
+        False,
+        True,
+    ]
 
 
 @pytest.mark.few(1)
@@ -172,13 +204,17 @@ def test_long_histories_go_on_from_copies():
         while alive and draw.random() < 0.5 and len(alive) > 12:
             events.append((-alive.pop(draw.randrange(len(alive))), 0))
         alive.append(identity)
-        events.append((identity, draw.choice((1, 2, 6, 10, 14, 24)) * MIB - draw.randrange(2) * 700 * 1024))
+        events.append(
+            (identity, draw.choice((1, 2, 6, 10, 14, 24)) * MIB - draw.randrange(2) * 700 * 1024)
+        )
         if len(alive) > 30:
             events += [(-one, 0) for one in alive]
             alive.clear()
     assert len(events) > 3 * APART
     for expandable in (False, True):
-        sizes = range(peak_blocks(events) // STEP * STEP, top(events, expandable=expandable) + STEP, 3 * STEP)
+        sizes = range(
+            peak_blocks(events) // STEP * STEP, top(events, expandable=expandable) + STEP, 3 * STEP
+        )
         found = capacities(events, expandable_segments=expandable, sizes=sizes)
         assert [found.fits(size) for size in sizes] == [
             is_served(events, size, expandable=expandable) for size in sizes

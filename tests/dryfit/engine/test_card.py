@@ -19,7 +19,10 @@ MIB = 2**20
 
 
 def test_pytorch_hears_of_the_card_inside_and_of_none_outside():
-    before = {name: vars(torch.cuda)[name] for name in ("is_available", "get_device_properties", "current_stream")}
+    before = {
+        name: vars(torch.cuda)[name]
+        for name in ("is_available", "get_device_properties", "current_stream")
+    }
     available = torch.cuda.is_available()
     with simulated(H100) as simulation:
         assert torch.cuda.is_available() and torch.cuda.device_count() == 1
@@ -41,10 +44,17 @@ def test_pytorch_hears_of_the_card_inside_and_of_none_outside():
 
 def test_what_is_made_on_the_card_lies_on_meta():
     with simulated(A100):
-        made = [torch.empty(3, device="cuda"), torch.tensor([1.0, 2.0], device="cuda:0"), torch.ones(3).cuda(),
-                torch.ones(3).to("cuda"), nn.Linear(2, 2, device="cuda").weight]  # fmt: skip
+        made = [
+            torch.empty(3, device="cuda"),
+            torch.tensor([1.0, 2.0], device="cuda:0"),
+            torch.ones(3).cuda(),
+            torch.ones(3).to("cuda"),
+            nn.Linear(2, 2, device="cuda").weight,
+        ]
         assert all(tensor.is_meta for tensor in made)
-        assert made[0].to("cuda").untyped_storage()._cdata == made[0].untyped_storage()._cdata, "it is there already"
+        assert made[0].to("cuda").untyped_storage()._cdata == made[0].untyped_storage()._cdata, (
+            "it is there already"
+        )
         assert torch.ones(3).device.type == "cpu"
 
 
@@ -59,7 +69,9 @@ def test_a_module_moves_in_place_and_keeps_what_hangs_on_its_parameters():
         assert weight.is_meta and weight.label == "embed"
         weight.register_post_accumulate_grad_hook(lambda parameter: heard.append(parameter.label))
         heard: list[str] = []
-        model.load_state_dict({name: torch.empty_like(value) for name, value in model.state_dict().items()})
+        model.load_state_dict(
+            {name: torch.empty_like(value) for name, value in model.state_dict().items()}
+        )
         model(torch.zeros(3, dtype=torch.long, device="cuda")).sum().backward()
         assert heard == ["embed"]
     assert not torch.__future__.get_swap_module_params_on_conversion()
@@ -67,7 +79,9 @@ def test_a_module_moves_in_place_and_keeps_what_hangs_on_its_parameters():
 
 def test_a_kernel_in_cuda_is_neither_compiled_nor_run():
     def step(batch):
-        kernel = torch.cuda._compile_kernel("__global__ void twice(float* x) {}", "twice", compute_capability="80")
+        kernel = torch.cuda._compile_kernel(
+            "__global__ void twice(float* x) {}", "twice", compute_capability="80"
+        )
         kernel.set_shared_memory_config(1024)
         kernel((1, 1, 1), (32, 1, 1), (batch[0], 3), shared_mem=1024)
 
@@ -83,21 +97,31 @@ def test_tensors_say_cuda_to_packages_with_kernels_alone():
     with simulated(A100):
         exec(asked, names)
         assert names["where"] == ("cuda", True)
-        for own in ({"__name__": "transformers.modeling"}, {"__name__": "torch.nn.linear", "triton": 1}):
+        for own in (
+            {"__name__": "transformers.modeling"},
+            {"__name__": "torch.nn.linear", "triton": 1},
+        ):
             others = own | {"tensor": tensor}
             exec(asked, others)
             assert others["where"] == ("meta", False)
 
 
 def test_a_card_is_one_at_a_time_and_says_what_it_lacks():
-    with simulated(A100), pytest.raises(TraceError, match="simulated already") as caught, simulated(H100):
+    with (
+        simulated(A100),
+        pytest.raises(TraceError, match="simulated already") as caught,
+        simulated(H100),
+    ):
         pass
     assert "a process of its own" in str(caught.value)
     with simulated(H100):
         assert torch.cuda.get_device_name() == H100.name
     with pytest.raises(TraceError, match="shared_memory_bytes="):
         Card("NVIDIA X", (99, 0), 10, 2**30, MIB)
-    assert Card("NVIDIA X", (99, 0), 10, 2**30, MIB, 65_536).properties().shared_memory_per_block_optin == 65_536
+    assert (
+        Card("NVIDIA X", (99, 0), 10, 2**30, MIB, 65_536).properties().shared_memory_per_block_optin
+        == 65_536
+    )
 
 
 def test_programs_that_change_the_system_are_not_started():
@@ -180,6 +204,8 @@ def test_the_cards_capability_is_the_traces():
         with simulated(card), on_meta():
             model, batch = nn.Linear(64, 64), torch.empty(64, 64)
         with simulated(card):
-            found[card] = trace_step(model, None, lambda inputs, model=model: model(inputs).sum().backward(), batch)
+            found[card] = trace_step(
+                model, None, lambda inputs, model=model: model(inputs).sum().backward(), batch
+            )
     difference = found[H100].peak_allocated_bytes - found[A100].peak_allocated_bytes
     assert difference == 2 * (32 * MIB - 8_519_680)

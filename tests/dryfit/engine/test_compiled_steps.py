@@ -42,9 +42,15 @@ class Perceptron(nn.Module):
         return self.second(self.scale(features))
 
 
-def perceptron(autocast: bool = False, compiled_optimizer: bool = False, breaks: bool = False, rows: int = 320):
+def perceptron(
+    autocast: bool = False, compiled_optimizer: bool = False, breaks: bool = False, rows: int = 320
+):
     model, batch = Perceptron(breaks), torch.zeros(rows, 64)
-    optimizer = torch.optim.AdamW(model.parameters()) if compiled_optimizer else torch.optim.SGD(model.parameters())
+    optimizer = (
+        torch.optim.AdamW(model.parameters())
+        if compiled_optimizer
+        else torch.optim.SGD(model.parameters())
+    )
     update = torch.compile(optimizer.step) if compiled_optimizer else optimizer.step
     model.compile()
 
@@ -69,9 +75,14 @@ def divided(device: str):
         model, batch = nn.Sequential(*(Perceptron() for _ in range(2))), torch.zeros(4, 80, 64)
     for index, layer in enumerate(model):
         whole = {"input_layouts": Shard(1), "desired_input_layouts": Replicate()}
-        plan = {"": parallel.PrepareModuleInput(**whole), "first": parallel.ColwiseParallel(output_layouts=Shard(1))}
+        plan = {
+            "": parallel.PrepareModuleInput(**whole),
+            "first": parallel.ColwiseParallel(output_layouts=Shard(1)),
+        }
         plan |= {"norm": parallel.SequenceParallel(), "scale": parallel.SequenceParallel()}
-        plan |= {"second": parallel.RowwiseParallel(input_layouts=Shard(1), output_layouts=Shard(1))}
+        plan |= {
+            "second": parallel.RowwiseParallel(input_layouts=Shard(1), output_layouts=Shard(1))
+        }
         parallel.parallelize_module(layer, mesh, plan)
         model[index] = checkpoint_wrapper(layer, preserve_rng_state=False)
         model[index].compile(dynamic=False)
@@ -88,7 +99,12 @@ def divided(device: str):
 def decoder(family: str, how: str, checkpointing: bool):
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    sizes = {"hidden_size": 128, "intermediate_size": 352, "num_hidden_layers": 3, "vocab_size": 1000}
+    sizes = {
+        "hidden_size": 128,
+        "intermediate_size": 352,
+        "num_hidden_layers": 3,
+        "vocab_size": 1000,
+    }
     heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "use_cache": False}
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **sizes, **heads))
     batch = torch.zeros(2, 128, dtype=torch.long)
@@ -108,20 +124,34 @@ def decoder(family: str, how: str, checkpointing: bool):
 
 
 @pytest.mark.few(0, 2)
-@pytest.mark.parametrize(("build", "graphs"), [
-    pytest.param(perceptron, 2, id="perceptron"),
-    pytest.param(partial(perceptron, autocast=True), 2, id="autocast"),
-    pytest.param(partial(perceptron, compiled_optimizer=True), 3, id="compiled AdamW"),
-    # Minutes of g++ each:
-    pytest.param(partial(decoder, "qwen2", "model", False), 2, id="qwen2", marks=with_triton),
-    pytest.param(partial(decoder, "qwen2", "layers", False), 2, id="qwen2, layers", marks=with_triton),
-    pytest.param(partial(decoder, "llama", "layers", True), 2, id="llama, layers, ckpt", marks=with_triton),
-    pytest.param(partial(decoder, "qwen2", "model", True), 2, id="qwen2, ckpt", marks=with_triton),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("build", "graphs"),
+    [
+        pytest.param(perceptron, 2, id="perceptron"),
+        pytest.param(partial(perceptron, autocast=True), 2, id="autocast"),
+        pytest.param(partial(perceptron, compiled_optimizer=True), 3, id="compiled AdamW"),
+        # Minutes of g++ each:
+        pytest.param(partial(decoder, "qwen2", "model", False), 2, id="qwen2", marks=with_triton),
+        pytest.param(
+            partial(decoder, "qwen2", "layers", False), 2, id="qwen2, layers", marks=with_triton
+        ),
+        pytest.param(
+            partial(decoder, "llama", "layers", True),
+            2,
+            id="llama, layers, ckpt",
+            marks=with_triton,
+        ),
+        pytest.param(
+            partial(decoder, "qwen2", "model", True), 2, id="qwen2, ckpt", marks=with_triton
+        ),
+    ],
+)
 def test_what_is_followed_is_what_runs(build, graphs):
     events, report = followed(build)
     real = measured(build)
-    assert without_scratch(events) == without_scratch(real), "each allocation and each end, in order"
+    assert without_scratch(events) == without_scratch(real), (
+        "each allocation and each end, in order"
+    )
     assert peak(without_scratch(events)) == peak(without_scratch(real))
     assert report.compiled["graphs"] == graphs and not report.compiled["skipped_frames"]
 
@@ -157,15 +187,22 @@ def test_a_frame_that_dynamo_skips_is_told():
         def forward(self, inputs):
             with torch.no_grad():
                 for _ in range(2):
-                    with torch.autograd.graph.saved_tensors_hooks(lambda each: each, lambda each: each):
+                    with torch.autograd.graph.saved_tensors_hooks(
+                        lambda each: each, lambda each: each
+                    ):
                         torch._dynamo.graph_break()
             return super().forward(inputs)
 
     with on_meta("cpu"):
         model, batch = Looping(), torch.zeros(320, 64)
         model.compile()
-    report = trace_step(model, None, lambda inputs: model(inputs).sum().backward(), batch,
-                        Options(target="cpu", compiled="follow"))  # fmt: skip
+    report = trace_step(
+        model,
+        None,
+        lambda inputs: model(inputs).sum().backward(),
+        batch,
+        Options(target="cpu", compiled="follow"),
+    )
     assert any("ran without the compiler" in text and "forward" in text for text in report.warnings)
     assert sum(report.compiled["skipped_frames"].values()) >= 1
 
@@ -174,7 +211,11 @@ def test_a_step_in_which_nothing_is_compiled_says_so():
     with on_meta("cpu"):
         model, batch = nn.Linear(8, 8), torch.zeros(2, 8)
     report = trace_step(
-        model, None, lambda inputs: model(inputs).sum().backward(), batch, Options(target="cpu", compiled="follow")
+        model,
+        None,
+        lambda inputs: model(inputs).sum().backward(),
+        batch,
+        Options(target="cpu", compiled="follow"),
     )
     assert "nothing was compiled" in report.warnings[0] and report.compiled["graphs"] == 0
 
@@ -212,7 +253,9 @@ def test_a_compiled_decoder_computes_what_the_eager_one_does_and_moves_less():
         for policy in ("eager", "follow"):
             with on_meta():
                 model, optimizer, step, batch = decoder("qwen2", "layers", False)
-            found[policy] = trace_step(model, optimizer, step, batch, Options(compiled=policy, costs=True)).costs
+            found[policy] = trace_step(
+                model, optimizer, step, batch, Options(compiled=policy, costs=True)
+            ).costs
     eager, compiled = (sums(each) for each in found.values())
     assert compiled["products"]["flops"] == eager["products"]["flops"]
     assert compiled["memory"]["bytes"] < 0.8 * eager["memory"]["bytes"]
@@ -236,12 +279,23 @@ def test_compiled_attention_leaves_out_what_lies_above_the_diagonal():
     with simulated(H100):
         for policy in ("eager", "follow"):
             with on_meta():
-                model, batch = Causal().to(torch.bfloat16), torch.empty(1, 1024, 256, dtype=torch.bfloat16)
+                model, batch = (
+                    Causal().to(torch.bfloat16),
+                    torch.empty(1, 1024, 256, dtype=torch.bfloat16),
+                )
                 model.compile()
             options = Options(compiled=policy, costs=True)
-            costs = trace_step(model, None, lambda inputs, of=model: of(inputs).backward(), batch, options).costs
-            found.append([(one.dtype, one.flops) for one in costs.operators if one.kind == "attention"])
-    assert found[0] == found[1] == [("bfloat16", 2 * 4 * 1024 * 1024 * 64), ("bfloat16", 5 * 4 * 1024 * 1024 * 64)]
+            costs = trace_step(
+                model, None, lambda inputs, of=model: of(inputs).backward(), batch, options
+            ).costs
+            found.append(
+                [(one.dtype, one.flops) for one in costs.operators if one.kind == "attention"]
+            )
+    assert (
+        found[0]
+        == found[1]
+        == [("bfloat16", 2 * 4 * 1024 * 1024 * 64), ("bfloat16", 5 * 4 * 1024 * 1024 * 64)]
+    )
 
 
 @with_triton
@@ -276,16 +330,26 @@ def test_who_wins_the_benchmarks_of_max_autotune_is_told():
     for templates in (None, False, True):
         with simulated(H100, templates=bool(templates)) as simulation:
             with on_meta():
-                layers = [nn.Linear(4096, 4096), nn.GELU(), nn.Linear(4096, 4096), nn.ReLU(), nn.Linear(4096, 1024)]
+                layers = [
+                    nn.Linear(4096, 4096),
+                    nn.GELU(),
+                    nn.Linear(4096, 4096),
+                    nn.ReLU(),
+                    nn.Linear(4096, 1024),
+                ]
                 model = nn.Sequential(*layers).to(torch.bfloat16)
-            run = torch.compile(model, mode=None if templates is None else "max-autotune-no-cudagraphs")
+            run = torch.compile(
+                model, mode=None if templates is None else "max-autotune-no-cudagraphs"
+            )
             batch = torch.empty(8192, 4096, dtype=torch.bfloat16)
 
             def step(inputs, run=run):
                 run(inputs).sum().backward()
                 run.zero_grad()
 
-            peaks[templates] = trace_step(model, None, step, batch, Options(compiled="follow")).peak_allocated_bytes
+            peaks[templates] = trace_step(
+                model, None, step, batch, Options(compiled="follow")
+            ).peak_allocated_bytes
         winners = [name for _, name in simulation.chosen.values()]
         assert bool(winners) == (templates is not None)
         assert all(name.startswith("triton") == templates for name in winners)
@@ -300,9 +364,12 @@ def test_what_decides_on_the_gpu_is_refused_by_name(mode):
     compiled = torch.compile(model, mode=mode)
     with pytest.raises(CompiledError, match=r"CUDA graphs|max-autotune") as caught:
         trace_step(
-            model, None, lambda inputs: compiled(inputs).sum().backward(), batch,
+            model,
+            None,
+            lambda inputs: compiled(inputs).sum().backward(),
+            batch,
             Options(target="cpu", compiled="follow"),
-        )  # fmt: skip
+        )
     assert "mode='default'" in str(caught.value) and "test_compiled_steps.py" in caught.value.line
 
 
@@ -317,17 +384,24 @@ def test_for_a_gpu_a_card_has_to_be_simulated():
 def test_a_gradient_beside_what_is_compiled_is_written_in_place_as_ever():
     """Autograd writes the gradient of `gather` into zeros: 8 MiB that would count twice."""
     with torch.device("meta"):
-        head, states, words = nn.Linear(256, 4096, bias=False), torch.empty(512, 256), torch.empty(512, 1).long()
+        head, states, words = (
+            nn.Linear(256, 4096, bias=False),
+            torch.empty(512, 256),
+            torch.empty(512, 1).long(),
+        )
 
     def step() -> None:
         head(states).gather(1, words).sum().backward()
 
     eager, beside = (
-        trace_step(head, None, step, options=Options(capability=(9, 0), compiled=how)) for how in ("refuse", "eager")
+        trace_step(head, None, step, options=Options(capability=(9, 0), compiled=how))
+        for how in ("refuse", "eager")
     )
     with simulated(H100):
         following = trace_step(head, None, step, options=Options(compiled="follow"))
-    assert following.peak_allocated_bytes == eager.peak_allocated_bytes == beside.peak_allocated_bytes
+    assert (
+        following.peak_allocated_bytes == eager.peak_allocated_bytes == beside.peak_allocated_bytes
+    )
 
 
 @pytest.mark.thorough
@@ -335,7 +409,9 @@ def test_an_eager_step_is_as_before_once_a_compiled_one_was_followed():
     def eager():
         with on_meta("cpu"):
             model, batch = Perceptron(), torch.zeros(320, 64)
-        return trace_step(model, None, lambda inputs: model(inputs).sum().backward(), batch, Options(target="cpu"))
+        return trace_step(
+            model, None, lambda inputs: model(inputs).sum().backward(), batch, Options(target="cpu")
+        )
 
     before = eager()
     followed(perceptron)
@@ -357,7 +433,10 @@ def test_a_compiled_step_is_followed_for_a_gpu(autocast):
 
     with simulated(H100):
         report, eager = traced("follow"), traced("eager")
-    assert report.compiled == {"graphs": 2, "breaks": {}, "skipped_frames": {}} and report.warnings == ()
+    assert (
+        report.compiled == {"graphs": 2, "breaks": {}, "skipped_frames": {}}
+        and report.warnings == ()
+    )
     assert list(report.phases) == ["load", "forward", "backward", "optimizer"]
     assert report.phases["forward"] < 0.8 * eager.phases["forward"]
     assert report.phases["optimizer"] == eager.phases["optimizer"], "which is not compiled"
@@ -373,7 +452,10 @@ def test_a_decoder_is_followed_for_a_gpu(how, checkpointing):
         with on_meta():
             model, optimizer, step, batch = decoder("qwen2", how, checkpointing)
         report = trace_step(model, optimizer, step, batch, Options(compiled="follow"))
-    assert report.compiled == {"graphs": 2, "breaks": {}, "skipped_frames": {}} and report.warnings == ()
+    assert (
+        report.compiled == {"graphs": 2, "breaks": {}, "skipped_frames": {}}
+        and report.warnings == ()
+    )
 
 
 class Flex(nn.Module):
@@ -396,10 +478,15 @@ class Flex(nn.Module):
 def test_flex_attentions_work_is_that_of_the_keys_that_a_query_sees(attended, keys):
     with simulated(H100, attended_keys=attended):
         with on_meta():
-            model, batch = Flex().to(torch.bfloat16), torch.empty(1, 4096, 256, dtype=torch.bfloat16)
+            model, batch = (
+                Flex().to(torch.bfloat16),
+                torch.empty(1, 4096, 256, dtype=torch.bfloat16),
+            )
             model.compile()
         options = Options(compiled="follow", costs=True)
-        costs = trace_step(model, None, lambda inputs: model(inputs).backward(), batch, options).costs
+        costs = trace_step(
+            model, None, lambda inputs: model(inputs).backward(), batch, options
+        ).costs
     forward, backward = (one for one in costs.operators if one.kind == "attention")
     assert (forward.dtype, forward.flops) == ("bfloat16", 4 * 4 * 4096 * 64 * keys)
     assert backward.flops == 2.5 * forward.flops
@@ -409,9 +496,14 @@ def test_flex_attentions_work_is_that_of_the_keys_that_a_query_sees(attended, ke
 def test_flex_attention_is_followed_without_its_scores():
     with simulated(H100):
         with on_meta():
-            model, batch = Flex().to(torch.bfloat16), torch.empty(1, 4096, 256, dtype=torch.bfloat16)
+            model, batch = (
+                Flex().to(torch.bfloat16),
+                torch.empty(1, 4096, 256, dtype=torch.bfloat16),
+            )
             model.compile()
-        report = trace_step(model, None, lambda inputs: model(inputs).backward(), batch, Options(compiled="follow"))
+        report = trace_step(
+            model, None, lambda inputs: model(inputs).backward(), batch, Options(compiled="follow")
+        )
     assert report.compiled["graphs"] == 2 and report.warnings == ()
     scores = 4 * 4096 * 4096 * 2
     assert report.peak_allocated_bytes - report.components["workspaces"] < scores
@@ -425,7 +517,11 @@ class Scaled(nn.Module):
         self.features, self.how = nn.Linear(64, 64), how
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        number = torch.tensor(3.0, device=inputs.device) if self.how == "tensor" else inputs.new_tensor(3.0)
+        number = (
+            torch.tensor(3.0, device=inputs.device)
+            if self.how == "tensor"
+            else inputs.new_tensor(3.0)
+        )
         return (self.features(inputs) * number).sum()
 
 
@@ -436,7 +532,9 @@ def test_constants_that_the_compiler_works_out_on_the_device_are_worked_out_here
         with on_meta():
             model, batch = Scaled(how), torch.empty(32, 64)
             model.compile()
-        report = trace_step(model, None, lambda inputs: model(inputs).backward(), batch, Options(compiled="follow"))
+        report = trace_step(
+            model, None, lambda inputs: model(inputs).backward(), batch, Options(compiled="follow")
+        )
     assert report.compiled == {"graphs": 2, "breaks": {}, "skipped_frames": {}}
 
 
@@ -473,8 +571,13 @@ def test_a_custom_operators_compiled_code_is_followed_too():
     with simulated(H100):
         with on_meta():
             model, batch = Outer(), torch.empty(32, 64)
-        report = trace_step(model, None, lambda inputs: model(inputs).backward(), batch, Options(compiled="follow"))
-    assert report.compiled == {"graphs": 1, "breaks": {}, "skipped_frames": {}} and report.warnings == ()
+        report = trace_step(
+            model, None, lambda inputs: model(inputs).backward(), batch, Options(compiled="follow")
+        )
+    assert (
+        report.compiled == {"graphs": 1, "breaks": {}, "skipped_frames": {}}
+        and report.warnings == ()
+    )
 
 
 @with_triton
@@ -485,7 +588,9 @@ def test_a_custom_operator_in_a_compiled_graph_runs_its_own_code():
         with on_meta():
             model, batch = Scratch(), torch.empty(64, 64)
             model.compile()
-        report = trace_step(model, None, lambda inputs: model(inputs).backward(), batch, Options(compiled="follow"))
+        report = trace_step(
+            model, None, lambda inputs: model(inputs).backward(), batch, Options(compiled="follow")
+        )
     assert report.compiled["graphs"] == 2 and report.warnings == ()
     assert report.phases["forward"] > 64 * 64 * 256 * 4
 
@@ -494,7 +599,10 @@ def test_a_custom_operator_in_a_compiled_graph_runs_its_own_code():
 def test_ddps_buckets_split_the_graph_and_nothing_is_told():
     with simulated(H100), fake_group(2):
         with on_meta():
-            model, batch = nn.Sequential(*(nn.Linear(512, 512) for _ in range(6))), torch.empty(32, 512)
+            model, batch = (
+                nn.Sequential(*(nn.Linear(512, 512) for _ in range(6))),
+                torch.empty(32, 512),
+            )
 
         def begin():
             wrapped = nn.parallel.DistributedDataParallel(torch.compile(model), bucket_cap_mb=2)
@@ -516,7 +624,9 @@ class WithFlashAttention3(nn.Module):
 
         rows = torch.cuda.get_device_properties("cuda").multi_processor_count
         query, key, value = self.projection(inputs).view(-1, 3 * 2, 128).chunk(3, dim=1)
-        output = flash_attn_varlen_func(query, key, value, starts, starts, 512, 512, causal=True, window_size=(64, 0))
+        output = flash_attn_varlen_func(
+            query, key, value, starts, starts, 512, 512, causal=True, window_size=(64, 0)
+        )
         return output.float().sum() + inputs.new_ones(rows).sum()
 
 
@@ -526,9 +636,14 @@ def test_a_stand_in_in_python_is_compiled_as_its_package_would_be():
         import flash_attn_interface  # noqa: F401
 
         with on_meta():
-            model, batch = WithFlashAttention3(), (torch.empty(512, 256, dtype=torch.bfloat16), torch.empty(3).int())
+            model, batch = (
+                WithFlashAttention3(),
+                (torch.empty(512, 256, dtype=torch.bfloat16), torch.empty(3).int()),
+            )
             model.compile(fullgraph=True)
-        report = trace_step(model, None, lambda given: model(*given).backward(), batch, Options(compiled="follow"))
+        report = trace_step(
+            model, None, lambda given: model(*given).backward(), batch, Options(compiled="follow")
+        )
     assert report.compiled == {"graphs": 2, "breaks": {}, "skipped_frames": {}}
     (said,) = report.warnings
     assert "FlashAttention-3" in said

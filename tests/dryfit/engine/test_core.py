@@ -18,7 +18,9 @@ CORE = ROOT / "dryfit" / "engine"
 
 
 def perceptron() -> nn.Module:
-    return nn.Sequential(nn.Linear(64, 128), nn.GELU(), nn.Linear(128, 128), nn.ReLU(), nn.Linear(128, 10))
+    return nn.Sequential(
+        nn.Linear(64, 128), nn.GELU(), nn.Linear(128, 128), nn.ReLU(), nn.Linear(128, 10)
+    )
 
 
 def batch() -> tuple[torch.Tensor, torch.Tensor]:
@@ -72,7 +74,9 @@ def test_a_plain_loop_is_traced_to_the_byte(loop, optimizer):
     assert predicted.phases == measured.phases
     assert set(predicted.phases) == {"load", "forward", "backward", "optimizer"}
     assert predicted.peak_allocated_bytes == measured.peak_allocated_bytes
-    casts = predicted.components.pop("weight_casts", 0)  # a measurement doesn't know which copies are of weights
+    casts = predicted.components.pop(
+        "weight_casts", 0
+    )  # a measurement doesn't know which copies are of weights
     predicted.components["activations"] = predicted.components.get("activations", 0) + casts
     measured.components.setdefault("activations", 0)
     assert predicted.components == measured.components
@@ -80,7 +84,9 @@ def test_a_plain_loop_is_traced_to_the_byte(loop, optimizer):
 
 def test_wide_logits_under_autocast_are_copied_to_fp32_as_on_a_cpu():
     def wide() -> nn.Module:
-        return nn.Sequential(nn.Linear(64, 16), nn.GELU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 2048))
+        return nn.Sequential(
+            nn.Linear(64, 16), nn.GELU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 2048)
+        )
 
     predicted, measured = both(mixed_loop, wide)
     assert predicted.phases == measured.phases
@@ -91,10 +97,18 @@ def test_a_gpu_has_blocks_segments_and_workspaces():
         model = perceptron()
     optimizer = torch.optim.AdamW(model.parameters(), foreach=True)
     report = trace_step(
-        model, optimizer, plain_loop(model, optimizer), batch(), Options(capability=(8, 9), timeline=True)
+        model,
+        optimizer,
+        plain_loop(model, optimizer),
+        batch(),
+        Options(capability=(8, 9), timeline=True),
     )
     assert report.components["workspaces"] >= 8_519_680
-    assert sum(report.components.values()) == report.peak_allocated_bytes == max(report.timeline["allocated_bytes"])
+    assert (
+        sum(report.components.values())
+        == report.peak_allocated_bytes
+        == max(report.timeline["allocated_bytes"])
+    )
     assert report.peak_reserved_bytes % 2**21 == 0
     assert report.reserved_range_bytes == (report.peak_reserved_bytes, report.peak_reserved_bytes)
     assert report.required_bytes <= report.peak_reserved_bytes
@@ -120,7 +134,9 @@ def test_outputs_of_the_batch_before_have_its_length():
             model = perceptron()
         own = torch.optim.SGD(model.parameters())
         longer = (torch.empty(rows, 64), None)
-        answer = trace_step(model, own, loop(model, own), batch(), Options(previous_batch=longer, target="cpu"))
+        answer = trace_step(
+            model, own, loop(model, own), batch(), Options(previous_batch=longer, target="cpu")
+        )
         peaks.append(answer.phases["forward"])
     assert peaks[1] - peaks[0] == (3200 - 32) * 10 * 4
 
@@ -141,11 +157,23 @@ def test_a_loop_that_empties_the_cache_starts_the_next_step_without_free_segment
         with torch.device("meta"):
             model = perceptron()
         own = torch.optim.SGD(model.parameters())
-        shorter = (torch.empty(100_000, 64), None)  # leaves segments that are too small for the longer batch's tensors
+        shorter = (
+            torch.empty(100_000, 64),
+            None,
+        )  # leaves segments that are too small for the longer batch's tensors
         longer = (torch.empty(300_000, 64), None)
-        reports.append(trace_step(model, own, loop(model, own, empties), longer, Options(previous_batch=shorter)))
+        reports.append(
+            trace_step(
+                model, own, loop(model, own, empties), longer, Options(previous_batch=shorter)
+            )
+        )
     kept, emptied = reports
-    for phase, peak in kept.phases.items():  # a block taken from a free one is up to 1 MiB larger than its request
+    for (
+        phase,
+        peak,
+    ) in (
+        kept.phases.items()
+    ):  # a block taken from a free one is up to 1 MiB larger than its request
         assert abs(peak - emptied.phases[phase]) < 2**20
     assert kept.peak_reserved_bytes > 1.1 * emptied.peak_reserved_bytes
 
@@ -154,7 +182,9 @@ def test_gradients_and_peaks_are_traced_back_to_their_modules():
     with torch.device("meta"):
         model = perceptron()
     optimizer = torch.optim.AdamW(model.parameters(), foreach=True)
-    report = trace_step(model, optimizer, plain_loop(model, optimizer), batch(), Options(target="cpu", origins=True))
+    report = trace_step(
+        model, optimizer, plain_loop(model, optimizer), batch(), Options(target="cpu", origins=True)
+    )
     assert sum(row["bytes"] for row in report.tensors) == report.peak_allocated_bytes
     assert report.tensors[0]["bytes"] == 128 * 128 * 4
     weights = [row for row in report.tensors if row["component"] == "weights_fp32"]
@@ -163,7 +193,9 @@ def test_gradients_and_peaks_are_traced_back_to_their_modules():
     assert "step" in lines
     with torch.device("meta"):
         model = perceptron()
-    report = trace_step(model, None, lambda batch: model(batch[0]).sum().backward(), batch(), Options(origins=True))
+    report = trace_step(
+        model, None, lambda batch: model(batch[0]).sum().backward(), batch(), Options(origins=True)
+    )
     gradients = [row for row in report.tensors if row["component"] == "gradients"]
     assert {row["module"] for row in gradients} >= {"2", "4"}
 
@@ -236,10 +268,14 @@ class Decoding:
             cache = embed(tokens)
             for _ in range(5):
                 mixed = functional.scaled_dot_product_attention(cache[:, -1:], cache, cache)
-                scores = functional.cross_entropy(head(mixed)[:, 0], tokens[:, 0], reduction="none").tolist()
+                scores = functional.cross_entropy(
+                    head(mixed)[:, 0], tokens[:, 0], reduction="none"
+                ).tolist()
                 chosen = head(mixed)[:, 0].argmax(-1).tolist()
                 self.said.append((scores, chosen))
-                cache = torch.cat([cache, embed(torch.tensor(chosen, device=device)[:, None])], dim=1)
+                cache = torch.cat(
+                    [cache, embed(torch.tensor(chosen, device=device)[:, None])], dim=1
+                )
 
 
 def test_answers_without_gradients_are_traced_to_the_byte():
@@ -260,11 +296,26 @@ def kernels_for_cuda(parameters):
 
 
 ELSEWHERE = {
-    "a tensor on the CPU": (lambda model, inputs: model(inputs) + torch.ones(32, 10), "lies on another device"),
-    "inputs on the CPU": (lambda model, inputs: model(torch.ones(32, 64)), "lies on another device"),
-    "an optimizer's kernel": (lambda model, inputs: torch.cuda.synchronize(), "asks for CUDA itself"),
-    "an optimizer for CUDA": (lambda model, inputs: kernels_for_cuda([*model.parameters()]), "asks for CUDA itself"),
-    "moved to a GPU": (lambda model, inputs: model(torch.ones(32, 64, device="cuda")), "asks for CUDA itself"),
+    "a tensor on the CPU": (
+        lambda model, inputs: model(inputs) + torch.ones(32, 10),
+        "lies on another device",
+    ),
+    "inputs on the CPU": (
+        lambda model, inputs: model(torch.ones(32, 64)),
+        "lies on another device",
+    ),
+    "an optimizer's kernel": (
+        lambda model, inputs: torch.cuda.synchronize(),
+        "asks for CUDA itself",
+    ),
+    "an optimizer for CUDA": (
+        lambda model, inputs: kernels_for_cuda([*model.parameters()]),
+        "asks for CUDA itself",
+    ),
+    "moved to a GPU": (
+        lambda model, inputs: model(torch.ones(32, 64, device="cuda")),
+        "asks for CUDA itself",
+    ),
 }
 
 
@@ -290,15 +341,24 @@ def test_a_step_that_fails_and_what_can_not_be_traced_are_named():
     assert not isinstance(caught.value, ValuesNeeded)
     with pytest.raises(TraceError, match="lies on the device cpu, not on meta"):
         trace_step(perceptron(), None, lambda: None)
-    with torch.device("meta"), pytest.raises(TraceError, match="Unknown target of the trace: 'tpu'"):
+    with (
+        torch.device("meta"),
+        pytest.raises(TraceError, match="Unknown target of the trace: 'tpu'"),
+    ):
         trace_step(perceptron(), None, lambda: None, options=Options(target="tpu"))
 
 
 def test_nothing_stays_exchanged():
     names = ("autocast", "is_autocast_enabled", "get_autocast_dtype", "softmax")
-    before = [getattr(torch, name) for name in names] + [torch.autocast.__enter__, torch.autograd._engine_run_backward]
+    before = [getattr(torch, name) for name in names] + [
+        torch.autocast.__enter__,
+        torch.autograd._engine_run_backward,
+    ]
     test_a_gpu_has_blocks_segments_and_workspaces()
-    after = [getattr(torch, name) for name in names] + [torch.autocast.__enter__, torch.autograd._engine_run_backward]
+    after = [getattr(torch, name) for name in names] + [
+        torch.autocast.__enter__,
+        torch.autograd._engine_run_backward,
+    ]
     assert before == after
     assert not torch.nn.modules.module._global_forward_pre_hooks
 
@@ -307,11 +367,22 @@ def test_the_core_needs_torch_and_nothing_of_the_pipeline():
     allowed = {"torch", *sys.stdlib_module_names}
     for path in CORE.glob("*.py"):
         tree = ast.parse(path.read_text())
-        modules = [node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and not node.level]
-        modules += [alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names]
+        modules = [
+            node.module
+            for node in ast.walk(tree)
+            if isinstance(node, ast.ImportFrom) and not node.level
+        ]
+        modules += [
+            alias.name
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Import)
+            for alias in node.names
+        ]
         assert not {name.split(".")[0] for name in modules} & {"scripts", "dryfit"}, path
         for node in ast.parse(path.read_text()).body:  # what importing it takes
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             names += [node.module] if isinstance(node, ast.ImportFrom) and not node.level else []
-            build = {"setuptools"} if path.name == "wheel.py" else set()  # building a wheel alone imports it
+            build = (
+                {"setuptools"} if path.name == "wheel.py" else set()
+            )  # building a wheel alone imports it
             assert {name.split(".")[0] for name in names} <= allowed | build, path

@@ -27,7 +27,9 @@ def costs_of_linear(**options):
 
 def test_the_costs_of_a_linear_layers_step():
     costs = costs_of_linear()
-    products = [costs.operators[index] for index in costs.calls if costs.operators[index].kind == PRODUCT]
+    products = [
+        costs.operators[index] for index in costs.calls if costs.operators[index].kind == PRODUCT
+    ]
     assert [operator.flops for operator in products] == [2 * ROWS * INNER * COLUMNS] * 2
     assert products[0].shape == (1, ROWS, COLUMNS, INNER)
     assert products[0].bytes == 4 * (ROWS * INNER + INNER * COLUMNS + ROWS * COLUMNS)
@@ -36,8 +38,12 @@ def test_the_costs_of_a_linear_layers_step():
     assert names.count("aten::mm") == 2
     assert not {"aten::t", "aten::detach", "aten::empty", "aten::expand"} & set(names)
     assert [phase for phase, _ in costs.phases][:3] == ["inputs", "forward", "backward"]
-    (update,) = [operator for operator in costs.operators if operator.name.startswith("aten::_foreach_add_")]
-    assert update.bytes == 3 * 4 * INNER * COLUMNS and update.kind == MEMORY and not update.made_bytes
+    (update,) = [
+        operator for operator in costs.operators if operator.name.startswith("aten::_foreach_add_")
+    ]
+    assert (
+        update.bytes == 3 * 4 * INNER * COLUMNS and update.kind == MEMORY and not update.made_bytes
+    )
     expanded = [operator for operator in costs.operators if operator.name == "aten::mm"][1]
     whole = 4 * (ROWS * COLUMNS + ROWS * INNER + INNER * COLUMNS)
     assert expanded.bytes == whole - 4 * (ROWS * COLUMNS - 1)  # the gradient of a sum is one number
@@ -51,9 +57,12 @@ def test_a_product_with_sums_in_another_dtype_counts_the_same():
     recorder = CostRecorder(0)
     recorder.mark("forward", 0)
     total, left, right = (
-        torch.empty(4, 4, dtype=dtype, device="meta") for dtype in (torch.float32, *2 * [torch.bfloat16])
+        torch.empty(4, 4, dtype=dtype, device="meta")
+        for dtype in (torch.float32, *2 * [torch.bfloat16])
     )
-    recorder.note(torch.ops.aten.addmm.dtype_out, (total, left, right, torch.float32), {"out": total}, total)
+    recorder.note(
+        torch.ops.aten.addmm.dtype_out, (total, left, right, torch.float32), {"out": total}, total
+    )
     (product,) = recorder.operators
     assert product.kind == PRODUCT and product.flops == 2 * 4**3
 
@@ -71,20 +80,28 @@ def test_the_last_update_of_a_program_that_trains_for_several_is_taken_alone():
             optimizer.zero_grad()
 
     whole = trace_step(model, None, program, options=Options(costs=True, steps=1)).costs
-    last = whole.between([first for phase, first in whole.phases if phase == "forward"][-1], len(whole.calls))
+    last = whole.between(
+        [first for phase, first in whole.phases if phase == "forward"][-1], len(whole.calls)
+    )
     flops = [[costs.operators[index].flops for index in costs.calls] for costs in (whole, last)]
-    assert sum(flops[1]) == 2 * 4 * ROWS * INNER * COLUMNS * 2, "a product forward and one for the weight's gradient"
+    assert sum(flops[1]) == 2 * 4 * ROWS * INNER * COLUMNS * 2, (
+        "a product forward and one for the weight's gradient"
+    )
     assert sum(flops[0]) == sum(flops[1]) * 7 // 4
 
 
 def test_sums_by_module_have_the_backward_pass_with_its_module():
     with torch.device("meta"):
-        model = nn.Sequential(nn.Linear(INNER, COLUMNS, bias=False), nn.ReLU(), nn.Linear(COLUMNS, 8, bias=False))
+        model = nn.Sequential(
+            nn.Linear(INNER, COLUMNS, bias=False), nn.ReLU(), nn.Linear(COLUMNS, 8, bias=False)
+        )
         batch = torch.empty(ROWS, INNER)
     options = Options(costs=True, origins=True, steps=1)
     report = trace_step(model, None, lambda x: model(x).sum().backward(), batch, options)
     sums = report.to_mapping()["costs_by_module"]
-    assert sums["0"][PRODUCT]["flops"] == 2 * 2 * ROWS * INNER * COLUMNS  # forward, and the weight's gradient
+    assert (
+        sums["0"][PRODUCT]["flops"] == 2 * 2 * ROWS * INNER * COLUMNS
+    )  # forward, and the weight's gradient
     assert sums["2"][PRODUCT]["flops"] == 3 * 2 * ROWS * COLUMNS * 8  # its input's gradient too
     assert PRODUCT not in sums["1"] and sums["1"][MEMORY]["launches"] == 2
     launches = sum(kind["launches"] for kinds in sums.values() for kind in kinds.values())
@@ -101,16 +118,24 @@ def test_causal_attention_costs_half(causal, share):
             self.projection = nn.Linear(head, head, bias=False)
 
         def forward(self, hidden):
-            return nn.functional.scaled_dot_product_attention(self.projection(hidden), hidden, hidden, is_causal=causal)
+            return nn.functional.scaled_dot_product_attention(
+                self.projection(hidden), hidden, hidden, is_causal=causal
+            )
 
     with torch.device("meta"):
         model = Attention().to(torch.bfloat16)
         hidden = torch.empty(batch, heads, tokens, head, dtype=torch.bfloat16)
 
     costs = trace_step(
-        model, None, lambda x: model(x).sum().backward(), hidden, options=Options(steps=1, costs=True)
+        model,
+        None,
+        lambda x: model(x).sum().backward(),
+        hidden,
+        options=Options(steps=1, costs=True),
     ).costs
-    kernels = [costs.operators[index] for index in costs.calls if costs.operators[index].kind == ATTENTION]
+    kernels = [
+        costs.operators[index] for index in costs.calls if costs.operators[index].kind == ATTENTION
+    ]
     forward = 4 * batch * heads * tokens * tokens * head * share
     assert [kernel.flops for kernel in kernels] == [forward, 2.5 * forward]
 
@@ -121,9 +146,14 @@ def test_on_the_cpu_causal_attention_leaves_out_whole_blocks_of_512_keys(tokens,
         query = torch.empty(1, 2, tokens, 32)
     attend = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
     recorder = CostRecorder(0)
-    recorder.note(attend, (query, query, query, 0.0, True), {}, attend(query, query, query, 0.0, True))
+    recorder.note(
+        attend, (query, query, query, 0.0, True), {}, attend(query, query, query, 0.0, True)
+    )
     (kernel,) = recorder.operators
-    assert kernel.flops == round(4 * query.numel() * tokens * share) and kernel.made_bytes == 4 * query.numel()
+    assert (
+        kernel.flops == round(4 * query.numel() * tokens * share)
+        and kernel.made_bytes == 4 * query.numel()
+    )
 
 
 @pytest.mark.parametrize("gpus", [2, 4])
@@ -143,9 +173,11 @@ def test_an_all_reduce_of_ddp_sends_all_but_a_part_twice(gpus):
 
     with fake_group(gpus):
         costs = trace_step(model, None, None, batch, Options(begin=begin, costs=True)).costs
-    sent = [costs.operators[index].moved_bytes
-            for index, stream in zip(costs.calls, costs.streams, strict=True)
-            if costs.operators[index].kind == COLLECTIVE and stream == DDP_STREAM]  # fmt: skip
+    sent = [
+        costs.operators[index].moved_bytes
+        for index, stream in zip(costs.calls, costs.streams, strict=True)
+        if costs.operators[index].kind == COLLECTIVE and stream == DDP_STREAM
+    ]
     assert sent == [2 * 4 * INNER * COLUMNS * (gpus - 1) // gpus]
 
 
@@ -154,7 +186,9 @@ def test_nothing_is_recorded_unasked_and_memory_is_the_same():
         model, batch = nn.Linear(8, 8), torch.empty(4, 8)
 
     def run(**options):
-        return trace_step(model, None, lambda x: model(x).sum().backward(), batch, Options(**options))
+        return trace_step(
+            model, None, lambda x: model(x).sum().backward(), batch, Options(**options)
+        )
 
     assert run().costs is None and "costs" not in run().to_mapping()
     assert "costs_by_module" not in run(costs=True).to_mapping()  # that takes origins

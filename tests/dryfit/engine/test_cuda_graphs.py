@@ -25,7 +25,10 @@ from tests.dryfit.engine.test_compiled_steps import Perceptron
 
 with_triton = pytest.mark.skipif(find_spec("triton") is None, reason="`make test-kernels` runs it")
 ROWS, WORKSPACE = 65_536, 32 * MIB + 512  # cuBLAS's on a Hopper card, with what is rounded
-WIDE, NARROW = ROWS * 256 * 4, ROWS * 64 * 4  # bytes of what lies between the two layers, and of a batch
+WIDE, NARROW = (
+    ROWS * 256 * 4,
+    ROWS * 64 * 4,
+)  # bytes of what lies between the two layers, and of a batch
 
 
 def traced(build, steps=3, compiled="follow"):
@@ -39,7 +42,9 @@ def traced(build, steps=3, compiled="follow"):
     with simulated(H100):
         with on_meta():
             model, optimizer, step, batch = build()
-        found = trace_step(model, optimizer, step, batch, Options(compiled=compiled, steps=steps, report=report))
+        found = trace_step(
+            model, optimizer, step, batch, Options(compiled=compiled, steps=steps, report=report)
+        )
     tracker = kept["tracker"]
     marks = [(f"{phase} {number}", index) for phase, number, index in tracker.marks]
     run = replay(tracker.events, marks, streams=tracker.streams)
@@ -56,9 +61,10 @@ def made(tracker, phase, *, private):
     return [
         count
         for identity, count in tracker.events[first:last]
-        if count >= 4 * MIB and tracker.components[identity] != WORKSPACES
+        if count >= 4 * MIB
+        and tracker.components[identity] != WORKSPACES
         and (tracker.streams.get(identity, 0) < 0) == private
-    ]  # fmt: skip
+    ]
 
 
 def stepping(mode: str, times: int = 1, layers: int = 1, keeps_zeros: bool = False):
@@ -84,13 +90,22 @@ def test_a_step_is_warmed_up_recorded_and_replayed():
     in_pool = lambda name: made(tracker, name, private=True)  # noqa: E731
     assert len(in_pool(("forward", 0))) == 4 and len(in_pool(("backward", 0))) >= 3
     assert in_pool(("forward", 1)) == [NARROW, *in_pool(("forward", 0))], "the batch is copied"
-    assert in_pool(("backward", 1)) == [NARROW, *in_pool(("backward", 0))], "and the gradient of the outputs"
+    assert in_pool(("backward", 1)) == [NARROW, *in_pool(("backward", 0))], (
+        "and the gradient of the outputs"
+    )
     for phase in ("forward", "backward"):
         together = in_pool((phase, 0)) + made(tracker, (phase, 0), private=False)
-        assert sorted(together) == sorted(made(plain, (phase, 0), private=False)), "as without graphs"
-        assert in_pool((phase, 2)) == [] and made(tracker, (phase, 2), private=False) != [], "what isn't compiled"
+        assert sorted(together) == sorted(made(plain, (phase, 0), private=False)), (
+            "as without graphs"
+        )
+        assert in_pool((phase, 2)) == [] and made(tracker, (phase, 2), private=False) != [], (
+            "what isn't compiled"
+        )
     assert tracker.replayed == {2}
-    peaks = [max(spans[f"{phase} {step}"].peak_allocated_bytes for phase in ("forward", "backward")) for step in (0, 1)]
+    peaks = [
+        max(spans[f"{phase} {step}"].peak_allocated_bytes for phase in ("forward", "backward"))
+        for step in (0, 1)
+    ]
     assert found.peak_allocated_bytes == max(peaks) == peaks[1]
     assert any("CUDA graphs are replayed" in text and "step 2" in text for text in found.warnings)
     assert not default.warnings and found.compiled["breaks"] == {}
@@ -108,7 +123,9 @@ def test_what_graphs_hold_is_in_a_pool_that_nothing_else_uses():
     pool = replay(alone, streams=tracker.streams)
     emptied = replay([*alone, (0, 0)], streams=tracker.streams)
     assert emptied.reserved_bytes == pool.reserved_bytes >= 3 * WIDE
-    assert replay([*alone, (0, 0)]).reserved_bytes < pool.reserved_bytes, "the general pool gives it back"
+    assert replay([*alone, (0, 0)]).reserved_bytes < pool.reserved_bytes, (
+        "the general pool gives it back"
+    )
 
 
 @with_triton
@@ -124,10 +141,14 @@ def test_workspaces_of_cublas_go_with_each_warm_up_and_capture():
 def test_layers_with_one_code_are_recorded_one_by_one():
     """Each has parameters of its own, at addresses of their own: so each is recorded, and all are warmed up before."""
     found, tracker, spans = traced(partial(stepping, "reduce-overhead", layers=4))
-    assert found.compiled["graphs"] == 4 and tracker.replayed == {2}, "the first layer's batch needs no gradient"
+    assert found.compiled["graphs"] == 4 and tracker.replayed == {2}, (
+        "the first layer's batch needs no gradient"
+    )
     kept = spans["backward 1"].start_allocated_bytes - spans["forward 1"].start_allocated_bytes
     assert kept > 4 * 2 * WIDE, "what four layers keep for the backward pass"
-    assert spans["backward 2"].start_allocated_bytes - spans["forward 2"].start_allocated_bytes < WIDE
+    assert (
+        spans["backward 2"].start_allocated_bytes - spans["forward 2"].start_allocated_bytes < WIDE
+    )
 
 
 @with_triton
@@ -136,7 +157,12 @@ def test_another_shape_is_recorded_beside_in_the_same_pool():
         model, optimizer, step, batch = stepping("reduce-overhead")
         model[0].compile(mode="reduce-overhead", dynamic=False)
         count = iter(range(9))
-        return model, optimizer, lambda rows: step(rows if next(count) < 3 else rows[: ROWS // 2]), batch
+        return (
+            model,
+            optimizer,
+            lambda rows: step(rows if next(count) < 3 else rows[: ROWS // 2]),
+            batch,
+        )
 
     found, tracker, spans = traced(build, steps=6)
     assert found.compiled["graphs"] == 4 and tracker.replayed == {2, 5}
@@ -144,8 +170,10 @@ def test_another_shape_is_recorded_beside_in_the_same_pool():
     assert spans["backward 4"].peak_allocated_bytes < spans["backward 1"].peak_allocated_bytes
     assert found.peak_allocated_bytes == spans["backward 1"].peak_allocated_bytes
     at = tracker.start(3)
-    pools = [[event for event in events if tracker.streams.get(abs(event[0]), 0) < 0]
-             for events in (tracker.events[:at], tracker.events)]  # fmt: skip
+    pools = [
+        [event for event in events if tracker.streams.get(abs(event[0]), 0) < 0]
+        for events in (tracker.events[:at], tracker.events)
+    ]
     whole, both = (replay(events, streams=tracker.streams).peak_reserved_bytes for events in pools)
     assert whole == both, "the half fits into what the whole has left"
 
@@ -202,7 +230,10 @@ def test_graphs_that_a_program_captures_itself():
         return model, None, step, None
 
     found, tracker, spans = without_compiler(build)
-    assert tracker.replayed == {1} and found.peak_allocated_bytes == spans["forward 0"].peak_allocated_bytes
+    assert (
+        tracker.replayed == {1}
+        and found.peak_allocated_bytes == spans["forward 0"].peak_allocated_bytes
+    )
     assert found.peak_allocated_bytes >= 2 * WIDE
     last = spans["inputs 1"]
     assert last.peak_allocated_bytes == last.start_allocated_bytes < 2 * WIDE
@@ -224,4 +255,6 @@ def test_callables_that_pytorch_makes_graphs_of():
 
     _, tracker, spans = without_compiler(build)
     assert tracker.replayed == {1}
-    assert spans["backward 1"].peak_allocated_bytes - spans["forward 1"].start_allocated_bytes < WIDE
+    assert (
+        spans["backward 1"].peak_allocated_bytes - spans["forward 1"].start_allocated_bytes < WIDE
+    )

@@ -31,7 +31,13 @@ MODEL = {
 
 
 def make(**fields) -> Scenario:
-    fields = {"model": MODEL, "sequence_length": 100, "gradient_checkpointing": False, "method": "full", **fields}
+    fields = {
+        "model": MODEL,
+        "sequence_length": 100,
+        "gradient_checkpointing": False,
+        "method": "full",
+        **fields,
+    }
     return Scenario.from_mapping(fields)
 
 
@@ -49,22 +55,36 @@ def backward_sizes(scenario: Scenario) -> list[int]:
 
 
 def test_workspaces_of_cublas_are_32_mib_on_hopper_alone() -> None:
-    assert [cublas_workspace_bytes(c) for c in ((8, 0), (9, 0), (12, 0))] == [8_519_680, 32 * MIB, 8_519_680]
-    ampere, hopper = (analytic_estimate(make(), capability=c, blocks=False)["phases"] for c in ((8, 0), (9, 0)))
-    assert hopper["forward"] - ampere["forward"] == 2 * (32 * MIB - 8_519_680)  # forward thread and autograd's
+    assert [cublas_workspace_bytes(c) for c in ((8, 0), (9, 0), (12, 0))] == [
+        8_519_680,
+        32 * MIB,
+        8_519_680,
+    ]
+    ampere, hopper = (
+        analytic_estimate(make(), capability=c, blocks=False)["phases"] for c in ((8, 0), (9, 0))
+    )
+    assert hopper["forward"] - ampere["forward"] == 2 * (
+        32 * MIB - 8_519_680
+    )  # forward thread and autograd's
 
 
 def test_an_embedding_sorts_its_indices_from_3073_on() -> None:
     assert embedding_backward_bytes(3072, 1000, 64) == []
     rows = 1000 + 307  # a run for each word, and one more for each ten indices
-    assert embedding_backward_bytes(3073, 1000, 64) == [3073 * 8] * 2 + [1000 * 8] * 3 + [rows * 64 * 4]
+    assert embedding_backward_bytes(3073, 1000, 64) == [3073 * 8] * 2 + [1000 * 8] * 3 + [
+        rows * 64 * 4
+    ]
     short, long = (backward_sizes(make(sequence_length=n)) for n in (3072, 3073))
     size = -(-rows * 288 * 4 // 512) * 512
     assert size not in short and long.count(size) == 1
 
 
 def test_what_backward_passes_allocate_beside_their_results() -> None:
-    assert [flash_padding(n, d) for n, d in ((128, 64), (129, 65), (1, 129))] == [(128, 64), (256, 96), (128, 192)]
+    assert [flash_padding(n, d) for n, d in ((128, 64), (129, 65), (1, 129))] == [
+        (128, 64),
+        (256, 96),
+        (128, 192),
+    ]
     sizes = backward_sizes(make())
     assert sizes.count(4 * 128 * 4) == 2 and sizes.count(4 * 128 * 96 * 4) == 2  # once a layer
     sizes = backward_sizes(make(attention="eager"))
@@ -73,7 +93,9 @@ def test_what_backward_passes_allocate_beside_their_results() -> None:
     assert dequantization_bytes(128, 2, 2) == [8, 8, 256]
     assert dequantization_bytes(128, 2, 0) == [256]
     sizes = backward_sizes(make(method="qlora", lora={"rank": 4}))
-    assert sizes.count(288 * 512 // 64 * 4 + (-288 * 512 // 64 * 4) % 512) >= 2 * 3 * 2  # three matrices, two layers
+    assert (
+        sizes.count(288 * 512 // 64 * 4 + (-288 * 512 // 64 * 4) % 512) >= 2 * 3 * 2
+    )  # three matrices, two layers
 
 
 def test_the_memory_efficient_kernels_workspace() -> None:
@@ -87,17 +109,22 @@ def test_the_memory_efficient_kernels_workspace() -> None:
     assert efficient_workspace_bytes(128, 128, 128, "fp16", (7, 5)) == 2 * (16 + 128 * 64 * 4)
 
 
-@pytest.mark.parametrize(("capability", "dtype", "head", "grouped", "masked", "kernel"), [
-    ((8, 0), "bf16", 256, True, False, "flash"),
-    ((8, 0), "bf16", 264, False, False, "mem_efficient"),
-    ((8, 0), "bf16", 128, False, True, "mem_efficient"),
-    ((8, 0), "fp32", 128, False, False, "mem_efficient"),
-    ((7, 5), "fp16", 128, True, False, "math"),
-    ((7, 5), "bf16", 128, False, False, "math"),
-    ((8, 0), "fp32", 6, False, False, "math"),  # heads of 24 bytes
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("capability", "dtype", "head", "grouped", "masked", "kernel"),
+    [
+        ((8, 0), "bf16", 256, True, False, "flash"),
+        ((8, 0), "bf16", 264, False, False, "mem_efficient"),
+        ((8, 0), "bf16", 128, False, True, "mem_efficient"),
+        ((8, 0), "fp32", 128, False, False, "mem_efficient"),
+        ((7, 5), "fp16", 128, True, False, "math"),
+        ((7, 5), "bf16", 128, False, False, "math"),
+        ((8, 0), "fp32", 6, False, False, "math"),  # heads of 24 bytes
+    ],
+)
 def test_which_kernel_attention_takes(capability, dtype, head, grouped, masked, kernel) -> None:
-    taken = attention_kernel(dtype, head, head, grouped=grouped, masked=masked, capability=capability)
+    taken = attention_kernel(
+        dtype, head, head, grouped=grouped, masked=masked, capability=capability
+    )
     assert taken == kernel
 
 
@@ -109,22 +136,33 @@ def test_no_kernel_where_none_that_can_is_enabled() -> None:
 def test_every_component_has_one_group() -> None:
     names = [name for group in GROUPS.values() for name in group]
     assert len(names) == len(set(names)) and weights("int8") in names
-    assert grouped({"gradients": 2, "weights_bf16": 1}, adapters=True) == {"parameters": 1, "adapters": 2}
+    assert grouped({"gradients": 2, "weights_bf16": 1}, adapters=True) == {
+        "parameters": 1,
+        "adapters": 2,
+    }
 
 
 @pytest.mark.parametrize(
-    ("version", "keeps"), [("2.4.1", False), ("2.6.0", False), ("2.7.0", True), ("2.13.0+cpu", True), ("3.0.0", True)]
+    ("version", "keeps"),
+    [("2.4.1", False), ("2.6.0", False), ("2.7.0", True), ("2.13.0+cpu", True), ("3.0.0", True)],
 )
 def test_the_workspace_of_cublaslt_stays_from_torch_2_7_on(version, keeps) -> None:
     assert keeps_cublaslt_workspace(version) is keeps
 
 
-@pytest.mark.parametrize(("head", "capability", "count"), [
-    (96, (8, 9), 16 + 128 * 64 * 4),  # one block of 128 queries and 64 values, twice: 96 of them
-    (96, (8, 6), 16 + 128 * 64 * 4),
-    (96, (12, 0), 2 * (16 + 64 * 64 * 4)),
-    (64, (12, 0), 2 * (16 + 64 * 64 * 4)),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("head", "capability", "count"),
+    [
+        (
+            96,
+            (8, 9),
+            16 + 128 * 64 * 4,
+        ),  # one block of 128 queries and 64 values, twice: 96 of them
+        (96, (8, 6), 16 + 128 * 64 * 4),
+        (96, (12, 0), 2 * (16 + 64 * 64 * 4)),
+        (64, (12, 0), 2 * (16 + 64 * 64 * 4)),
+    ],
+)
 def test_the_memory_efficient_kernels_block_follows_the_shared_memory(head, capability, count):
     """cutlassB.h: with 99 KB the block of 128 x 64 serves heads up to 96 on 8.6 and 8.9, and on 12.0 none."""
     expected = count * -(-head // 64)

@@ -20,11 +20,15 @@ def test_a_range_is_mapped_in_pieces_grows_and_is_unmapped():
     assert (small.peak_allocated_bytes, small.peak_reserved_bytes) == (512, 2 * MIB)
     assert (large.peak_allocated_bytes, large.peak_reserved_bytes) == (2 * MIB, 20 * MIB)
     run = replay_expandable([(1, 19 * MIB + 512 * 1024), (2, 5 * MIB), (-1, 0), (3, 19 * MIB)])
-    assert run.allocated_bytes == 24 * MIB  # a plain segment would have kept the half mebibyte with the block
+    assert (
+        run.allocated_bytes == 24 * MIB
+    )  # a plain segment would have kept the half mebibyte with the block
     run = replay_expandable([(1, 30 * MIB), (2, 30 * MIB), (-1, 0), (-2, 0), (3, 70 * MIB)])
     assert run.peak_reserved_bytes == 80 * MIB
     run = replay_expandable([(1, 30 * MIB), (2, 10 * MIB), (-1, 0), (3, 40 * MIB)])
-    assert run.peak_reserved_bytes == 80 * MIB  # the hole of 30 is too small; beside it the range grows
+    assert (
+        run.peak_reserved_bytes == 80 * MIB
+    )  # the hole of 30 is too small; beside it the range grows
     events = [(1, 45 * MIB), (2, 20 * MIB), (-1, 0), EMPTY_CACHE]
     run = replay_expandable(events)
     assert run.reserved_bytes == 80 * MIB - 40 * MIB
@@ -40,8 +44,10 @@ def test_a_full_gpu_gives_free_pieces_back_before_it_fails():
     small = [(1, 40 * MIB), (2, 512), (-1, 0), *((number, 1000) for number in range(3, 5000))]
     run = replay_expandable(small, capacity_bytes=42 * MIB)
     assert run.retries == 1
-    assert (replay_expandable(events, capacity_bytes=0, grow=True).capacity_bytes >= capacities(
-        events, expandable_segments=True).required_bytes)  # fmt: skip
+    assert (
+        replay_expandable(events, capacity_bytes=0, grow=True).capacity_bytes
+        >= capacities(events, expandable_segments=True).required_bytes
+    )
 
 
 def test_random_sequences_lose_nothing():
@@ -60,7 +66,12 @@ def test_random_sequences_lose_nothing():
             if draw.random() < 0.02:
                 events.append(EMPTY_CACHE)
         run = replay_expandable(events, [("", 0), ("", len(events) // 2)])
-        assert run.peak_requested_bytes == biggest <= run.peak_allocated_bytes <= run.peak_reserved_bytes
+        assert (
+            run.peak_requested_bytes
+            == biggest
+            <= run.peak_allocated_bytes
+            <= run.peak_reserved_bytes
+        )
         assert run.requested_bytes == sum(alive.values())
         assert max(span.peak_allocated_bytes for span in run.spans) == run.peak_allocated_bytes
         needed = capacities(events, expandable_segments=True).required_bytes

@@ -52,7 +52,9 @@ def test_flash_attention_3_allocates_what_its_source_says():
         *qkv, cu_seqlens = batch
         for each in qkv:
             each.requires_grad_()
-        output = flash_attn_varlen_func(*qkv, cu_seqlens, cu_seqlens, TOKENS, TOKENS, causal=True, window_size=(128, 0))
+        output = flash_attn_varlen_func(
+            *qkv, cu_seqlens, cu_seqlens, TOKENS, TOKENS, causal=True, window_size=(128, 0)
+        )
         output.backward(torch.empty_like(output))
 
     report = attention(H100, step, *given, starts)
@@ -60,8 +62,12 @@ def test_flash_attention_3_allocates_what_its_source_says():
     padded = up(TOKENS + TEXTS * 64, 64)
     inputs = blocks(*[tensor] * 3, start)
     outputs = blocks(tensor, sums)
-    scratch = blocks(*[HEADS * padded * 4] * 2, HEADS * padded * SIZE * 4, TOKENS // 64 * TEXTS * HEADS * 4)
-    gradients = blocks(*[tensor] * 4)  # of the output, which the step makes, and of queries, keys and values
+    scratch = blocks(
+        *[HEADS * padded * 4] * 2, HEADS * padded * SIZE * 4, TOKENS // 64 * TEXTS * HEADS * 4
+    )
+    gradients = blocks(
+        *[tensor] * 4
+    )  # of the output, which the step makes, and of queries, keys and values
     assert report.phases["backward"] == inputs + outputs + gradients + scratch
     (said,) = report.warnings
     assert "FlashAttention-3" in said and "hopper/flash_api.cpp" in said
@@ -73,8 +79,12 @@ def test_queries_that_share_keys_take_sums_of_the_keys_gradients():
 
         flash_attn_func(*(each.requires_grad_() for each in batch), causal=True).sum().backward()
 
-    shared = attention(H100, step, queries(2, 128, 8, 64), queries(2, 128, 2, 64), queries(2, 128, 2, 64))
-    alone = attention(H100, step, queries(2, 128, 8, 64), queries(2, 128, 8, 64), queries(2, 128, 8, 64))
+    shared = attention(
+        H100, step, queries(2, 128, 8, 64), queries(2, 128, 2, 64), queries(2, 128, 2, 64)
+    )
+    alone = attention(
+        H100, step, queries(2, 128, 8, 64), queries(2, 128, 8, 64), queries(2, 128, 8, 64)
+    )
     of_keys = 2 * 128 * 64 * 4
     smaller = 2 * (8 - 2) * 128 * 64 * 2 * 2  # keys and values, and their gradients
     added = 2 * blocks(of_keys * 2)
@@ -89,7 +99,11 @@ def test_a_block_of_the_backward_pass_depends_on_the_card(head):
     for card in (A100, H100):
         with simulated(card):
             found[card] = _block(head, True, True, 0.0)
-    expected = {64: ((128, 128), (128, 128)), 128: ((64, 128), (64, 128)), 256: ((64, 64), (64, 80))}
+    expected = {
+        64: ((128, 128), (128, 128)),
+        128: ((64, 128), (64, 128)),
+        256: ((64, 64), (64, 80)),
+    }
     assert (found[A100], found[H100]) == expected[head]
 
 
@@ -107,7 +121,9 @@ def test_the_hubs_kernels_are_the_same_module():
 
 
 def test_an_installed_hub_keeps_its_other_kernels(tmp_path, monkeypatch):
-    (tmp_path / "kernels.py").write_text("def get_kernel(name, version=None):\n    return name, version\n")
+    (tmp_path / "kernels.py").write_text(
+        "def get_kernel(name, version=None):\n    return name, version\n"
+    )
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "kernels", raising=False)
     with simulated(H100):
@@ -115,7 +131,10 @@ def test_an_installed_hub_keeps_its_other_kernels(tmp_path, monkeypatch):
 
         assert kernels.get_kernel("somebody/kernel", version=2) == ("somebody/kernel", 2)
         assert kernels.get_kernel("kernels-community/flash-attn3").flash_attn_func
-    assert kernels.get_kernel("kernels-community/flash-attn3") == ("kernels-community/flash-attn3", None)
+    assert kernels.get_kernel("kernels-community/flash-attn3") == (
+        "kernels-community/flash-attn3",
+        None,
+    )
     monkeypatch.delitem(sys.modules, "kernels")
 
 
@@ -138,13 +157,53 @@ def test_flash_attention_2_pads_rows_and_heads():
         out, sums, kept, state = flash_attn_2_cuda.fwd(q, k, k, None, *rest, False, None)
         assert out.shape == q.shape and sums.shape == (2, 8, 1000) and sums.dtype == FULL
         assert not kept.numel() and state.nbytes == 16
-        *grads, row = flash_attn_2_cuda.bwd(out, q, k, k, out, sums, None, None, None, *rest, False, None, state)
-        assert [each.shape for each in grads] == [q.shape, k.shape, k.shape] and row.shape == (2, 8, 1024)
+        *grads, row = flash_attn_2_cuda.bwd(
+            out, q, k, k, out, sums, None, None, None, *rest, False, None, state
+        )
+        assert [each.shape for each in grads] == [q.shape, k.shape, k.shape] and row.shape == (
+            2,
+            8,
+            1024,
+        )
         q, starts = queries(1000, 8, 80), torch.empty(5, dtype=torch.int32, device="meta")
-        given = starts, starts, None, None, None, None, 500, 500, 0.0, 0.1, False, True, -1, -1, 0.0, False, None
+        given = (
+            starts,
+            starts,
+            None,
+            None,
+            None,
+            None,
+            500,
+            500,
+            0.0,
+            0.1,
+            False,
+            True,
+            -1,
+            -1,
+            0.0,
+            False,
+            None,
+        )
         out, sums, *_ = flash_attn_2_cuda.varlen_fwd(q, q, q, None, *given)
         assert out.shape == q.shape and sums.shape == (8, 1000)
-        given = starts, starts, None, 500, 500, 0.0, 0.1, False, True, -1, -1, 0.0, False, None, None
+        given = (
+            starts,
+            starts,
+            None,
+            500,
+            500,
+            0.0,
+            0.1,
+            False,
+            True,
+            -1,
+            -1,
+            0.0,
+            False,
+            None,
+            None,
+        )
         *_, row = flash_attn_2_cuda.varlen_bwd(out, q, q, q, out, sums, None, None, None, *given)
         assert row.shape == (8, 1000 + 128 * 4)
 
@@ -167,12 +226,29 @@ def test_a_selective_scan_keeps_states_and_gated_outputs():
         B = torch.empty(2, 1, 16, 5000, dtype=HALF)
         D, bias = torch.empty(64), torch.empty(64)
         out, states, gated = selective_scan_cuda.fwd(u, u, A, B, B, D, u, bias, True)
-        assert states.shape == (2, 64, 3, 32) and states.dtype == FULL and gated.shape == out.shape == u.shape
+        assert (
+            states.shape == (2, 64, 3, 32)
+            and states.dtype == FULL
+            and gated.shape == out.shape == u.shape
+        )
         found = selective_scan_cuda.bwd(u, u, A, B, B, D, u, bias, u, states, out, None, True, True)
         du, ddelta, dA, dB, dC, dD, dbias, dz, again = found
-        assert (dA.dtype, dB.dtype, dC.shape, dD.shape, dbias.shape) == (FULL, HALF, B.shape, (64,), (64,))
+        assert (dA.dtype, dB.dtype, dC.shape, dD.shape, dbias.shape) == (
+            FULL,
+            HALF,
+            B.shape,
+            (64,),
+            (64,),
+        )
         assert du.shape == ddelta.shape == dz.shape == again.shape == u.shape
-        assert len(selective_scan_cuda.bwd(u, u, A, B, B, None, None, None, u, states, None, None, True, False)) == 7
+        assert (
+            len(
+                selective_scan_cuda.bwd(
+                    u, u, A, B, B, None, None, None, u, states, None, None, True, False
+                )
+            )
+            == 7
+        )
 
 
 def test_a_convolution_takes_scratch_only_where_sums_may_not_be_chance():
@@ -205,7 +281,10 @@ def test_an_extension_without_an_entry_is_named_with_what_to_write():
         assert importlib.util.find_spec("wkv_cuda") is None, "who only looks is not told off"
         report = traced(step, [torch.empty(2)])
         assert simulation.missing == ["wkv_cuda"]
-    assert "The C extension wkv_cuda has no entry" in raised[0] and '@extension("wkv_cuda", "forward"' in raised[0]
+    assert (
+        "The C extension wkv_cuda has no entry" in raised[0]
+        and '@extension("wkv_cuda", "forward"' in raised[0]
+    )
     assert any("wkv_cuda has no entry in the table" in text for text in report.warnings)
     with pytest.raises(ModuleNotFoundError, match="No module named 'wkv_cuda'"):
         import wkv_cuda  # noqa: F401
@@ -226,7 +305,9 @@ def test_an_entry_of_ones_own_is_called_and_said(monkeypatch):
 
     report = attention(A100, step, torch.empty(1024))
     assert report.peak_allocated_bytes == blocks(4096, 4096, 1024 * 256 * 4)
-    assert report.warnings == ("in the place of wkv_cuda ran what it allocates, after wkv.cpp of version 4",)
+    assert report.warnings == (
+        "in the place of wkv_cuda ran what it allocates, after wkv.cpp of version 4",
+    )
     with simulated(A100):
         import wkv_cuda
 

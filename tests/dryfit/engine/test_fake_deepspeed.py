@@ -15,10 +15,14 @@ from dryfit.scenario.scenario import Scenario
 from dryfit.tracing.trace import trace
 from tests.dryfit.tracing.several_gpus import SMALL, scenario
 
-pytest.importorskip("deepspeed", reason="`make test-deepspeed` runs it where deepspeed is installed")
+pytest.importorskip(
+    "deepspeed", reason="`make test-deepspeed` runs it where deepspeed is installed"
+)
 
 ZERO2, ZERO3 = scenario("full", "zero2", zero=SMALL), scenario("full", "zero3", zero=SMALL)
-ULYSSES = scenario("full", "zero2", parallel={"strategy": "zero2", "gpus": 2, "ulysses": 2}, zero=SMALL)
+ULYSSES = scenario(
+    "full", "zero2", parallel={"strategy": "zero2", "gpus": 2, "ulysses": 2}, zero=SMALL
+)
 TIGHT = scenario("lora", "zero3", sequence_length=128, zero=SMALL)
 
 
@@ -47,13 +51,23 @@ PATCHES = [
     ("linear", None, ZERO3, None),
     ("record_stream", None, ZERO3, UserError),
     ("to", ("self", "args", "kwargs"), ZERO2, less(load)),
-    ("_convert_to_zero_parameters", ("self", "param_list"), ZERO3, less(lambda report: report["events"])),
+    (
+        "_convert_to_zero_parameters",
+        ("self", "param_list"),
+        ZERO3,
+        less(lambda report: report["events"]),
+    ),
     ("wait", None, TIGHT, less(at("unsharded_parameters"))),
     ("wait", None, TIGHT, less(at("unsharded_parameters"))),
     ("_all_gather", None, ZERO3, less(at("unsharded_parameters"))),
     ("zeros_like", None, ZERO2, lambda with_it, without: load(without) > load(with_it)),
     ("setup_buckets", ("self",), ZERO2, less(at("collective_buffers"))),
-    ("assert_ints_same_as_other_ranks", None, ZERO3, lambda with_it, without: with_it["events"] < without["events"]),
+    (
+        "assert_ints_same_as_other_ranks",
+        None,
+        ZERO3,
+        lambda with_it, without: with_it["events"] < without["events"],
+    ),
     (
         "_dim_zero_all_to_all",
         ("group", "input"),
@@ -104,12 +118,20 @@ def test_each_patch_is_there_and_is_needed(number, monkeypatch):
 def test_what_ulysses_exchanges_is_counted_by_its_group():
     """Queries, keys and values of a layer there, and what attention gives back; the same of their gradients."""
     speed = speed_of("h100-80gb")
-    step = scenario("full", "zero2", gpus=4, parallel={"strategy": "zero2", "gpus": 4, "ulysses": 2})
-    found = trace(step.changed(gradient_checkpointing=False), timeline=False, timed_on={"h100-80gb": speed})
+    step = scenario(
+        "full", "zero2", gpus=4, parallel={"strategy": "zero2", "gpus": 4, "ulysses": 2}
+    )
+    found = trace(
+        step.changed(gradient_checkpointing=False), timeline=False, timed_on={"h100-80gb": speed}
+    )
     (row,) = [row for row in found["times"]["h100-80gb"]["exchanges"] if row["axis"] == "ulysses"]
-    hidden = 4 * 2 * 32 * 128  # of a GPU's part: rows, tokens, width; keys and values have half of the heads
+    hidden = (
+        4 * 2 * 32 * 128
+    )  # of a GPU's part: rows, tokens, width; keys and values have half of the heads
     heads = 3 * 2 * (hidden + 2 * hidden // 2 + hidden) // 2
-    assert row["gpus"] == 2 and heads <= row["sent_bytes"] < 1.05 * heads  # positions and the loss besides
+    assert (
+        row["gpus"] == 2 and heads <= row["sent_bytes"] < 1.05 * heads
+    )  # positions and the loss besides
 
 
 def test_everything_is_undone(monkeypatch):
@@ -121,9 +143,14 @@ def test_everything_is_undone(monkeypatch):
     patches = fake_deepspeed._patches(FakeDevice(2), "cuda")
 
     def state():
-        return ([(place, name, getattr(place, name), name in vars(place)) for place, name, _ in patches],
-                [dict(vars(module)) for module in (comm, groups, parallel_state_sp)],
-                {name: os.environ.get(name) for name in ("LOCAL_RANK", "RANK", "WORLD_SIZE")})  # fmt: skip
+        return (
+            [
+                (place, name, getattr(place, name), name in vars(place))
+                for place, name, _ in patches
+            ],
+            [dict(vars(module)) for module in (comm, groups, parallel_state_sp)],
+            {name: os.environ.get(name) for name in ("LOCAL_RANK", "RANK", "WORLD_SIZE")},
+        )
 
     with fake_group(2) as device, fake_deepspeed.fake_deepspeed(device):
         pass  # DeepSpeed is imported
@@ -131,11 +158,17 @@ def test_everything_is_undone(monkeypatch):
     trace(ZERO3, timeline=False)
     trace(ULYSSES, timeline=False)
     assert state() == before
-    with pytest.raises(ZeroDivisionError), fake_group(3) as device, fake_deepspeed.fake_deepspeed(device):
+    with (
+        pytest.raises(ZeroDivisionError),
+        fake_group(3) as device,
+        fake_deepspeed.fake_deepspeed(device),
+    ):
         assert os.environ["WORLD_SIZE"] == "3"
         raise ZeroDivisionError
     assert state() == before
-    monkeypatch.setattr(fake_deepspeed, "patched", lambda found: _patched([p for p in found if p[1] != "linear"]))
+    monkeypatch.setattr(
+        fake_deepspeed, "patched", lambda found: _patched([p for p in found if p[1] != "linear"])
+    )
     trace(ZERO3, timeline=False)
     linear, torch.nn.functional.linear = torch.nn.functional.linear, patches[1][2]
     assert linear is not torch.nn.functional.linear

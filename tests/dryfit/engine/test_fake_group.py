@@ -16,10 +16,14 @@ from dryfit.tracing.trace import trace
 from tests.dryfit.tracing.several_gpus import scenario
 
 FSDP1 = scenario("full", "fsdp1")
-FROZEN = scenario("lora", "fsdp1")  # in the root nothing is trained, so that only the end of backward gives it back
+FROZEN = scenario(
+    "lora", "fsdp1"
+)  # in the root nothing is trained, so that only the end of backward gives it back
 FSDP2 = scenario("full", "fsdp2")
 OFFLOADED = scenario("full", "fsdp2", offload="cpu")
-UNUSED = scenario("lora", "fsdp2").changed(gradient_checkpointing=False)  # nothing asks for the embedding's gradient
+UNUSED = scenario("lora", "fsdp2").changed(
+    gradient_checkpointing=False
+)  # nothing asks for the embedding's gradient
 DDP = scenario("full", "ddp")
 
 
@@ -46,7 +50,9 @@ PATCHES = {
     "_no_dispatch_record_stream": (
         ("tensor", "stream"),
         FSDP1,
-        lambda with_it, without: late(with_it) > late(without) == without["reserved_range_bytes"][0],
+        lambda with_it, without: (
+            late(with_it) > late(without) == without["reserved_range_bytes"][0]
+        ),
     ),
     "wait": (None, DDP, None),  # see test_stashes.py
     "current_stream": (("device",), UNUSED, UserError),
@@ -57,8 +63,16 @@ PATCHES = {
         OFFLOADED,
         lambda with_it, without: load(with_it) < load(without),
     ),
-    "all_gather_inputs": (None, OFFLOADED, lambda with_it, without: with_it["events"] > without["events"]),
-    "foreach_reduce": (None, FSDP2, lambda with_it, without: collectives(with_it) > collectives(without)),
+    "all_gather_inputs": (
+        None,
+        OFFLOADED,
+        lambda with_it, without: with_it["events"] > without["events"],
+    ),
+    "foreach_reduce": (
+        None,
+        FSDP2,
+        lambda with_it, without: collectives(with_it) > collectives(without),
+    ),
     "_move_module_to_device": (
         ("module", "ignored_params", "ignored_buffers", "device_from_device_id"),
         FSDP1,
@@ -96,7 +110,9 @@ def test_the_tables_have_every_patch_of_something_that_is_there():
     assert [f"{place.__name__}.{name}" for place, name, _ in patches] == list(fake_pipeline.PATCHES)
     for place, name, _ in fake_group._patches(fake_device.FakeDevice(2)):
         if PATCHES[name][0] is not None and PATCHES[name][1] is None:
-            assert tuple(inspect.signature(getattr(place, name)).parameters) == PATCHES[name][0], name
+            assert tuple(inspect.signature(getattr(place, name)).parameters) == PATCHES[name][0], (
+                name
+            )
 
 
 @pytest.mark.few(3, 3)
@@ -108,12 +124,16 @@ def test_each_patch_is_there_and_is_needed(name, monkeypatch):
         if found == name and parameters is not None:
             assert tuple(inspect.signature(getattr(place, name)).parameters) == parameters
     if inspect.isclass(otherwise):
-        monkeypatch.setattr(fake_group, "_patches", lambda device: [p for p in patches(device) if p[1] != name])
+        monkeypatch.setattr(
+            fake_group, "_patches", lambda device: [p for p in patches(device) if p[1] != name]
+        )
         with pytest.raises(otherwise):
             trace(step, timeline=False)
         return
     with_it = trace(step, timeline=False)
-    monkeypatch.setattr(fake_group, "_patches", lambda device: [p for p in patches(device) if p[1] != name])
+    monkeypatch.setattr(
+        fake_group, "_patches", lambda device: [p for p in patches(device) if p[1] != name]
+    )
     assert otherwise(with_it, trace(step, timeline=False))
 
 
@@ -123,12 +143,23 @@ def test_fsdp1s_weights_come_in_their_order_and_buffers_with_them(monkeypatch):
             return prepare(FSDP1).histories[0].events
 
     with_it, patches = arrived(), fake_group._patches
-    place = next(place for place, name, _ in patches(fake_device.FakeDevice(2)) if name == "_move_module_to_device")
-    assert tuple(inspect.signature(place._move_module_to_device).parameters) == PATCHES["_move_module_to_device"][0]
-    monkeypatch.setattr(
-        fake_group, "_patches", lambda device: [p for p in patches(device) if p[1] != "_move_module_to_device"]
+    place = next(
+        place
+        for place, name, _ in patches(fake_device.FakeDevice(2))
+        if name == "_move_module_to_device"
     )
-    assert len(with_it) > len(arrived())  # without it only what the weights are put together from is seen
+    assert (
+        tuple(inspect.signature(place._move_module_to_device).parameters)
+        == PATCHES["_move_module_to_device"][0]
+    )
+    monkeypatch.setattr(
+        fake_group,
+        "_patches",
+        lambda device: [p for p in patches(device) if p[1] != "_move_module_to_device"],
+    )
+    assert len(with_it) > len(
+        arrived()
+    )  # without it only what the weights are put together from is seen
 
 
 def test_without_a_device_module_nothing_can_be_divided(monkeypatch):
@@ -146,9 +177,20 @@ def test_without_a_device_module_nothing_can_be_divided(monkeypatch):
 def test_everything_is_undone(monkeypatch):
     def state():
         patched = fake_group._patches(fake_device.FakeDevice(2))
-        tables = (dist.Backend.backend_list, dist.Backend.default_device_backend_map, dist.Backend._plugins)
-        return ([(place, name, getattr(place, name), name in vars(place)) for place, name, _ in patched],
-                [repr(table) for table in tables], hasattr(torch, "meta"), dist.is_initialized())  # fmt: skip
+        tables = (
+            dist.Backend.backend_list,
+            dist.Backend.default_device_backend_map,
+            dist.Backend._plugins,
+        )
+        return (
+            [
+                (place, name, getattr(place, name), name in vars(place))
+                for place, name, _ in patched
+            ],
+            [repr(table) for table in tables],
+            hasattr(torch, "meta"),
+            dist.is_initialized(),
+        )
 
     before = state()
     with pytest.raises(ZeroDivisionError), fake_group.fake_group(3):
@@ -160,7 +202,11 @@ def test_everything_is_undone(monkeypatch):
 
 def test_what_a_group_of_processes_refuses():
     again = fake_group.fake_group(2)
-    with fake_group.fake_group(2), pytest.raises(TraceError, match="belongs to a process group"), again:
+    with (
+        fake_group.fake_group(2),
+        pytest.raises(TraceError, match="belongs to a process group"),
+        again,
+    ):
         pass
     from dryfit.step.parallel import parallelize
 

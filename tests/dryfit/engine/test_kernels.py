@@ -49,7 +49,9 @@ def test_a_softmax_multiplies_gradient_and_output_after_its_output_exists_and_lo
     assert CudaKernels().temporaries(func, (grad, grad, -1, torch.float32)) == ([], [])
 
 
-@pytest.mark.parametrize("capability, size", [((7, 5), 8_519_680), ((8, 0), 8_519_680), ((9, 0), 32 * MIB)])
+@pytest.mark.parametrize(
+    "capability, size", [((7, 5), 8_519_680), ((8, 0), 8_519_680), ((9, 0), 32 * MIB)]
+)
 def test_a_workspace_for_the_forward_thread_comes_once(capability, size):
     kernels = CudaKernels(capability)
     product = (torch.ops.aten.mm.default, (meta(4, 4), meta(4, 4)))
@@ -85,11 +87,19 @@ def test_products_and_embeddings_take_scratch():
     assert kernels.temporaries(*bias) == ([], [MIB]) == kernels.temporaries(*bias)
     assert CudaKernels((8, 0), "2.13.0+cpu").temporaries(*bias) == ([], [])
     func = torch.ops.bitsandbytes.gemm_4bit.default
-    inputs, packed, absmax = meta(2048, 64), meta(64, 1, dtype=torch.uint8), meta(4, dtype=torch.float32)
-    assert CudaKernels().temporaries(func, (inputs, packed, [128, 64], absmax, 64, "nf4")) == ([128 * 64 * 2], [])
+    inputs, packed, absmax = (
+        meta(2048, 64),
+        meta(64, 1, dtype=torch.uint8),
+        meta(4, dtype=torch.float32),
+    )
+    assert CudaKernels().temporaries(func, (inputs, packed, [128, 64], absmax, 64, "nf4")) == (
+        [128 * 64 * 2],
+        [],
+    )
     nested = {"absmax_8bit": meta(128, dtype=torch.uint8)}
-    assert CudaKernels().temporaries(func, (inputs, packed, [128, 64], absmax, 64, "nf4"), nested) == (
-        [128 * 4, 128 * 4, 128 * 64 * 2], [])  # fmt: skip
+    assert CudaKernels().temporaries(
+        func, (inputs, packed, [128, 64], absmax, 64, "nf4"), nested
+    ) == ([128 * 4, 128 * 4, 128 * 64 * 2], [])
     func = torch.ops.aten.embedding_dense_backward.default
     for count, some in ((3072, False), (3073, True)):
         grad, indices = meta(count, 8), meta(count, dtype=torch.int64)
@@ -112,7 +122,10 @@ def test_masks_and_softmax_in_another_dtype():
         same = torch.nn.functional.dropout(hidden, 0.0)
         still = torch.nn.functional.dropout(hidden, 0.1, training=False)
     assert seen.names == ["aten::native_dropout"] and same is hidden and still is hidden
-    assert out.grad_fn._saved_result1.dtype == torch.bool and out.grad_fn._saved_result1.shape == hidden.shape
+    assert (
+        out.grad_fn._saved_result1.dtype == torch.bool
+        and out.grad_fn._saved_result1.shape == hidden.shape
+    )
     assert torch.nn.functional.dropout.__module__ == "torch.nn.functional"  # put back
 
 
@@ -154,18 +167,39 @@ def test_flash_attention_keeps_grouped_keys_until_backward():
 HALF, WIDE = torch.float16, torch.float32
 
 
-@pytest.mark.parametrize("capability, dtype, heads, keys, head, values, masked, kernel", [
-    ((8, 0), HALF, 8, 2, 128, 128, False, "FLASH_ATTENTION"),
-    ((8, 0), HALF, 8, 8, 192, 128, False, "EFFICIENT_ATTENTION"),  # heads of two sizes, as DeepSeek has them
-    ((8, 0), HALF, 8, 8, 288, 288, False, "EFFICIENT_ATTENTION"),
-    ((8, 0), HALF, 8, 8, 128, 128, True, "EFFICIENT_ATTENTION"),  # a sliding window makes a mask
-    ((8, 0), WIDE, 8, 8, 128, 128, False, "EFFICIENT_ATTENTION"),
-    ((8, 0), WIDE, 8, 2, 128, 128, False, "MATH"),
-    ((7, 5), HALF, 8, 2, 128, 128, False, "MATH"),
-    ((7, 5), HALF, 8, 8, 128, 128, False, "EFFICIENT_ATTENTION"),
-    ((7, 5), torch.bfloat16, 8, 8, 128, 128, False, "MATH"),
-    ((7, 5), HALF, 8, 8, 20, 20, False, "MATH"),  # heads of 40 bytes
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "capability, dtype, heads, keys, head, values, masked, kernel",
+    [
+        ((8, 0), HALF, 8, 2, 128, 128, False, "FLASH_ATTENTION"),
+        (
+            (8, 0),
+            HALF,
+            8,
+            8,
+            192,
+            128,
+            False,
+            "EFFICIENT_ATTENTION",
+        ),  # heads of two sizes, as DeepSeek has them
+        ((8, 0), HALF, 8, 8, 288, 288, False, "EFFICIENT_ATTENTION"),
+        (
+            (8, 0),
+            HALF,
+            8,
+            8,
+            128,
+            128,
+            True,
+            "EFFICIENT_ATTENTION",
+        ),  # a sliding window makes a mask
+        ((8, 0), WIDE, 8, 8, 128, 128, False, "EFFICIENT_ATTENTION"),
+        ((8, 0), WIDE, 8, 2, 128, 128, False, "MATH"),
+        ((7, 5), HALF, 8, 2, 128, 128, False, "MATH"),
+        ((7, 5), HALF, 8, 8, 128, 128, False, "EFFICIENT_ATTENTION"),
+        ((7, 5), torch.bfloat16, 8, 8, 128, 128, False, "MATH"),
+        ((7, 5), HALF, 8, 8, 20, 20, False, "MATH"),  # heads of 40 bytes
+    ],
+)
 def test_which_kernel_a_card_takes(capability, dtype, heads, keys, head, values, masked, kernel):
     query, key = meta(1, heads, 64, head, dtype=dtype), meta(1, keys, 64, head, dtype=dtype)
     value = meta(1, keys, 64, values, dtype=dtype)
@@ -175,7 +209,10 @@ def test_which_kernel_a_card_takes(capability, dtype, heads, keys, head, values,
 
 def test_what_a_kernel_refuses_and_a_cpu_takes():
     query = meta(1, 8, 64, 128)
-    with sdpa_kernel(SDPBackend.FLASH_ATTENTION), pytest.raises(AttentionKernelError, match="a mask, compute"):
+    with (
+        sdpa_kernel(SDPBackend.FLASH_ATTENTION),
+        pytest.raises(AttentionKernelError, match="a mask, compute"),
+    ):
         cuda_kernel(query, query, query, meta(1, 1, 64, 64), (8, 0))
     query, value = meta(1, 8, 64, 128), meta(1, 8, 64, 64)
     assert cpu_kernel(query, query, query, None, 0.0) == SDPBackend.FLASH_ATTENTION
@@ -191,7 +228,9 @@ def test_a_mask_is_kept_for_the_backward_pass_and_padded_to_eight():
     bias = out.grad_fn.saved_tensors[-1]
     assert bias.shape == mask.shape and bias.dtype == query.dtype
     assert bias.untyped_storage().nbytes() == 2 * 100 * 104 * 2
-    assert torch.nn.functional.scaled_dot_product_attention.__name__ == "scaled_dot_product_attention"  # put back
+    assert (
+        torch.nn.functional.scaled_dot_product_attention.__name__ == "scaled_dot_product_attention"
+    )  # put back
 
 
 def test_the_stand_in_for_the_package_is_known_to_transformers():
@@ -200,7 +239,9 @@ def test_the_stand_in_for_the_package_is_known_to_transformers():
     assert callable(AttentionInterface()[flash_attention_package()])
 
 
-@pytest.mark.parametrize("loss", ["mse_loss", "smooth_l1_loss", "binary_cross_entropy", "soft_margin_loss", "l1_loss"])
+@pytest.mark.parametrize(
+    "loss", ["mse_loss", "smooth_l1_loss", "binary_cross_entropy", "soft_margin_loss", "l1_loss"]
+)
 def test_a_loss_that_is_reduced_where_it_stands_keeps_what_it_stood_in(loss):
     compute, reports = getattr(torch.nn.functional, loss), []
     for device, answer in (("meta", trace_step), ("cpu", measure_step)):
@@ -217,7 +258,8 @@ def test_a_loss_that_is_reduced_where_it_stands_keeps_what_it_stood_in(loss):
 
 
 @pytest.mark.parametrize(
-    "version, dtype, fused", [("2.8.0", torch.bfloat16, False), ("2.9.0", torch.bfloat16, True), ("2.9.0", None, False)]
+    "version, dtype, fused",
+    [("2.8.0", torch.bfloat16, False), ("2.9.0", torch.bfloat16, True), ("2.9.0", None, False)],
 )
 def test_rms_norm_is_one_kernel_where_dtypes_agree(version, dtype, fused):
     rows, size = 256, 1024

@@ -41,27 +41,35 @@ def launched(kernel, source: torch.Tensor) -> torch.Tensor:
 def figures() -> dict[str, dict]:
     def run(how: str) -> dict:
         command = [sys.executable, "-m", "tests.dryfit.engine.triton_steps", how]
-        return json.loads(subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout)
+        return json.loads(
+            subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
+        )
 
     return {how: run(how) for how in ("trace", "measure")}
 
 
-@pytest.mark.parametrize(("step", "kernels"), [
-    ("own", {"scale_kernel": 4}),  # forward and backward of two steps
-    ("liger", {"liger_cross_entropy_kernel": 2}),
-    ("liger_fused", {"liger_cross_entropy_kernel": 20}),  # ten chunks a step
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("step", "kernels"),
+    [
+        ("own", {"scale_kernel": 4}),  # forward and backward of two steps
+        ("liger", {"liger_cross_entropy_kernel": 2}),
+        ("liger_fused", {"liger_cross_entropy_kernel": 20}),  # ten chunks a step
+    ],
+)
 def test_a_traced_launch_is_what_the_interpreter_runs(figures, step, kernels):
     traced, measured = figures["trace"][step], figures["measure"][step]
     assert traced["phases"] == measured["phases"] and traced["components"] == measured["components"]
     assert traced["kernels"] == kernels
 
 
-@pytest.mark.parametrize(("step", "kernel"), [
-    ("fla_delta", "chunk_gated_delta_rule_fwd_kernel_h_blockdim64"),
-    ("fla_gated", "chunk_gla_fwd_kernel_o"),
-    ("fla_recurrent", "fused_recurrent_bwd_kernel"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("step", "kernel"),
+    [
+        ("fla_delta", "chunk_gated_delta_rule_fwd_kernel_h_blockdim64"),
+        ("fla_gated", "chunk_gla_fwd_kernel_o"),
+        ("fla_recurrent", "fused_recurrent_bwd_kernel"),
+    ],
+)
 def test_linear_attention_of_fla_is_what_the_interpreter_runs(figures, step, kernel):
     traced, measured = figures["trace"][step], figures["measure"][step]
     assert traced["phases"] == measured["phases"] and traced["components"] == measured["components"]
@@ -91,7 +99,9 @@ def test_the_hand_written_copy_of_ligers_loss_is_the_packages(trained_head, toke
         package = traced(liger_fused_linear_cross_entropy)
         monkeypatch.setattr("dryfit.step.liger.package_installed", lambda: False)
         copied = traced(fused_linear_cross_entropy)
-    assert package.triton_kernels["liger_cross_entropy_kernel"] > 0 and copied.triton_kernels is None
+    assert (
+        package.triton_kernels["liger_cross_entropy_kernel"] > 0 and copied.triton_kernels is None
+    )
     assert copied.warnings == package.warnings == ()
     for phase in ("forward", "backward"):
         assert abs(package.phases[phase] - copied.phases[phase]) <= 16 * 1024, phase
@@ -112,7 +122,11 @@ def test_a_launch_costs_its_arguments_and_ligers_loss_reads_its_logits_twice():
         costs = trace_step(model, None, step, given, Options(costs=True, scalars=1.0)).costs
     by_name = {one.name: one for one in costs.operators}
     assert by_name["triton::add"].bytes == 2 * logits.nbytes
-    assert 3 * logits.nbytes < by_name["triton::liger_cross_entropy_kernel"].bytes < 3.01 * logits.nbytes
+    assert (
+        3 * logits.nbytes
+        < by_name["triton::liger_cross_entropy_kernel"].bytes
+        < 3.01 * logits.nbytes
+    )
 
 
 def test_cut_cross_entropy_runs_through_its_package_and_makes_no_logits():
@@ -133,14 +147,22 @@ def test_cut_cross_entropy_runs_through_its_package_and_makes_no_logits():
         options = Options(compiled="follow", scalars=1.0, costs=True)
         report = trace_step(head, None, step, (inputs, labels), options)
     assert {name: count // 2 for name, count in report.triton_kernels.items()} == {
-        "_cce_backward_kernel": 1, "_cce_lse_forward_kernel": 1, "_indexed_neg_dot_forward_kernel": 1}  # fmt: skip
-    assert report.warnings == () and report.compiled["graphs"] == 1, "the package compiles one of its functions"
+        "_cce_backward_kernel": 1,
+        "_cce_lse_forward_kernel": 1,
+        "_indexed_neg_dot_forward_kernel": 1,
+    }
+    assert report.warnings == () and report.compiled["graphs"] == 1, (
+        "the package compiles one of its functions"
+    )
     logits, weights = 2 * tokens * words, head.weight.nbytes
     held = report.peak_allocated_bytes - report.components.get("workspaces", 0)
     assert held < 2 * weights + 4 * inputs.nbytes + 2**20 < 2 * weights + logits
     products = {one.name: one.flops for one in report.costs.operators if one.kind == "products"}
     once = 2 * tokens * hidden * words
-    assert products == {"triton::_cce_lse_forward_kernel": once, "triton::_cce_backward_kernel": 3 * once}
+    assert products == {
+        "triton::_cce_lse_forward_kernel": once,
+        "triton::_cce_backward_kernel": 3 * once,
+    }
 
 
 def test_an_autotuner_takes_what_it_is_told_and_believes_no_time(tmp_path, monkeypatch):
@@ -170,11 +192,15 @@ def test_a_benchmark_allocates_what_triton_clears_once():
 
     def traced(steps):
         with simulated(A100):
-            return trace_step(model, None, step, torch.empty(1000), Options(target="cpu", steps=steps))
+            return trace_step(
+                model, None, step, torch.empty(1000), Options(target="cpu", steps=steps)
+            )
 
     first, second = traced(1), traced(2)
     assert first.peak_allocated_bytes - second.peak_allocated_bytes == FLUSHED_BYTES
-    assert second.triton_kernels == {"add": 2 * 3 + 2}  # two calls of each configuration, then one a step
+    assert second.triton_kernels == {
+        "add": 2 * 3 + 2
+    }  # two calls of each configuration, then one a step
 
 
 def test_a_launch_without_an_argument_names_it():

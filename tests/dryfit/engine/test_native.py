@@ -13,7 +13,15 @@ from dryfit.engine import native_library
 from dryfit.engine.allocator import EMPTY_CACHE, MIB, Allocator, OutOfMemory
 from dryfit.engine.capacities import capacities, served_at
 from dryfit.engine.expandable import ExpandableAllocator
-from dryfit.engine.replay import Events, NativeAllocator, allocator_for, compiled, peak_blocks, replay, run_through
+from dryfit.engine.replay import (
+    Events,
+    NativeAllocator,
+    allocator_for,
+    compiled,
+    peak_blocks,
+    replay,
+    run_through,
+)
 from tests.repository import ROOT
 
 needs_compiler = pytest.mark.skipif(compiled() is None, reason="no C compiler")
@@ -35,8 +43,14 @@ def random_events(draw: random.Random, count: int) -> tuple[list[tuple[int, int]
             events.append((identity, draw.choice((draw.choice(SIZES), draw.randrange(limit)))))
             alive.append(identity)
             if draw.random() < 0.1:
-                streams[identity] = draw.choice((7, 9, -1, -2))  # below 0: private pools of CUDA graphs
-    events += [(-identity - 5, 0), *((-one, 0) for one in alive[::2]), *((-one, 0) for one in alive[:3])]
+                streams[identity] = draw.choice(
+                    (7, 9, -1, -2)
+                )  # below 0: private pools of CUDA graphs
+    events += [
+        (-identity - 5, 0),
+        *((-one, 0) for one in alive[::2]),
+        *((-one, 0) for one in alive[:3]),
+    ]
     return events, streams if draw.random() < 0.5 else {}
 
 
@@ -73,9 +87,11 @@ def test_equal_in_every_output(seed, expandable, monkeypatch):
     sizes = [*range(least, plenty.peak_reserved_bytes + 1, max(least // 40, 1)), least // 3]
     how = {"expandable_segments": expandable}
     intervals = lambda: [  # noqa: E731
-        peak_blocks(events), capacities(events, streams, sizes=sizes, **how), capacities(events, streams, **how),
+        peak_blocks(events),
+        capacities(events, streams, sizes=sizes, **how),
+        capacities(events, streams, **how),
         *(served_at(size, events, streams, **how) for size in sizes[::7]),
-    ]  # fmt: skip
+    ]
     native = intervals()
     monkeypatch.setattr("dryfit.engine.replay.compiled", lambda: None)
     assert native == intervals()
@@ -95,14 +111,21 @@ def test_states_that_are_alike_have_one_signature(expandable):
     twin.run(packed, middle, len(packed))
     assert first.signature() == before != twin.signature()
     first.run(packed, middle, len(packed))
-    assert first.signature() == twin.signature() and first.risen == twin.risen and first.peaks == twin.peaks
+    assert (
+        first.signature() == twin.signature()
+        and first.risen == twin.risen
+        and first.peaks == twin.peaks
+    )
 
 
-@pytest.mark.parametrize(("events", "why"), [
-    ([(1, 2**70), (-1, 0)], "beyond 64 bits"),
-    ([(2**60, 512), (-(2**60), 0)], "an id that no array has a place for"),
-    ([(1, -512)], "fewer than no bytes"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("events", "why"),
+    [
+        ([(1, 2**70), (-1, 0)], "beyond 64 bits"),
+        ([(2**60, 512), (-(2**60), 0)], "an id that no array has a place for"),
+        ([(1, -512)], "fewer than no bytes"),
+    ],
+)
 def test_what_compiled_code_cannot_take_is_replayed_in_python(events, why):
     state, _ = allocator_for(events)
     assert isinstance(state, Allocator), why
@@ -117,8 +140,14 @@ def test_a_trail_and_what_is_beyond_all_addresses(each_replay):
 
 def test_events_are_a_sequence_of_pairs():
     events = Events.of([(1, 512), (2, 7), (-1, 0)])
-    assert list(events) == [(1, 512), (2, 7), (-1, 0)] and events[-1] == (-1, 0) and events[1:] == [(2, 7), (-1, 0)]
-    assert len(events) == 3 and events == [(1, 512), (2, 7), (-1, 0)] and Events.of(events) is events
+    assert (
+        list(events) == [(1, 512), (2, 7), (-1, 0)]
+        and events[-1] == (-1, 0)
+        and events[1:] == [(2, 7), (-1, 0)]
+    )
+    assert (
+        len(events) == 3 and events == [(1, 512), (2, 7), (-1, 0)] and Events.of(events) is events
+    )
     with pytest.raises(IndexError):
         events[3]
 
@@ -136,7 +165,11 @@ def answer(folder: Path, **environment: str) -> tuple[str, str]:
     """What a program says on its output, and on its error stream."""
     setting = {"PATH": os.environ["PATH"], "HOME": str(folder / "home"), "PYTHONPATH": str(ROOT)}
     run = subprocess.run(
-        [sys.executable, "-c", PROGRAM], env=setting | environment, capture_output=True, text=True, check=True
+        [sys.executable, "-c", PROGRAM],
+        env=setting | environment,
+        capture_output=True,
+        text=True,
+        check=True,
     )
     return run.stdout.strip(), run.stderr.strip()
 
@@ -155,11 +188,15 @@ def test_without_a_compiler_python_replays_and_says_so_once(tmp_path):
 
 
 @pytest.mark.few(1)
-@pytest.mark.parametrize(("script", "why"), [
-    ("echo 'replay.c:1: no such thing' >&2; exit 1", "fails: replay.c:1: no such thing"),
-    ("exit 0", "fails: exit status 0, and no file"),
-    ('while [ "$1" != -o ]; do shift; done; echo rubbish > "$2"', "can't be loaded"),
-], ids=["an error", "nothing made", "another machine's"])  # fmt: skip
+@pytest.mark.parametrize(
+    ("script", "why"),
+    [
+        ("echo 'replay.c:1: no such thing' >&2; exit 1", "fails: replay.c:1: no such thing"),
+        ("exit 0", "fails: exit status 0, and no file"),
+        ('while [ "$1" != -o ]; do shift; done; echo rubbish > "$2"', "can't be loaded"),
+    ],
+    ids=["an error", "nothing made", "another machine's"],
+)
 def test_a_compiler_that_fails(tmp_path, script, why):
     compiler = tmp_path / "cc"
     compiler.write_text(f"#!/bin/sh\n{script}\n")
@@ -167,7 +204,9 @@ def test_a_compiler_that_fails(tmp_path, script, why):
     said = answer(tmp_path, CC=str(compiler))
     assert said[0] == IN_PYTHON and why in said[1] and len(said[1].splitlines()) == 1
     assert answer(tmp_path, CC=str(compiler)) == (IN_PYTHON, "")
-    assert answer(tmp_path, CC="/nowhere/cc")[1].startswith("The allocator is replayed in Python: the compiler can't")
+    assert answer(tmp_path, CC="/nowhere/cc")[1].startswith(
+        "The allocator is replayed in Python: the compiler can't"
+    )
 
 
 def test_the_setting_asks_for_python_and_nothing_is_said(tmp_path):
@@ -218,11 +257,15 @@ def test_nothing_is_loaded_from_a_folder_that_others_can_write(tmp_path, mode):
     folder = tmp_path / CACHE
     folder.mkdir(mode=0o700, parents=True)
     source, made = tmp_path / "planted.c", tmp_path / "planted.so"
-    source.write_text("#include <stdlib.h>\n__attribute__((constructor)) static void begin(void) { exit(42); }\n")
+    source.write_text(
+        "#include <stdlib.h>\n__attribute__((constructor)) static void begin(void) { exit(42); }\n"
+    )
     compiler = next(filter(None, map(shutil.which, native_library.REPLAY.compilers)))
     subprocess.run([compiler, "-shared", "-fPIC", "-o", str(made), str(source)], check=True)
     content = made.read_bytes()
-    (folder / f"{native_library.REPLAY.stem}-{native_library._digest(content)}.so").write_bytes(content)
+    (folder / f"{native_library.REPLAY.stem}-{native_library._digest(content)}.so").write_bytes(
+        content
+    )
     with pytest.raises(subprocess.CalledProcessError, match="42"):
         answer(tmp_path)
     folder.chmod(mode)

@@ -20,7 +20,9 @@ def attention_step(grouped: bool):
 
     def step() -> None:
         attend = nn.functional.scaled_dot_product_attention
-        attend(model(query), model(key), model(key), is_causal=True, enable_gqa=grouped).sum().backward()
+        attend(
+            model(query), model(key), model(key), is_causal=True, enable_gqa=grouped
+        ).sum().backward()
         model.zero_grad()
 
     return model, step
@@ -28,7 +30,9 @@ def attention_step(grouped: bool):
 
 def peak(grouped: bool, **options) -> int:
     model, step = attention_step(grouped)
-    return trace_step(model, None, step, options=Options(capability=(8, 9), **options)).peak_allocated_bytes
+    return trace_step(
+        model, None, step, options=Options(capability=(8, 9), **options)
+    ).peak_allocated_bytes
 
 
 def test_windows_has_no_flash_attention_and_other_platforms_are_refused():

@@ -34,7 +34,9 @@ def measured(request, tmp_path_factory):
 def traced(name: str, rank: int, target: str = "cpu", **options):
     with fake_group(2, rank), torch.device("meta"):
         taken = BUILDS[name]("meta", rank)
-        return trace_step(taken.model, taken.optimizer, taken.step, taken.batch, Options(target=target, **options))
+        return trace_step(
+            taken.model, taken.optimizer, taken.step, taken.batch, Options(target=target, **options)
+        )
 
 
 @pytest.mark.few(0, 7)
@@ -49,7 +51,12 @@ def test_two_processes_take_what_the_group_says(name, measured):
 @pytest.mark.thorough
 def test_equal_meshes_of_former_groups_are_forgotten():
     """DTensor keeps plans by mesh; one of another group compares equal, and has other ranks and names."""
-    plans = [("tensor and sequence", 0), ("experts and FSDP2", 1), ("tensor and sequence", 1), ("1F1B", 0)] * 2
+    plans = [
+        ("tensor and sequence", 0),
+        ("experts and FSDP2", 1),
+        ("tensor and sequence", 1),
+        ("1F1B", 0),
+    ] * 2
     found = [figures(traced(*plan)) for plan in plans]
     assert found[:4] == found[4:]
 
@@ -74,12 +81,16 @@ def sent(name: str, rank: int = 0) -> dict[str, int]:
 @pytest.mark.thorough
 def test_what_each_strategy_sends():
     hidden, keys = 4 * ROWS * TOKENS * WIDTH, 2 * 4 * ROWS * TOKENS // 2 * WIDTH
-    assert sent("1F1B")["send"] == sent("1F1B")["recv_"] == 4 * hidden  # four micro-batches, there and back
+    assert (
+        sent("1F1B")["send"] == sent("1F1B")["recv_"] == 4 * hidden
+    )  # four micro-batches, there and back
     assert sent("1F1B", 1) == sent("1F1B")
     # Forward: the embedding and two layers' two outputs. Backward: the inputs of each divided product, head included.
     assert sent("tensor")["all_reduce"] == (1 + 2 * 2 + 2 * 5 + 1) * hidden
     assert sent("tensor")["all_gather_into_tensor"] == 4 * ROWS * TOKENS * WORDS // 2
-    ring = sent("ring, all-to-all")["all_to_all_single"]  # keys and values once a layer, with their gradients back
+    ring = sent("ring, all-to-all")[
+        "all_to_all_single"
+    ]  # keys and values once a layer, with their gradients back
     assert ring % keys == 0 and ring >= 2 * 2 * keys
     rows = 4 * ROWS * TOKENS * WIDTH // 2
     assert sent("experts")["all_to_all_single"] == 2 * 4 * rows
@@ -100,8 +111,12 @@ def test_collectives_are_counted_by_the_group_that_talks():
             with tracker:
                 dist.all_gather_into_tensor(whole, torch.empty(64, device="meta"), group=group)
                 dist.all_reduce(torch.empty(64, device="meta"), group=group)
-                dist.all_to_all_single(torch.empty(64, device="meta"), torch.empty(64, device="meta"), group=group)
-        costs[axis] = [operator.moved_bytes for operator in recorder.operators if operator.kind == COLLECTIVE]
+                dist.all_to_all_single(
+                    torch.empty(64, device="meta"), torch.empty(64, device="meta"), group=group
+                )
+        costs[axis] = [
+            operator.moved_bytes for operator in recorder.operators if operator.kind == COLLECTIVE
+        ]
     assert costs == {"inner": [256, 256, 128], "outer": [768, 384, 192], None: [1792, 448, 224]}
 
 
@@ -113,10 +128,15 @@ def test_what_is_sent_lives_until_it_is_waited_for():
             given = torch.empty(64, device="meta")
             arriving = functional_collectives.all_gather_tensor(given, 0, dist.group.WORLD)
             del given
-            assert sum(identity > 0 for identity, _ in tracker.events) == 2 and len(tracker.events) == 2
+            assert (
+                sum(identity > 0 for identity, _ in tracker.events) == 2
+                and len(tracker.events) == 2
+            )
             functional_collectives.wait_tensor(arriving)
             assert len(tracker.events) == 3
-            unwaited = torch.ops._c10d_functional.all_gather_into_tensor(arriving, 2, dist.group.WORLD.group_name)
+            unwaited = torch.ops._c10d_functional.all_gather_into_tensor(
+                arriving, 2, dist.group.WORLD.group_name
+            )
             del arriving
             before = len(tracker.events)
             del unwaited

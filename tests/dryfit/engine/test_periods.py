@@ -31,7 +31,10 @@ def test_two_sequences_give_every_longer_one(more):
     periods = Periods(few, many)
     tokens, targets = step(4 + more)
     assert [many[place] for place in periods.source(more).tolist()] == tokens
-    assert periods.extended(torch.tensor(few_targets), torch.tensor(many_targets), more).tolist() == targets
+    assert (
+        periods.extended(torch.tensor(few_targets), torch.tensor(many_targets), more).tolist()
+        == targets
+    )
     assert [few[place] for place in periods.in_shorter().tolist()] == many
     assert [run.count for run in periods.runs] == [4, 4, 4] and periods.runs[0] == Repeats(1, 3, 4)
 
@@ -55,7 +58,11 @@ def test_how_numbers_go_on():
 
 @pytest.mark.parametrize(
     ("few", "many", "why"),
-    [("abc", "abxc", "nothing repeats"), ("abc", "axc", "nothing repeats"), ("abcabc", "abc", "nothing repeats")],
+    [
+        ("abc", "abxc", "nothing repeats"),
+        ("abc", "axc", "nothing repeats"),
+        ("abcabc", "abc", "nothing repeats"),
+    ],
 )
 def test_what_does_not_repeat_is_refused(few, many, why):
     with pytest.raises(Unlike, match=why):
@@ -69,8 +76,18 @@ def test_random_layers_between_random_ends():
 
         def sequence(layers: int, parts=parts) -> list[int]:
             first, forward, middle, backward, between, update, last = parts
-            return [-1, *first, *forward * layers, -2, *middle, *backward * layers, -3, *between, *update * layers,
-                    *last]  # fmt: skip
+            return [
+                -1,
+                *first,
+                *forward * layers,
+                -2,
+                *middle,
+                *backward * layers,
+                -3,
+                *between,
+                *update * layers,
+                *last,
+            ]
 
         periods = Periods(sequence(4), sequence(5))
         assert [sequence(5)[place] for place in periods.source(6).tolist()] == sequence(11)

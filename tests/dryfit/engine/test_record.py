@@ -14,12 +14,15 @@ def record(*events: int) -> Record:
     return found
 
 
-@pytest.mark.parametrize(("events", "marks", "ordered"), [
-    ((1, 2, 3, -3, -1, -2), (), [1, 2, 3, -1, -2, -3]),
-    ((1, 2, 3, -3, -1, 4, -2), (), [1, 2, 3, -1, -3, 4, -2]),  # not beyond an allocation
-    ((1, 2, 3, -3, -2, -1), (5,), [1, 2, 3, -2, -3, -1]),  # nor beyond a phase that begins
-    ((1, 2, -1, -2), (0, 4), [1, 2, -1, -2]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("events", "marks", "ordered"),
+    [
+        ((1, 2, 3, -3, -1, -2), (), [1, 2, 3, -1, -2, -3]),
+        ((1, 2, 3, -3, -1, 4, -2), (), [1, 2, 3, -1, -3, 4, -2]),  # not beyond an allocation
+        ((1, 2, 3, -3, -2, -1), (5,), [1, 2, 3, -2, -3, -1]),  # nor beyond a phase that begins
+        ((1, 2, -1, -2), (0, 4), [1, 2, -1, -2]),
+    ],
+)
 def test_frees_in_a_row_come_in_the_order_of_their_allocations(events, marks, ordered):
     columns = Columns.of(record(*events)).in_order(marks)
     assert WrittenRecord(columns).events == [(one, 512 if one > 0 else 0) for one in ordered]

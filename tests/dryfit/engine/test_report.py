@@ -84,7 +84,9 @@ def test_where_chance_orders_the_loading_the_worst_decides_what_a_gpu_must_have(
         histories.append(History([(1, large), *passing, *gone], {7: 1}, {}))
     tracker = Tracker(("meta",), first_id=100)
     tracker.events += histories[0].events
-    tracker.components |= dict.fromkeys((identity for identity, count in histories[0].events if count), "weights_bf16")
+    tracker.components |= dict.fromkeys(
+        (identity for identity, count in histories[0].events if count), "weights_bf16"
+    )
     tracker.mark("forward", 0)
     tracker.free(tracker.allocate(512, "activations"))
     tracker.mark("end", 1)

@@ -27,12 +27,20 @@ def test_what_holds_for_one_of_a_kind_holds_for_all_and_is_asked_once():
 
     with fake_group(4), patched([(propagator, name, both)]):
         mesh = init_device_mesh("meta", (2, 2))
-        shapes, places = [(8, 4), (4, 4), (4,), (8, 4)], [(Shard(0), Replicate()), (Shard(0), Shard(0))]
-        tensors = [distribute_tensor(torch.empty(shape, device="meta"), mesh, place)
-                   for _ in range(3)
-                   for place in places
-                   for shape in shapes]  # fmt: skip
-        others = [distribute_tensor(torch.empty(each.shape, device="meta"), mesh, places[0]) for each in tensors]
+        shapes, places = (
+            [(8, 4), (4, 4), (4,), (8, 4)],
+            [(Shard(0), Replicate()), (Shard(0), Shard(0))],
+        )
+        tensors = [
+            distribute_tensor(torch.empty(shape, device="meta"), mesh, place)
+            for _ in range(3)
+            for place in places
+            for shape in shapes
+        ]
+        others = [
+            distribute_tensor(torch.empty(each.shape, device="meta"), mesh, places[0])
+            for each in tensors
+        ]
         torch._foreach_norm(tensors)
         torch._foreach_add_(tensors, 1)
         torch._foreach_div_(tensors, [2.0] * len(tensors))

@@ -82,5 +82,7 @@ def test_the_upper_end_holds_what_two_short_steps_leave_while_nccls_thread_sleep
         return max(alive)
 
     assert peak_of(stashes.delayed(events)) == 20
-    assert stashes.range_of(10, events, peak_of, told.append, 4) == {"peak_allocated_range_bytes": (10, 40)}
+    assert stashes.range_of(10, events, peak_of, told.append, 4) == {
+        "peak_allocated_range_bytes": (10, 40)
+    }
     assert "where a step takes 50 ms" in told[0]

@@ -8,4 +8,6 @@ from tests.dryfit.engine.support import PAGE, page_with, table
 
 @pytest.mark.thorough
 def test_the_page_says_what_is_followed():
-    assert PAGE.read_text(encoding="utf-8") == page_with(table()), "python -m tests.dryfit.engine.support --write"
+    assert PAGE.read_text(encoding="utf-8") == page_with(table()), (
+        "python -m tests.dryfit.engine.support --write"
+    )

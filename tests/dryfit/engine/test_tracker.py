@@ -45,7 +45,15 @@ def test_allocations_and_ends_in_order(device):
 def test_views_and_writes_in_place_allocate_nothing(device):
     with Tracker((device,)) as tracker:
         a = torch.zeros(4, 6, device=device)
-        views = [a.view(24), a.t(), a[1:], a.unsqueeze(0), a.detach(), *a.split(2), a.expand(2, 4, 6)]
+        views = [
+            a.view(24),
+            a.t(),
+            a[1:],
+            a.unsqueeze(0),
+            a.detach(),
+            *a.split(2),
+            a.expand(2, 4, 6),
+        ]
         a.add_(1).mul_(a).copy_(a)
         a.zero_()
         assert sizes(tracker) == [96]
@@ -129,7 +137,13 @@ def test_components_follow_phase_and_shape():
         tracker.mark("optimizer")
         kept.append(torch.empty(5, 11, device="meta"))
         tracker.label(kept[0], INPUTS)
-    assert list(tracker.components.values()) == [INPUTS, LOGITS_AND_LOSS, TEMPORARIES, ACTIVATIONS, TEMPORARIES]
+    assert list(tracker.components.values()) == [
+        INPUTS,
+        LOGITS_AND_LOSS,
+        TEMPORARIES,
+        ACTIVATIONS,
+        TEMPORARIES,
+    ]
 
 
 def test_marks_give_the_phases_of_each_step():
@@ -173,17 +187,20 @@ def test_kernels_tell_what_cannot_be_seen():
     del a, b
 
 
-@pytest.mark.parametrize("function", [
-    lambda a, b: a @ b,
-    lambda a, b: (a.t() @ b.t()).t() + 1,
-    lambda a, b: torch.nn.functional.layer_norm(a, (6,)),
-    lambda a, b: torch.cat([a, b.t()]),
-    lambda a, b: a.to(torch.bfloat16).softmax(-1, dtype=torch.float32),
-    lambda a, b: torch.ops.aten._unsafe_view(a, (3, 8)),
-    lambda a, b: torch.topk(a, 2).values,
-    lambda a, b: a.sum(0, keepdim=True).expand(4, 6).contiguous(),
-    lambda a, b: torch._foreach_mul([a, a], 2.0)[1],
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda a, b: a @ b,
+        lambda a, b: (a.t() @ b.t()).t() + 1,
+        lambda a, b: torch.nn.functional.layer_norm(a, (6,)),
+        lambda a, b: torch.cat([a, b.t()]),
+        lambda a, b: a.to(torch.bfloat16).softmax(-1, dtype=torch.float32),
+        lambda a, b: torch.ops.aten._unsafe_view(a, (3, 8)),
+        lambda a, b: torch.topk(a, 2).values,
+        lambda a, b: a.sum(0, keepdim=True).expand(4, 6).contiguous(),
+        lambda a, b: torch._foreach_mul([a, a], 2.0)[1],
+    ],
+)
 def test_remembered_shapes_are_those_of_the_operators(function):
     a, b = torch.empty(4, 6, device="meta"), torch.empty(6, 4, device="meta")
     expected = function(a, b)
@@ -193,7 +210,11 @@ def test_remembered_shapes_are_those_of_the_operators(function):
         results = [function(a, b) for _ in range(3)]
         count = len(sizes(tracker)) - 2
     for result in results:
-        assert (result.shape, result.stride(), result.dtype) == (expected.shape, expected.stride(), expected.dtype)
+        assert (result.shape, result.stride(), result.dtype) == (
+            expected.shape,
+            expected.stride(),
+            expected.dtype,
+        )
     assert count % 3 == 0
     assert len({result.untyped_storage()._cdata for result in results}) == (1 if count == 0 else 3)
 
@@ -249,7 +270,9 @@ PICKED = {
 def test_gradients_of_what_was_picked_take_what_the_allocator_says(pick):
     """PyTorch's profiler listens to the CPU's allocator, without a dispatch mode, which changes what autograd makes."""
     tensor = torch.randn(256, 256, requires_grad=True)
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as seen:
+    with torch.profiler.profile(
+        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
+    ) as seen:
         pick(tensor).sum().backward()
     events = seen.profiler.kineto_results.events()
     allocated = max(accumulate(event.nbytes() for event in events if event.name() == "[memory]"))

@@ -22,7 +22,8 @@ def test_a_trl_trainer_is_traced_to_the_byte(name, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "changes, problem", [({"max_steps": -1}, "all of its epochs"), ({"save_strategy": "steps"}, "save_strategy")]
+    "changes, problem",
+    [({"max_steps": -1}, "all of its epochs"), ({"save_strategy": "steps"}, "save_strategy")],
 )
 def test_a_trainer_that_does_more_than_train_is_named(changes, problem, tmp_path):
     with pytest.raises(TraceError, match=problem):

@@ -55,8 +55,19 @@ print(json.dumps(answers))
 
 def built(folder, **environment):
     """The engine's wheel, from a copy of its sources."""
-    source = shutil.copytree(ROOT / "dryfit" / "engine", folder / "source", ignore=shutil.ignore_patterns("__py*"))
-    build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--no-index"]
+    source = shutil.copytree(
+        ROOT / "dryfit" / "engine", folder / "source", ignore=shutil.ignore_patterns("__py*")
+    )
+    build = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "--quiet",
+        "--no-deps",
+        "--no-build-isolation",
+        "--no-index",
+    ]
     command = [*build, "--wheel-dir", str(folder), str(source)]
     subprocess.run(command, env={**os.environ, **environment}, check=True, capture_output=True)
     (wheel,) = folder.glob("torch_step_memory-*.whl")
@@ -80,9 +91,17 @@ def test_a_wheel_holds_the_compiled_replay_where_there_is_a_compiler(tmp_path, a
     assert wheel.name.endswith("-py3-none-any.whl") != compiler
     python = "import sys; from step_memory.replay import allocator_for; print(type(allocator_for([])[0]).__name__)"
     zipfile.ZipFile(wheel).extractall(tmp_path / "installed")
-    run = subprocess.run([sys.executable, "-c", python],
-                         env={"PATH": str(tmp_path), "HOME": str(tmp_path), "PYTHONPATH": str(tmp_path / "installed")},
-                         capture_output=True, text=True, check=True)  # fmt: skip
+    run = subprocess.run(
+        [sys.executable, "-c", python],
+        env={
+            "PATH": str(tmp_path),
+            "HOME": str(tmp_path),
+            "PYTHONPATH": str(tmp_path / "installed"),
+        },
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     assert run.stdout.strip() == ("NativeAllocator" if compiler else "Allocator")
 
 
@@ -91,13 +110,25 @@ def test_the_wheel_prices_loops_where_nothing_else_of_the_project_is(tmp_path, a
     venv.create(tmp_path / "env", with_pip=False)
     python = tmp_path / "env" / "bin" / "python"
     packages = next((tmp_path / "env" / "lib").iterdir()) / "site-packages"
-    install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--target", str(packages)]
+    install = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--no-deps",
+        "--no-index",
+        "--target",
+        str(packages),
+    ]
     subprocess.run([*install, str(as_it_is)], check=True, capture_output=True)
     metadata = next(packages.glob("torch_step_memory-*/METADATA")).read_text()
     assert [line for line in metadata.splitlines() if line.startswith("Requires-Dist")] == [
         "Requires-Dist: torch<3,>=2.7"
     ]
-    (packages / "libraries.pth").write_text(sysconfig.get_path("purelib"))  # torch and the loops' own libraries
+    (packages / "libraries.pth").write_text(
+        sysconfig.get_path("purelib")
+    )  # torch and the loops' own libraries
     shutil.copy(Path(__file__).parent / "trainers.py", tmp_path)
     (tmp_path / "program.py").write_text(PROGRAM)
     run = subprocess.run([python, "program.py"], cwd=tmp_path, capture_output=True, text=True)

@@ -60,7 +60,9 @@ def test_what_a_thread_allocates_counts():
     kept = []
 
     def step(batch):
-        thread = threading.Thread(target=lambda: kept.append(torch.empty(1000, 1000, device="meta")))
+        thread = threading.Thread(
+            target=lambda: kept.append(torch.empty(1000, 1000, device="meta"))
+        )
         thread.start()
         thread.join()
         with ThreadPoolExecutor(1) as pool:

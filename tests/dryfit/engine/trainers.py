@@ -7,8 +7,14 @@ from peft import LoraConfig
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
-SIZES = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
-         "num_key_value_heads": 2, "vocab_size": 300}  # fmt: skip
+SIZES = {
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 300,
+}
 WORDS = {"<pad>": 0, "<eos>": 1, **{f"w{number}": number + 2 for number in range(290)}}
 PROMPT, LONG, SHORT = "w1 w2 w3 w4", "w6 " * 30, "w5 " * 20
 
@@ -26,9 +32,18 @@ def language_model(device, kind="qwen2", of=AutoModelForCausalLM, **more):
 
 
 def arguments(folder, **changes):
-    return {"output_dir": str(folder), "max_steps": 2, "per_device_train_batch_size": 2, "use_cpu": True, "bf16": False,
-            "report_to": "none", "disable_tqdm": True, "save_strategy": "no", "logging_steps": 1,
-            **changes}  # fmt: skip
+    return {
+        "output_dir": str(folder),
+        "max_steps": 2,
+        "per_device_train_batch_size": 2,
+        "use_cpu": True,
+        "bf16": False,
+        "report_to": "none",
+        "disable_tqdm": True,
+        "save_strategy": "no",
+        "logging_steps": 1,
+        **changes,
+    }
 
 
 def lora():
@@ -37,7 +52,10 @@ def lora():
 
 def rows(**columns):
     return Dataset.from_dict(
-        {name: [values[number % len(values)] for number in range(8)] for name, values in columns.items()}
+        {
+            name: [values[number % len(values)] for number in range(8)]
+            for name, values in columns.items()
+        }
     )
 
 
@@ -53,7 +71,11 @@ def sft(device, folder, **changes):
     data = rows(text=[PROMPT + " " + LONG, PROMPT + " " + SHORT])
     config = trl.SFTConfig(**arguments(folder, **changes))
     return trl.SFTTrainer(
-        language_model(device), config, train_dataset=data, processing_class=tokenizer(), peft_config=lora()
+        language_model(device),
+        config,
+        train_dataset=data,
+        processing_class=tokenizer(),
+        peft_config=lora(),
     )
 
 
@@ -66,7 +88,9 @@ def dpo(device, folder, **changes):
 
     config = trl.DPOConfig(**arguments(folder, **changes))
     model = language_model(device)
-    return trl.DPOTrainer(model, args=config, train_dataset=pairs(), processing_class=tokenizer(), peft_config=lora())
+    return trl.DPOTrainer(
+        model, args=config, train_dataset=pairs(), processing_class=tokenizer(), peft_config=lora()
+    )
 
 
 def kto(device, folder, **changes):
@@ -77,7 +101,9 @@ def kto(device, folder, **changes):
     data = rows(prompt=[PROMPT], completion=[SHORT, LONG], label=[True, False])
     config = KTOConfig(**arguments(folder, **changes))
     model = language_model(device)
-    return KTOTrainer(model, args=config, train_dataset=data, processing_class=tokenizer(), peft_config=lora())
+    return KTOTrainer(
+        model, args=config, train_dataset=data, processing_class=tokenizer(), peft_config=lora()
+    )
 
 
 def orpo(device, folder, **changes):
@@ -85,7 +111,9 @@ def orpo(device, folder, **changes):
 
     config = ORPOConfig(**arguments(folder, **changes))
     model = language_model(device)
-    return ORPOTrainer(model, args=config, train_dataset=pairs(), processing_class=tokenizer(), peft_config=lora())
+    return ORPOTrainer(
+        model, args=config, train_dataset=pairs(), processing_class=tokenizer(), peft_config=lora()
+    )
 
 
 def reward(device, folder, **changes):
@@ -95,7 +123,10 @@ def reward(device, folder, **changes):
     model = language_model(device, of=of, num_labels=1, pad_token_id=0)
     config = trl.RewardConfig(**arguments(folder, **changes))
     return trl.RewardTrainer(
-        model, config, train_dataset=rows(chosen=[SHORT], rejected=[LONG]), processing_class=tokenizer()
+        model,
+        config,
+        train_dataset=rows(chosen=[SHORT], rejected=[LONG]),
+        processing_class=tokenizer(),
     )
 
 

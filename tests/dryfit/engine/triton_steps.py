@@ -32,7 +32,9 @@ from dryfit.engine.trace import Options, measure_step, trace_step  # noqa: E402
 @triton.jit
 def scale_kernel(source, target, count, factor, BLOCK: tl.constexpr):
     index = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    tl.store(target + index, tl.load(source + index, mask=index < count) * factor, mask=index < count)
+    tl.store(
+        target + index, tl.load(source + index, mask=index < count) * factor, mask=index < count
+    )
 
 
 class Scale(torch.autograd.Function):
@@ -40,15 +42,22 @@ class Scale(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, inputs):
-        output, scratch = torch.empty_like(inputs), torch.empty(2 * inputs.numel(), device=inputs.device)  # noqa: F841
+        output, _scratch = (
+            torch.empty_like(inputs),
+            torch.empty(2 * inputs.numel(), device=inputs.device),
+        )
         count = inputs.numel()
-        scale_kernel[lambda given: (triton.cdiv(count, given["BLOCK"]),)](inputs, output, count, 2.0, BLOCK=64)
+        scale_kernel[lambda given: (triton.cdiv(count, given["BLOCK"]),)](
+            inputs, output, count, 2.0, BLOCK=64
+        )
         return output
 
     @staticmethod
     def backward(ctx, grad):
         of_input = torch.empty_like(grad)
-        scale_kernel[(triton.cdiv(grad.numel(), 64),)](grad.contiguous(), of_input, grad.numel(), 2.0, BLOCK=64)
+        scale_kernel[(triton.cdiv(grad.numel(), 64),)](
+            grad.contiguous(), of_input, grad.numel(), 2.0, BLOCK=64
+        )
         return of_input
 
 
@@ -94,13 +103,17 @@ class OfFla(nn.Module):
         self.norm = FusedRMSNormGated(16)
 
     def forward(self, inputs, labels):
-        query, key, value, gate = (part[None, :, None] for part in self.inputs(inputs).split(16, dim=-1))
+        query, key, value, gate = (
+            part[None, :, None] for part in self.inputs(inputs).split(16, dim=-1)
+        )
         query = self.convolution(query[:, :, 0])[0][:, :, None]
         if self.kind == "delta":
             from fla.ops.gated_delta_rule import chunk_gated_delta_rule
 
             decay, strength = functional.logsigmoid(gate[..., 0]), gate[..., 1].sigmoid()
-            mixed, _ = chunk_gated_delta_rule(query, key, value, decay, strength, use_qk_l2norm_in_kernel=True)
+            mixed, _ = chunk_gated_delta_rule(
+                query, key, value, decay, strength, use_qk_l2norm_in_kernel=True
+            )
         elif self.kind == "gated":
             from fla.ops.gla import chunk_gla
 
@@ -112,7 +125,11 @@ class OfFla(nn.Module):
         return functional.cross_entropy(self.head(self.norm(mixed, gate)[0, :, 0]), labels)
 
 
-STEPS = {"own": OwnKernel, "liger": lambda: OfLiger(fused=False), "liger_fused": lambda: OfLiger(fused=True)}
+STEPS = {
+    "own": OwnKernel,
+    "liger": lambda: OfLiger(fused=False),
+    "liger_fused": lambda: OfLiger(fused=True),
+}
 STEPS |= {f"fla_{kind}": partial(OfFla, kind) for kind in ("delta", "gated", "recurrent")}
 
 
@@ -131,7 +148,11 @@ def figures(name: str) -> dict:
 
     ways = (measure_step, Options()) if MEASURED else (trace_step, Options(target="cpu"))
     report = ways[0](model, optimizer, step, batch, ways[1])
-    return {"phases": report.phases, "components": report.components, "kernels": report.triton_kernels}
+    return {
+        "phases": report.phases,
+        "components": report.components,
+        "kernels": report.triton_kernels,
+    }
 
 
 def interpreted() -> None:
@@ -159,7 +180,10 @@ def interpreted() -> None:
         return result
 
     def first_configuration(tuner, *args, **kwargs):
-        tuner.nargs, tuner.best_config = dict(zip(tuner.arg_names, args, strict=False)), tuner.configs[0]
+        tuner.nargs, tuner.best_config = (
+            dict(zip(tuner.arg_names, args, strict=False)),
+            tuner.configs[0],
+        )
         result = tuner.fn.run(*args, **tuner.best_config.all_kwargs(), **kwargs)
         tuner.nargs = None
         return result

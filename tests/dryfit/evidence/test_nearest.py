@@ -11,24 +11,54 @@ from dryfit.ask.options import parsed
 from dryfit.ask.question import Question, QuestionOptions, question
 from dryfit.cards.gpus import find
 from dryfit.common.errors import UserError
-from dryfit.evidence.measured import UNREAD, Kinds, MeasuredStep, kinds_of, measured_steps, published, read, write
+from dryfit.evidence.measured import (
+    UNREAD,
+    Kinds,
+    MeasuredStep,
+    kinds_of,
+    measured_steps,
+    published,
+    read,
+    write,
+)
 from dryfit.evidence.nearest import evidence, nearest, program_evidence, time_shares
 from dryfit.readers.request import parse_request
 from dryfit.scenario.scenario import Scenario
 
 PAGE = Path(__file__).with_name("questions.md")
-ASKED = re.findall(r"^\| `(.+?)` \| (yes|no) \| (.+?) \|$", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
+ASKED = re.findall(
+    r"^\| `(.+?)` \| (yes|no) \| (.+?) \|$", PAGE.read_text(encoding="utf-8"), re.MULTILINE
+)
 KINDS = kinds_of(Scenario.from_mapping({"model": "qwen2.5-coder-0.5b", "loop": "manual"}), (8, 9))
-STEP = MeasuredStep("a", "somebody", "rtx-4080", KINDS, "Qwen2.5", 494.0, 1, 512, allocated_error=-0.001,
-                    reserved_error=0.02, time_error=-0.3, memory_known=UNREAD)  # fmt: skip
+STEP = MeasuredStep(
+    "a",
+    "somebody",
+    "rtx-4080",
+    KINDS,
+    "Qwen2.5",
+    494.0,
+    1,
+    512,
+    allocated_error=-0.001,
+    reserved_error=0.02,
+    time_error=-0.3,
+    memory_known=UNREAD,
+)
 
 
 def asked(line: str) -> Question:
     options = parsed(shlex.split(line))
-    return question(options.what, QuestionOptions(
-        gpu=options.gpu, method=options.method, sequence_length=options.sequence_length,
-        micro_batch=options.micro_batch, strategy=options.strategy, settings=options.set,
-    ))  # fmt: skip
+    return question(
+        options.what,
+        QuestionOptions(
+            gpu=options.gpu,
+            method=options.method,
+            sequence_length=options.sequence_length,
+            micro_batch=options.micro_batch,
+            strategy=options.strategy,
+            settings=options.set,
+        ),
+    )
 
 
 def test_most_of_thirty_questions_find_measured_steps_that_are_like_theirs_or_near() -> None:
@@ -48,10 +78,14 @@ def test_a_question_of_the_page_names_what_the_page_says(line: str, like: str, s
     found = evidence(of.scenario, of.gpu)
     assert bool(found.rows) == (like == "yes")
     cards = found.to_mapping()["cards"]
-    shown = [f"{count} {card}" for card, count in cards.items()] or [one.kind for one in found.differences]
+    shown = [f"{count} {card}" for card, count in cards.items()] or [
+        one.kind for one in found.differences
+    ]
     assert ", ".join(shown) == said
     known = {
-        kind: value for kind, value in kinds_of(of.scenario, of.gpu and of.gpu.capability)._asdict().items() if value
+        kind: value
+        for kind, value in kinds_of(of.scenario, of.gpu and of.gpu.capability)._asdict().items()
+        if value
     }
     for row in found.rows:
         assert known.items() <= row.kinds._asdict().items()
@@ -62,7 +96,9 @@ def test_a_step_that_differs_in_one_kind_is_never_named(kind: str) -> None:
     other = replace(STEP, kinds=KINDS._replace(**{kind: "something else"}))
     found = nearest(KINDS, "rtx-4080", [other])
     assert not found.rows and [one.kind for one in found.differences] == [kind]
-    assert "something else" in found.text() and found.text().startswith("No measured step resembles this one: ")
+    assert "something else" in found.text() and found.text().startswith(
+        "No measured step resembles this one: "
+    )
 
 
 def test_steps_on_the_same_card_are_named_alone_and_time_is_the_cards_own() -> None:
@@ -76,11 +112,16 @@ def test_steps_on_the_same_card_are_named_alone_and_time_is_the_cards_own() -> N
 
 def test_kinds_of_steps_and_cards() -> None:
     assert nearest(KINDS._replace(capability=""), None, [STEP]).rows
-    amd = evidence(Scenario.from_mapping({"model": "qwen2.5-coder-7b"}), asked("qwen2.5-coder-7b --gpu mi300x").gpu)
+    amd = evidence(
+        Scenario.from_mapping({"model": "qwen2.5-coder-7b"}),
+        asked("qwen2.5-coder-7b --gpu mi300x").gpu,
+    )
     assert "not CUDA" in amd.text() and not amd.rows
     from dryfit.evidence.measured import layers_of
 
-    assert layers_of({"model_type": "qwen3_5"}) == layers_of({"mamba_d_state": 16}) == "hybrid kinds"
+    assert (
+        layers_of({"model_type": "qwen3_5"}) == layers_of({"mamba_d_state": 16}) == "hybrid kinds"
+    )
     assert layers_of({"model_type": "mixtral", "num_local_experts": 8}) == "attention and experts"
     assert layers_of({"model_type": "llama"}) == "attention"
     step = {"model": "qwen2.5-coder-0.5b", "method": "lora"}
@@ -92,16 +133,28 @@ def test_kinds_of_steps_and_cards() -> None:
 
 
 def test_a_mesh_is_a_kind_of_its_own() -> None:
-    meshes = ({}, {"tensor": 2}, {"context": 2}, {"replicate": 2}, {"strategy": "none", "pipeline": 4})
+    meshes = (
+        {},
+        {"tensor": 2},
+        {"context": 2},
+        {"replicate": 2},
+        {"strategy": "none", "pipeline": 4},
+    )
     step = {"model": "llama-3.1-8b", "method": "full", "gradient_accumulation": 4}
     found = [
-        kinds_of(Scenario.from_mapping(step | {"parallel": {"strategy": "fsdp2", "gpus": 4} | mesh}), None).parallel
+        kinds_of(
+            Scenario.from_mapping(step | {"parallel": {"strategy": "fsdp2", "gpus": 4} | mesh}),
+            None,
+        ).parallel
         for mesh in meshes
     ]
     assert found == [
-        "fsdp2 on 4 GPUs", "fsdp2 x tensor 2 on 4 GPUs", "fsdp2 x context 2 on 4 GPUs",
-        "fsdp2 x replicate 2 on 4 GPUs", "pipeline 4 x schedule 1f1b on 4 GPUs",
-    ]  # fmt: skip
+        "fsdp2 on 4 GPUs",
+        "fsdp2 x tensor 2 on 4 GPUs",
+        "fsdp2 x context 2 on 4 GPUs",
+        "fsdp2 x replicate 2 on 4 GPUs",
+        "pipeline 4 x schedule 1f1b on 4 GPUs",
+    ]
 
 
 def test_a_table_reads_as_it_was_written_and_your_own_is_read_too(tmp_path, monkeypatch) -> None:
@@ -127,26 +180,53 @@ def test_a_table_of_another_form_and_a_cell_without_a_number_are_refused(tmp_pat
 def test_a_range_of_time_holds_nineteen_of_twenty_rows_of_its_kind() -> None:
     step = {"model": "qwen2.5-coder-0.5b", "method": "lora"}
     for card, fields in (
-        ("a100-80gb", step), ("a100-80gb", step | {"parallel": {"strategy": "fsdp2", "gpus": 2}}), ("t4", step),
-        ("l40s", step | {"adapter": {"peft_type": "IA3"}}), ("rtx-4080", step | {"platform": "windows"}),
-    ):  # fmt: skip
+        ("a100-80gb", step),
+        ("a100-80gb", step | {"parallel": {"strategy": "fsdp2", "gpus": 2}}),
+        ("t4", step),
+        ("l40s", step | {"adapter": {"peft_type": "IA3"}}),
+        ("rtx-4080", step | {"platform": "windows"}),
+    ):
         scenario = Scenario.from_mapping(fields)
         found, own = time_shares(card, scenario), kinds_of(scenario, None)
         rows = [
-            row for row in published()
-            if row.card == card and row.time_error is not None and row.time_known != "fitted"
-            and (row.kinds.parallel == "one GPU") == (own.parallel == "one GPU") and row.kinds.platform == own.platform
-        ]  # fmt: skip
+            row
+            for row in published()
+            if row.card == card
+            and row.time_error is not None
+            and row.time_known != "fitted"
+            and (row.kinds.parallel == "one GPU") == (own.parallel == "one GPU")
+            and row.kinds.platform == own.platform
+        ]
         outside = [row for row in rows if not found.low <= 1 / (1 + row.time_error) <= found.high]
         assert len(rows) >= 12 and len(outside) <= 0.08 * len(rows), [row.id for row in outside]
         assert found.low <= 0.9 and found.high >= 1.1
 
 
-@pytest.mark.parametrize(("gpus", "compiled", "card", "said"), [
-    (8, True, "h100-80gb", r"Like 16 measured runs on an H100 80GB HBM3 \(full fine-tuning, modded-nanogpt\): "),
-    (8, False, "h100-80gb", r"No measured program resembles this one: compile no \(measured: model\)"),
-    (1, True, "a100-80gb", r"No measured program resembles this one: one GPU \(measured: ddp on 8 GPUs\); "),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("gpus", "compiled", "card", "said"),
+    [
+        (
+            8,
+            True,
+            "h100-80gb",
+            r"Like 16 measured runs on an H100 80GB HBM3 \(full fine-tuning, modded-nanogpt\): ",
+        ),
+        (
+            8,
+            False,
+            "h100-80gb",
+            r"No measured program resembles this one: compile no \(measured: model\)",
+        ),
+        (
+            1,
+            True,
+            "a100-80gb",
+            r"No measured program resembles this one: one GPU \(measured: ddp on 8 GPUs\); ",
+        ),
+    ],
+)
 def test_a_program_is_like_the_programs_that_were_run_whole(gpus, compiled, card, said):
     """What it trains is not known; the rows of scenarios say nothing of it."""
-    assert re.match(said, program_evidence(gpus, compiled, find(card)).text(("allocated", "reserved")))
+    assert re.match(
+        said, program_evidence(gpus, compiled, find(card)).text(("allocated", "reserved"))
+    )

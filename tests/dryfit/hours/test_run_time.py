@@ -7,7 +7,9 @@ from dryfit.common.errors import UserError
 from dryfit.hours.run_time import Run, cheapest, order, run_time
 from dryfit.scenario.scenario import Scenario
 
-STEP = Scenario.from_mapping({"model": "smollm2-135m", "sequence_length": 64, "micro_batch": 2}, where="a test")
+STEP = Scenario.from_mapping(
+    {"model": "smollm2-135m", "sequence_length": 64, "micro_batch": 2}, where="a test"
+)
 TIME = {"seconds_per_step": 36.0, "range": (32.4, 39.6)}
 
 
@@ -34,10 +36,18 @@ def test_steps_hours_cost_and_energy():
 def test_what_fits_and_ends_in_time_comes_first_and_the_cheapest_of_it():
     prices = {"a100-80gb": 1.5, "t4": 0.1, "l4": 0.2}
     fast = run(price_per_hour=prices, deadline_hours=2)
-    slow = run("t4", {"seconds_per_step": 360.0, "range": None}, price_per_hour=prices, deadline_hours=2)
+    slow = run(
+        "t4", {"seconds_per_step": 360.0, "range": None}, price_per_hour=prices, deadline_hours=2
+    )
     free = run("h200", deadline_hours=2)
     rows = [(False, fast), (True, None), (True, slow), (True, free), (True, fast)]
-    assert [one for _, one in sorted(rows, key=lambda row: order(*row))] == [fast, free, slow, None, fast]
+    assert [one for _, one in sorted(rows, key=lambda row: order(*row))] == [
+        fast,
+        free,
+        slow,
+        None,
+        fast,
+    ]
     assert cheapest([slow, free, fast]) is fast and cheapest([slow, free]) is None
 
 
@@ -46,7 +56,11 @@ def test_mean_lengths_and_prices_by_any_name():
     assert known.typical_step(STEP).sequence_length == 16 and known.steps(STEP) == 50
     assert Run(100).typical_step(STEP) is STEP
     packed = STEP.changed(packing="rows")  # four rows of 16 fill a sequence of 64
-    assert known.typical_step(packed) is packed and known.steps(packed) == 13 and Run(100).steps(packed) == 50
+    assert (
+        known.typical_step(packed) is packed
+        and known.steps(packed) == 13
+        and Run(100).steps(packed) == 50
+    )
     assert run(tokens_per_row=16).longest is False and run().tokens_per_row == 64
     assert Run(1, price_per_hour={"A100 80GB": 2}).price_per_hour == {"a100-80gb": 2}
     with pytest.raises(UserError):

@@ -10,10 +10,22 @@ from dryfit.engine.costs import COLLECTIVE, MEMORY, PRODUCT, CostRecorder, Opera
 from dryfit.hours.links import collective_seconds
 from dryfit.hours.step_time import kernel_time, simulate, speed_of, step_time
 
-CARD = replace(speed_of("a100-80gb"), peak_flops={"bfloat16": 1e12}, memory_bytes_per_second=1e9,
-               link_bytes_per_second=1e9, cache_bytes=0, multiprocessors=1, product=1.0, memory=1.0, link=1.0,
-               contention=0.0, prologue=0.0, launch_seconds=1.0, collective_seconds=1.0,
-               shortest_kernel_seconds=0.0)  # fmt: skip
+CARD = replace(
+    speed_of("a100-80gb"),
+    peak_flops={"bfloat16": 1e12},
+    memory_bytes_per_second=1e9,
+    link_bytes_per_second=1e9,
+    cache_bytes=0,
+    multiprocessors=1,
+    product=1.0,
+    memory=1.0,
+    link=1.0,
+    contention=0.0,
+    prologue=0.0,
+    launch_seconds=1.0,
+    collective_seconds=1.0,
+    shortest_kernel_seconds=0.0,
+)
 SLOW, QUICK = Operator("slow", MEMORY, "", 0, 10 * 10**9), Operator("quick", MEMORY, "", 0, 10**6)
 SENT = Operator("sent", COLLECTIVE, "", 0, 5 * 10**9)
 
@@ -52,7 +64,9 @@ def test_tiles_and_the_longer_of_computing_and_moving_count():
     full = Operator("mm", PRODUCT, "bfloat16", 2 * 2560 * 1280 * 64, 0, (1, 2560, 1280, 64))
     over = full._replace(flops=2 * 2560 * 1290 * 64, shape=(1, 2560, 1290, 64))
     assert kernel_time(full, card)[0] == pytest.approx(full.flops / 1e12)  # 100 tiles of 256 x 128
-    assert kernel_time(over, card)[0] > 1.05 * kernel_time(full, card)[0]  # ten columns more, another wave
+    assert (
+        kernel_time(over, card)[0] > 1.05 * kernel_time(full, card)[0]
+    )  # ten columns more, another wave
     narrow = Operator("mm", PRODUCT, "bfloat16", 2 * 128 * 128 * 64, 10**9, (1, 128, 128, 64))
     assert kernel_time(narrow, CARD) == (1.0, "memory")
     assert kernel_time(narrow._replace(bytes=0), CARD)[1] == PRODUCT
@@ -71,7 +85,8 @@ def test_the_speeds_of_cards():
 
 def test_a_card_without_measurements_gives_no_range_and_says_why():
     unmeasured, measured = (
-        step_time(launches((SLOW, 0)), speed_of(name), tokens=100) for name in ("rtx-4090", "a100-80gb")
+        step_time(launches((SLOW, 0)), speed_of(name), tokens=100)
+        for name in ("rtx-4090", "a100-80gb")
     )
     assert unmeasured.range is None and "assumed" in unmeasured.basis
     low, high = measured.range
@@ -82,11 +97,22 @@ def test_a_card_without_measurements_gives_no_range_and_says_why():
 
 def test_micro_batches_that_a_trace_leaves_out_are_added():
     costs = CostRecorder(0)
-    for phase in ("inputs", "forward", "backward", "between", "forward", "backward", "between", "optimizer"):
+    for phase in (
+        "inputs",
+        "forward",
+        "backward",
+        "between",
+        "forward",
+        "backward",
+        "between",
+        "optimizer",
+    ):
         costs.mark(phase, 0)
         if phase in ("forward", "backward"):
             costs.launch(SLOW)
-    short, long = (step_time(costs, speed_of("a100-80gb"), micro_batches_left_out=left) for left in (0, 6))
+    short, long = (
+        step_time(costs, speed_of("a100-80gb"), micro_batches_left_out=left) for left in (0, 6)
+    )
     one = short.seconds_per_step / 2
     assert short.seconds_per_micro_batch == pytest.approx(one, rel=0.01)
     assert long.seconds_per_step == pytest.approx(8 * one, rel=0.01)
@@ -97,27 +123,53 @@ def test_micro_batches_that_a_trace_leaves_out_are_added():
 NODES = replace(CARD, link_bytes_per_second=400e9, network_bytes_per_second=50e9, gpus_per_node=8)
 
 
-@pytest.mark.parametrize(("name", "ranks", "seconds"), [
-    ("c10d::_allgather_base_", range(8), 7 / 400),  # inside a node: seven of eight parts over its links
-    ("c10d::allreduce_", range(8), 2 * 7 / 400),
-    ("c10d::_allgather_base_", range(0, 64, 8), 7 / 50),  # one of each node: through one adapter
-    ("c10d::_allgather_base_", range(32), 8 * 31 / 32 / 400),  # eight adapters together are as fast as the links
-    ("c10d::_allgather_base_", [0, 1, 8, 9], 8 * 3 / 4 / 100),
-    ("c10d::alltoall_base_", range(16), 8 * 8 / 16 / 50),  # what goes to the other node, through one's own
-    ("c10d::send", range(4), 8 / 400),
-    ("c10d::send", range(0, 32, 8), 8 / 50),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "ranks", "seconds"),
+    [
+        (
+            "c10d::_allgather_base_",
+            range(8),
+            7 / 400,
+        ),  # inside a node: seven of eight parts over its links
+        ("c10d::allreduce_", range(8), 2 * 7 / 400),
+        (
+            "c10d::_allgather_base_",
+            range(0, 64, 8),
+            7 / 50,
+        ),  # one of each node: through one adapter
+        (
+            "c10d::_allgather_base_",
+            range(32),
+            8 * 31 / 32 / 400,
+        ),  # eight adapters together are as fast as the links
+        ("c10d::_allgather_base_", [0, 1, 8, 9], 8 * 3 / 4 / 100),
+        (
+            "c10d::alltoall_base_",
+            range(16),
+            8 * 8 / 16 / 50,
+        ),  # what goes to the other node, through one's own
+        ("c10d::send", range(4), 8 / 400),
+        ("c10d::send", range(0, 32, 8), 8 / 50),
+    ],
+)
 def test_a_collective_takes_what_its_group_and_the_links_between_them_say(name, ranks, seconds):
     operator = Operator(name, COLLECTIVE, "", 0, 8 * 10**9, group=GpuGroup("tp", tuple(ranks)))
     assert collective_seconds(operator, NODES.links) == pytest.approx(seconds)
 
 
-@pytest.mark.parametrize(("name", "ranks", "seconds"), [
-    ("c10d::_allgather_base_", range(8), 7 / (7 * 64)),  # over seven links at once
-    ("c10d::_allgather_base_", range(2), 4 / 64),
-    ("c10d::send", range(4), 8 / 64),  # to one other, over one link
-    ("c10d::_allgather_base_", range(16), 8 * 15 / 16 / 400),  # eight adapters are slower than seven links
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "ranks", "seconds"),
+    [
+        ("c10d::_allgather_base_", range(8), 7 / (7 * 64)),  # over seven links at once
+        ("c10d::_allgather_base_", range(2), 4 / 64),
+        ("c10d::send", range(4), 8 / 64),  # to one other, over one link
+        (
+            "c10d::_allgather_base_",
+            range(16),
+            8 * 15 / 16 / 400,
+        ),  # eight adapters are slower than seven links
+    ],
+)
 def test_a_group_of_cards_with_a_link_to_each_other_uses_as_many_as_it_has(name, ranks, seconds):
     """The MI300X: 64 GB/s one way on each of seven links."""
     assert speed_of("mi300x").links.to_each and not speed_of("h200").links.to_each
@@ -132,6 +184,11 @@ def test_what_is_exchanged_is_said_by_the_group_that_talks():
     gathered = Operator("c10d::_allgather_base_", COLLECTIVE, "", 0, 4 * 10**9, group=far)
     step = launches((sums, 0), (SLOW, 0), (sums, 0), (gathered, 1))
     shard, tensor = step_time(step, NODES).exchanges
-    assert (shard["axis"], shard["gpus"], shard["on_node"], shard["sent_bytes"]) == ("shard", 4, 1, 3 * 10**9)
+    assert (shard["axis"], shard["gpus"], shard["on_node"], shard["sent_bytes"]) == (
+        "shard",
+        4,
+        1,
+        3 * 10**9,
+    )
     assert (tensor["axis"], tensor["on_node"], tensor["collectives"]) == ("tensor", 2, 2)
     assert tensor["sent_bytes"] == 2 * 10**9 and tensor["seconds"] == pytest.approx(2 / 400)

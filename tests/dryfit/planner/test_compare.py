@@ -15,8 +15,15 @@ from dryfit.scenario.scenario import Scenario
 from dryfit.tracing.scenario_trace import Traced, traced
 from dryfit.tracing.trace import trace
 
-MODEL = {"model_type": "llama", "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
-         "num_attention_heads": 4, "vocab_size": 256, "max_position_embeddings": 256}  # fmt: skip
+MODEL = {
+    "model_type": "llama",
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "vocab_size": 256,
+    "max_position_embeddings": 256,
+}
 
 
 def answers(**fields) -> tuple[Estimated, Traced]:
@@ -35,7 +42,9 @@ def test_differences_are_signed_and_measured_where_the_device_is() -> None:
     assert compared.reasons == {"measurement": NOT_MEASURED, "time": NO_GPU}
     estimated, traced = answers()
     own = {"peak_allocated_bytes": 1000}
-    compared = compare(estimated, traced, {"peak_allocated_bytes": 1001, "trace_on_the_same_device": own})
+    compared = compare(
+        estimated, traced, {"peak_allocated_bytes": 1001, "trace_on_the_same_device": own}
+    )
     assert compared.differences["measurement_to_trace"] == {"bytes": 1, "share": 0.001}
 
 
@@ -51,8 +60,12 @@ def test_verdict_for_the_card_that_is_named() -> None:
 def test_a_card_that_is_nearly_full_is_slower_and_says_so(reserved_share, warned) -> None:
     estimated, traced = answers(gpu="t4")
     reserved = int(reserved_share * find("t4").usable_bytes)
-    full = compare(estimated, replace(traced, trace={**traced.trace, "peak_reserved_bytes": reserved}))
-    found = [warning for warning in full.to_mapping()["warnings"] if "of the GPU's memory" in warning]
+    full = compare(
+        estimated, replace(traced, trace={**traced.trace, "peak_reserved_bytes": reserved})
+    )
+    found = [
+        warning for warning in full.to_mapping()["warnings"] if "of the GPU's memory" in warning
+    ]
     assert bool(found) == warned and (not warned or "the step would reserve 98%" in found[0])
 
 
@@ -63,7 +76,9 @@ def test_architecture_without_an_analytic_estimate() -> None:
     assert (estimated.analytic, estimated.rule_of_thumb) == (None, None)
     _, traced = answers()
     compared = compare(estimated, traced)
-    assert compared.answers["rule_of_thumb"]["exact_count"]["parameters"] == traced.trace["parameters"]
+    assert (
+        compared.answers["rule_of_thumb"]["exact_count"]["parameters"] == traced.trace["parameters"]
+    )
     assert "analytic_to_trace" not in compared.differences
     assert "bloom" in compared.reasons["analytic"]
 
@@ -72,8 +87,18 @@ def test_architecture_without_an_analytic_estimate() -> None:
 def test_the_verdict_is_a_replay_at_the_gpus_own_size() -> None:
     """241 MiB serve this step and 243 do not: more memory is not always better."""
     llama = {
-        **{"model_type": "llama", "hidden_size": 256, "intermediate_size": 704, "num_hidden_layers": 4},
-        **{"num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 4000, "max_position_embeddings": 8192},
+        **{
+            "model_type": "llama",
+            "hidden_size": 256,
+            "intermediate_size": 704,
+            "num_hidden_layers": 4,
+        },
+        **{
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "vocab_size": 4000,
+            "max_position_embeddings": 8192,
+        },
     }
     fields = {"model": llama, "method": "qlora", "sequence_length": 637, "micro_batch": 6}
     found = {}
@@ -86,7 +111,10 @@ def test_the_verdict_is_a_replay_at_the_gpus_own_size() -> None:
     words = [one.verdict.word.value for one in found.values()]
     assert words == ["does_not_fit", "too_close", "too_close", "too_close", "fits"]
     by_luck = found[241]
-    assert by_luck.verdict.headroom_bytes == MIB and by_luck.traced.trace["required_bytes"] == 244 * MIB
+    assert (
+        by_luck.verdict.headroom_bytes == MIB
+        and by_luck.traced.trace["required_bytes"] == 244 * MIB
+    )
     assert [warning for warning in by_luck.warnings if "not every larger one" in warning]
     assert not [warning for warning in found[245].warnings if "not every larger one" in warning]
     line = of_step(by_luck.to_mapping())
@@ -98,7 +126,16 @@ def test_a_range_of_kernels_that_the_trace_gives_is_not_counted_a_second_time() 
     reading = Reading("Unsloth", "", Path("train.py"))
     reading.approximates("unsloth", True, TOO_HIGH, "its kernels keep less", "step")
     scenario = Scenario.from_mapping({"model": MODEL, "sequence_length": 64})
-    plain = {"peak_allocated_bytes": 9 * MIB, "resident_bytes": 4 * MIB, "required_bytes": 10 * MIB, "components": {}}
-    ranged = plain | {"bounds": {"lowest_bytes": 8 * MIB, "highest_bytes": 9 * MIB, "missing": "kernels"}}
-    assert [one.too_high_bytes for one in omissions([reading], scenario, {"trace": plain})] == [5 * MIB]
+    plain = {
+        "peak_allocated_bytes": 9 * MIB,
+        "resident_bytes": 4 * MIB,
+        "required_bytes": 10 * MIB,
+        "components": {},
+    }
+    ranged = plain | {
+        "bounds": {"lowest_bytes": 8 * MIB, "highest_bytes": 9 * MIB, "missing": "kernels"}
+    }
+    assert [one.too_high_bytes for one in omissions([reading], scenario, {"trace": plain})] == [
+        5 * MIB
+    ]
     assert not list(omissions([reading], scenario, {"trace": ranged}))

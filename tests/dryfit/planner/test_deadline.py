@@ -13,7 +13,12 @@ from dryfit.tracing.trace import trace
 from tests.dryfit.decoders import DECODERS
 
 CARD = find("a100-80gb")
-STEP = {"model": DECODERS["llama"], "method": "lora", "sequence_length": 64, "gradient_accumulation": 4}
+STEP = {
+    "model": DECODERS["llama"],
+    "method": "lora",
+    "sequence_length": 64,
+    "gradient_accumulation": 4,
+}
 
 
 def timed(scenario: Scenario, gpu: Gpu = CARD) -> dict:
@@ -39,28 +44,41 @@ def test_what_is_proposed_fits_and_ends_in_time() -> None:
         candidate = apply(Scenario.from_mapping(STEP), item.changes)
         own = timed(candidate)
         assert item.required_bytes == own["required_bytes"] <= CARD.usable_bytes
-        assert item.run == run_time(own["time"], CARD, candidate, Run(10_000, deadline_hours=deadline))
+        assert item.run == run_time(
+            own["time"], CARD, candidate, Run(10_000, deadline_hours=deadline)
+        )
         assert item.run.in_time and item.run.hours_range[1] <= deadline
 
 
 def test_what_a_deadline_may_change() -> None:
-    (move,) = [move for move in faster_moves(Scenario.from_mapping(STEP)) if "micro_batch" in move.name]
-    assert move.options == [{"micro_batch": 4, "gradient_accumulation": 1},
-                            {"micro_batch": 2, "gradient_accumulation": 2}]  # fmt: skip
+    (move,) = [
+        move for move in faster_moves(Scenario.from_mapping(STEP)) if "micro_batch" in move.name
+    ]
+    assert move.options == [
+        {"micro_batch": 4, "gradient_accumulation": 1},
+        {"micro_batch": 2, "gradient_accumulation": 2},
+    ]
     step = Scenario.from_mapping(STEP)
     assert next(faster_moves(step, find("t4").capability)).options[0] == {"precision": "fp16"}
     assert "fp16" not in [move.name for move in faster_moves(step, CARD.capability)]
 
 
-@pytest.mark.parametrize(("changes", "names"), [
-    ({}, ["no_checkpointing", "larger_micro_batch"]),
-    ({"gradient_accumulation": 1}, ["no_checkpointing", "larger_batch"]),
-    ({"attention": "eager", "gradient_checkpointing": False, "loss": "chunked"},
-     ["fused_attention", "full_loss", "larger_micro_batch"]),
-    ({"method": "qlora"}, ["no_checkpointing", "lora", "larger_micro_batch"]),
-    ({"activation_offload": True, "gradient_checkpointing": False},
-     ["no_activation_offload", "larger_micro_batch"]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("changes", "names"),
+    [
+        ({}, ["no_checkpointing", "larger_micro_batch"]),
+        ({"gradient_accumulation": 1}, ["no_checkpointing", "larger_batch"]),
+        (
+            {"attention": "eager", "gradient_checkpointing": False, "loss": "chunked"},
+            ["fused_attention", "full_loss", "larger_micro_batch"],
+        ),
+        ({"method": "qlora"}, ["no_checkpointing", "lora", "larger_micro_batch"]),
+        (
+            {"activation_offload": True, "gradient_checkpointing": False},
+            ["no_activation_offload", "larger_micro_batch"],
+        ),
+    ],
+)
 def test_changes_that_save_time(changes: dict, names: list[str]) -> None:
     assert [move.name for move in faster_moves(Scenario.from_mapping(STEP | changes))] == names
 

@@ -36,7 +36,9 @@ def test_every_way_is_a_step_and_the_others_are_left_out():
     assert {"pipeline 2 x tensor 2 x schedule 1f1b", "fsdp2 x tensor 2 x sequence x loss"} <= found
     with_adapters = named(ways(small().changed(method="lora"), 4))
     assert "fsdp2 x tensor 2" in with_adapters
-    assert not [way for way in with_adapters if "pipeline" in way or "sequence" in way or "loss" in way]
+    assert not [
+        way for way in with_adapters if "pipeline" in way or "sequence" in way or "loss" in way
+    ]
     packed = named(ways(small().changed(method="qlora"), 4))
     assert not [way for way in packed if "tensor" in way or "pipeline" in way]
 
@@ -47,11 +49,22 @@ def test_ways_keep_the_update_and_have_an_order():
         rows = step.micro_batch * step.gradient_accumulation * step.parallel.rows_at_once
         assert rows == 2 * 4, step.parallel
     order = Order(small(), find("h100-80gb"))
-    sizes = {divisions.say_way(vars(step.parallel)): order.required_bytes(step) for step in ways(small(), 4)}
+    sizes = {
+        divisions.say_way(vars(step.parallel)): order.required_bytes(step)
+        for step in ways(small(), 4)
+    }
     assert sizes["ddp"] > sizes["fsdp2 x replicate 2"] > sizes["fsdp2"]
     assert sizes["fsdp2 x tensor 2"] > sizes["fsdp2 x tensor 2 x sequence x loss"]
-    seconds = {divisions.say_way(vars(step.parallel)): order.seconds_per_token(step) for step in ways(small(), 4)}
-    assert seconds["fsdp2 x tensor 2"] > seconds["fsdp2 x tensor 2 x sequence x loss"] > seconds["ddp"] > 0
+    seconds = {
+        divisions.say_way(vars(step.parallel)): order.seconds_per_token(step)
+        for step in ways(small(), 4)
+    }
+    assert (
+        seconds["fsdp2 x tensor 2"]
+        > seconds["fsdp2 x tensor 2 x sequence x loss"]
+        > seconds["ddp"]
+        > 0
+    )
     step = small().changed(parallel={"strategy": "none", "gpus": 1}, optimizer="adamw_8bit")
     assert "whole tensors" in divisions._not_sharded(step)
 
@@ -71,14 +84,20 @@ def test_what_is_written_is_what_was_traced():
 @pytest.mark.thorough
 def test_the_asked_way_comes_first_and_the_best_of_the_others_after_it():
     said, shown = [], []
-    found = divide(small(), find("h100-80gb"), lambda what, left, _: said.append((what, left)), shown.append)
+    found = divide(
+        small(), find("h100-80gb"), lambda what, left, _: said.append((what, left)), shown.append
+    )
     assert said[0] == ("4 GPUs, fsdp2", 4) and said[-1][1] == 0
     assert shown[0].way == "fsdp2" and found["asked"]["way"] == "fsdp2"
     rows = found["divisions"]
     assert len(rows) == 5 and found["considered"] == 9
     assert [row["fits"] for row in rows] == [True] * 5
     traced, others = {row["way"] for row in rows}, {row["way"] for row in found["not_traced"]}
-    assert not traced & others and traced | others == named(ways(small(), 4)) and found["ruled_out"] == []
+    assert (
+        not traced & others
+        and traced | others == named(ways(small(), 4))
+        and found["ruled_out"] == []
+    )
     speeds = [row["tokens_per_second"] for row in rows]
     assert speeds == sorted(speeds, reverse=True)
 
@@ -111,7 +130,8 @@ def test_what_a_gpu_holds_in_any_case_rules_a_way_out(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "fields", [{"method": "qlora"}, {"parallel": {"strategy": "fsdp2", "gpus": 4, "offload": "cpu"}}]
+    "fields",
+    [{"method": "qlora"}, {"parallel": {"strategy": "fsdp2", "gpus": 4, "offload": "cpu"}}],
 )
 def test_what_is_not_certain_rules_nothing_out(fields):
     step = small().changed(**fields)
@@ -135,7 +155,9 @@ def test_layers_move_from_the_stage_that_needs_most():
 def test_where_nothing_fits_more_ways_are_traced(monkeypatch):
     monkeypatch.setattr(divisions, "TRACED", 2)
     monkeypatch.setattr(divisions, "MOST", 4)
-    found = divide(small(model=WIDE, optimizer="adamw"), find({"vram_gib": 0.53, "context_mib": 512}))
+    found = divide(
+        small(model=WIDE, optimizer="adamw"), find({"vram_gib": 0.53, "context_mib": 512})
+    )
     assert not any(row["fits"] for row in found["divisions"])
     assert len({row["way"] for row in found["divisions"] if "layers" not in row["way"]}) == 4
 
@@ -149,7 +171,9 @@ def searched(monkeypatch, error, card, first, then):
     search = divisions._DivisionSearch(card, order=Order(step, card))
     search.trace(by_name[first])
     left = search.best([by_name[name] for name in then])
-    return [(one.way, one.fits) for one in search.found], [divisions.say_way(vars(each.parallel)) for each in left]
+    return [(one.way, one.fits) for one in search.found], [
+        divisions.say_way(vars(each.parallel)) for each in left
+    ]
 
 
 @pytest.mark.thorough
@@ -157,7 +181,9 @@ def test_a_way_whose_rough_size_is_too_low_takes_no_others_place(monkeypatch):
     """As many as are shown fit, where so many do; what is too large by the smallest error so far waits."""
     monkeypatch.setattr(divisions, "TRACED", 2)
     first, *others = "fsdp2 x replicate 2", "ddp", "fsdp2", "fsdp2 x context 2", "fsdp2 x context 4"
-    found, left = searched(monkeypatch, 0.01, find({"vram_gib": 0.62, "context_mib": 512}), first, others)
+    found, left = searched(
+        monkeypatch, 0.01, find({"vram_gib": 0.62, "context_mib": 512}), first, others
+    )
     assert found == [(first, False), ("fsdp2", True), ("fsdp2 x context 2", True)]
     assert left == ["ddp", "fsdp2 x context 4"]
 
@@ -166,8 +192,13 @@ def test_a_faster_way_whose_rough_size_is_too_high_is_traced(monkeypatch):
     """Unless it is too large by the smallest error that was seen."""
     monkeypatch.setattr(divisions, "TRACED", 1)
     card = find({"vram_gib": 0.62, "context_mib": 512})
-    found, left = searched(monkeypatch, 2.5, card, "fsdp2 x context 2", ["fsdp2 x context 4", "fsdp2", "ddp"])
-    assert found == [("fsdp2 x context 2", True), ("fsdp2", True)] and left == ["fsdp2 x context 4", "ddp"]
+    found, left = searched(
+        monkeypatch, 2.5, card, "fsdp2 x context 2", ["fsdp2 x context 4", "fsdp2", "ddp"]
+    )
+    assert found == [("fsdp2 x context 2", True), ("fsdp2", True)] and left == [
+        "fsdp2 x context 4",
+        "ddp",
+    ]
 
 
 @pytest.mark.thorough
@@ -175,11 +206,15 @@ def test_a_stage_with_as_many_layers_as_before_is_not_traced_again(monkeypatch):
     from dryfit.tracing import trace as traces
 
     parallel = {"strategy": "none", "gpus": 3, "pipeline": 3}
-    step = small(gpus=2, model=LLAMA | {"num_hidden_layers": 7}).changed(parallel=parallel, gradient_accumulation=3)
+    step = small(gpus=2, model=LLAMA | {"num_hidden_layers": 7}).changed(
+        parallel=parallel, gradient_accumulation=3
+    )
     moved = step.changed(parallel={**parallel, "stage_layers": [3, 3, 1]})
     followed, stages, follow = [], {}, traces._followed
     monkeypatch.setattr(
-        traces, "_followed", lambda *given, **named: followed.append(given[4].stage) or follow(*given, **named)
+        traces,
+        "_followed",
+        lambda *given, **named: followed.append(given[4].stage) or follow(*given, **named),
     )
     card = find("h100-80gb")
     divisions._traced(step, card, stages)
@@ -196,8 +231,12 @@ def test_the_fewest_gpus_are_looked_for_from_one_on(gib, gpus, monkeypatch):
     card = find({"vram_gib": gib, "context_mib": 512})
     monkeypatch.setattr(divisions, "COUNTS", (1, 2, 4))
     found = fewest(step, card)
-    assert found["gpus"] == gpus and found["counts"] == [count for count in (1, 2, 4) if count <= (gpus or 4)]
-    assert all(not row["fits"] and row["required_bytes"] > card.usable_bytes for row in found["tried"])
+    assert found["gpus"] == gpus and found["counts"] == [
+        count for count in (1, 2, 4) if count <= (gpus or 4)
+    ]
+    assert all(
+        not row["fits"] and row["required_bytes"] > card.usable_bytes for row in found["tried"]
+    )
     if gpus is None:
         assert found["division"] is None
     else:
@@ -236,10 +275,14 @@ def test_the_command_line_ranks_divisions(model, capsys):
 def test_the_command_line_says_what_was_left_out() -> None:
     ruled_out = {"way": "ddp", "at_least_bytes": 3 * 2**30}
     not_traced = {"way": "tensor 2", "rough_bytes": 2**31}
-    lines = [*_left_out({"ruled_out": [ruled_out], "not_traced": [not_traced], "refused": ["context 2"]})]
+    lines = [
+        *_left_out({"ruled_out": [ruled_out], "not_traced": [not_traced], "refused": ["context 2"]})
+    ]
     assert [line.rpartition(": ")[2] for line in lines] == [
-        "ddp (at least 3.00 GiB)", "tensor 2 (roughly 2.00 GiB)", "context 2",
-    ]  # fmt: skip
+        "ddp (at least 3.00 GiB)",
+        "tensor 2 (roughly 2.00 GiB)",
+        "context 2",
+    ]
     assert [*_left_out({"not_traced": []})] == []
 
 
@@ -248,11 +291,14 @@ def test_the_command_line_names_the_fewest(model, capsys):
     assert json.loads(capsys.readouterr().out)["gpus"] == 1
 
 
-@pytest.mark.parametrize(("words", "said"), [
-    ([], "divide` needs a GPU, and the file names none"),
-    (["--gpu", "h100"], "is for several GPUs"),
-    (["--gpu", "2xh100", "--quick"], "does not use --quick"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([], "divide` needs a GPU, and the file names none"),
+        (["--gpu", "h100"], "is for several GPUs"),
+        (["--gpu", "2xh100", "--quick"], "does not use --quick"),
+    ],
+)
 def test_questions_that_cant_be_asked(model, words, said):
     with pytest.raises(command.UserError, match=said):
         command.main(["divide", model, *WORDS, *words])

@@ -15,8 +15,10 @@ def needed(way: dict, rows: int) -> int:
     return RESIDENT + way["each"] * rows
 
 
-@pytest.mark.parametrize(("each", "largest", "answered"), [(37, 16, [16]), (150, 4, [16, 4]), (590, 1, [16, 1]),
-                                                           (700, 1, [16, 1])])  # fmt: skip
+@pytest.mark.parametrize(
+    ("each", "largest", "answered"),
+    [(37, 16, [16]), (150, 4, [16, 4]), (590, 1, [16, 1]), (700, 1, [16, 1])],
+)
 def test_a_trace_rules_out_rows_that_can_not_fit(each, largest, answered) -> None:
     """Without an estimate each way begins with the most rows: what these show spares traces between."""
     asked = []
@@ -38,7 +40,12 @@ def test_a_trace_rules_out_rows_that_can_not_fit(each, largest, answered) -> Non
 
 def test_without_an_estimate_layers_alike_say_where_to_begin() -> None:
     """Of a hybrid with Liger's loss, which has neither a form nor a record."""
-    fields = {"model": "qwen3.5-9b", "sequence_length": 512, "loss": "liger", "gradient_checkpointing": False}
+    fields = {
+        "model": "qwen3.5-9b",
+        "sequence_length": 512,
+        "loss": "liger",
+        "gradient_checkpointing": False,
+    }
     fits = []
     for rows in (1, 2, 16, 64):
         step = Scenario.from_mapping({**fields, "micro_batch": rows})

@@ -25,8 +25,10 @@ def make(**fields) -> Scenario:
 
 
 def card(usable: int) -> Gpu:
-    return replace(find({"vram_gib": 1, "context_mib": 512}),
-                   total_bytes=usable + find({"vram_gib": 1, "context_mib": 512}).context_bytes)  # fmt: skip
+    return replace(
+        find({"vram_gib": 1, "context_mib": 512}),
+        total_bytes=usable + find({"vram_gib": 1, "context_mib": 512}).context_bytes,
+    )
 
 
 RECORDED = Recorder()  # steps of one model share it
@@ -40,7 +42,11 @@ def test_largest_micro_batch_fits_and_the_next_does_not() -> None:
     scenario, gpu = make(), card(200 * 2**20)
     found = largest(scenario, gpu, "micro_batch")
     assert found["value"] > 1
-    assert required(scenario.changed(micro_batch=found["value"])) == found["required_bytes"] <= gpu.usable_bytes
+    assert (
+        required(scenario.changed(micro_batch=found["value"]))
+        == found["required_bytes"]
+        <= gpu.usable_bytes
+    )
     assert required(scenario.changed(micro_batch=found["value"] + 1)) > gpu.usable_bytes
     assert found["headroom_bytes"] == gpu.usable_bytes - found["required_bytes"] >= 0
 
@@ -55,7 +61,9 @@ def test_the_largest_step_at_its_ends() -> None:
 @pytest.mark.thorough
 def test_a_search_in_records_ends_where_one_in_traces_does(monkeypatch) -> None:
     """TRL's step of a small Qwen3: no value is traced, and all figures are the same."""
-    base = parse_request({"model": "qwen3-0.6b", "method": "qlora", "sequence_length": 512, "like": "trl"}).scenario
+    base = parse_request(
+        {"model": "qwen3-0.6b", "method": "qlora", "sequence_length": 512, "like": "trl"}
+    ).scenario
     gpu = card(3 * GIB)
     with monkeypatch.context() as patched:
         patched.setattr(Recorder, "__call__", lambda *_: pytest.fail("a record knows this step"))
@@ -65,7 +73,9 @@ def test_a_search_in_records_ends_where_one_in_traces_does(monkeypatch) -> None:
 
 
 @pytest.mark.parametrize("fields", [{}, {"attention": "eager"}], ids=str)
-def test_without_an_estimate_the_border_is_the_same_and_nothing_far_beyond_it_is_traced(fields, monkeypatch) -> None:
+def test_without_an_estimate_the_border_is_the_same_and_nothing_far_beyond_it_is_traced(
+    fields, monkeypatch
+) -> None:
     """As for layers of several kinds."""
     scenario, gpu, traced = make(**fields), card(400 * 2**20), []
     known = largest(scenario, gpu, "micro_batch")
@@ -109,7 +119,9 @@ def test_a_table_and_a_question_give_one_answer(monkeypatch) -> None:
             if value:
                 assert required(replace(base, **{field: value})) <= gpu.usable_bytes
             if value := row["expandable_segments"][f"largest_{field}"]:
-                assert RECORDED(replace(base, **{field: value})).fits(gpu.usable_bytes, expandable_segments=True)
+                assert RECORDED(replace(base, **{field: value})).fits(
+                    gpu.usable_bytes, expandable_segments=True
+                )
     threads = torch.get_num_threads()
     for method in ("full", "qlora"):
         (one,) = feasibility({method: bases[method]}, [cards[1]], verify=["150"])
@@ -131,7 +143,9 @@ def test_the_table_knows_several_cards() -> None:
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize("fields", [{}, {"method": "full"}, {"attention": "eager", "gradient_checkpointing": False}])
+@pytest.mark.parametrize(
+    "fields", [{}, {"method": "full"}, {"attention": "eager", "gradient_checkpointing": False}]
+)
 def test_between_traces_the_events_are_those_of_a_trace(fields) -> None:
     scenario = make(**fields)
     borders = Borders(scenario, "sequence_length", None, [64 * 2**20, 256 * 2**20])
@@ -154,10 +168,16 @@ def scaled_by(sequences) -> tuple[Scaled, list[int]]:
 
 def test_where_the_events_change_is_looked_for_by_halves() -> None:
     """A step of a length above the change once took a trace for each length, since the trace below it is another."""
-    scaled, asked = scaled_by(lambda value: [(1, value * 2**20), (2, 2**20), (-1, 0)][: 3 if value < 50 else 2])
+    scaled, asked = scaled_by(
+        lambda value: [(1, value * 2**20), (2, 2**20), (-1, 0)][: 3 if value < 50 else 2]
+    )
     for value in (10, 40, 1000):
         scaled.record(value)
-    assert scaled.at(30).sequences == [[(1, 30 * 2**20), (2, 2**20), (-1, 0)]] and asked == [10, 40, 1000]
+    assert scaled.at(30).sequences == [[(1, 30 * 2**20), (2, 2**20), (-1, 0)]] and asked == [
+        10,
+        40,
+        1000,
+    ]
     for value in range(60, 1000):
         assert scaled.at(value).sequences == [[(1, value * 2**20), (2, 2**20)]]
     assert len(asked) <= 3 + 10
@@ -170,7 +190,9 @@ def test_steps_of_a_search_and_records_of_other_events() -> None:
     assert scaled.at(60).traced and len(scaled.at(60).sequences[0]) == 60
     assert asked == [10, 40, 90, 70, 60]
     values = steps("sequence_length", 32768)
-    assert values[:3] == [64, 128, 192] and values[-1] == 32768 and 8192 in values and 16384 in values
+    assert (
+        values[:3] == [64, 128, 192] and values[-1] == 32768 and 8192 in values and 16384 in values
+    )
     assert all(later / value - 1 <= 1 / 64 for value, later in pairwise(values) if value >= 4096)
     assert capacities([(1, 2**20)]).required_bytes == 2 * 2**20
 
@@ -184,7 +206,9 @@ def test_kernels_of_a_card_share_traces() -> None:
     (group,) = by_kernels(scenario, [find("h100-80gb"), find("a100-40gb")])
     assert [gpu.name for gpu in group] == ["a100-40gb", "h100-80gb"]
     # Liger's norm takes a row of sums for each of the card's processors: 128 of an RTX 4090, 108 of an A100.
-    scenario = make(method="full", kernels="liger", loss="liger", gpu="rtx-4090", sequence_length=64)
+    scenario = make(
+        method="full", kernels="liger", loss="liger", gpu="rtx-4090", sequence_length=64
+    )
     capability, width = find("rtx-4090").capability, scenario.size("hidden_size")
     recording = Borders(scenario, "sequence_length", capability, [2**30]).scaled.record(64)
     sizes = {size for _, size in recording.sequences[0]}
@@ -210,7 +234,9 @@ def test_a_fit_by_luck_is_above_the_border(monkeypatch) -> None:
     """What fits above the first value that does not is not the border."""
     borders = Borders(make(), "micro_batch", None, [10])
     monkeypatch.setattr(borders, "_guess", lambda *_: 11)
-    monkeypatch.setattr(borders, "fits", lambda value, capacity, *, expandable: value in (*range(1, 10), 11, 12))
+    monkeypatch.setattr(
+        borders, "fits", lambda value, capacity, *, expandable: value in (*range(1, 10), 11, 12)
+    )
     monkeypatch.setattr(borders, "_surely_too_large", lambda *_: False)
     assert borders.largest(10).value == 9
 

@@ -31,8 +31,10 @@ def make(**fields) -> Scenario:
 
 
 def card(usable: int) -> Gpu:
-    return replace(find({"vram_gib": 1, "context_mib": 512}),
-                   total_bytes=usable + find({"vram_gib": 1, "context_mib": 512}).context_bytes)  # fmt: skip
+    return replace(
+        find({"vram_gib": 1, "context_mib": 512}),
+        total_bytes=usable + find({"vram_gib": 1, "context_mib": 512}).context_bytes,
+    )
 
 
 def required(scenario: Scenario) -> int:
@@ -60,19 +62,37 @@ def test_suggestions_fit_in_order_of_their_cost() -> None:
 
 
 def test_which_changes_are_offered() -> None:
-    (found,) = [move for move in moves(make(micro_batch=6, gradient_accumulation=2)) if move.name == "micro_batch"]
+    (found,) = [
+        move
+        for move in moves(make(micro_batch=6, gradient_accumulation=2))
+        if move.name == "micro_batch"
+    ]
     assert [tuple(one.values()) for one in found.options] == [(4, 3), (3, 4), (2, 6), (1, 12)]
-    offered = [changes for move in moves(make(method="lora", lora={"rank": 16})) for changes in move.options]
+    offered = [
+        changes
+        for move in moves(make(method="lora", lora={"rank": 16}))
+        for changes in move.options
+    ]
     assert [changes["lora"]["rank"] for changes in offered if "lora" in changes] == [8, 4]
-    assert [changes["sequence_length"] for changes in offered if "sequence_length" in changes] == [192, 128]
+    assert [changes["sequence_length"] for changes in offered if "sequence_length" in changes] == [
+        192,
+        128,
+    ]
     scenario = make(method="full", precision="bf16-mixed")
     assert apply(scenario, {"method": "lora"}).lora is not None
     assert apply(make(), {"method": "full"}).quantization is None
     scenario = make(method="full", gpu={"name": "t4", "count": 2}, gradient_accumulation=2)
     names = [move.name for move in moves(scenario)]
     assert names.index("spread") < names.index("lora")
-    scenario = make(method="full", precision="bf16-mixed", parallel={"strategy": "zero2", "gpus": 4})
-    strategies = [c["parallel"]["strategy"] for move in moves(scenario) for c in move.options if "parallel" in c]
+    scenario = make(
+        method="full", precision="bf16-mixed", parallel={"strategy": "zero2", "gpus": 4}
+    )
+    strategies = [
+        c["parallel"]["strategy"]
+        for move in moves(scenario)
+        for c in move.options
+        if "parallel" in c
+    ]
     assert strategies == ["zero3"]
     # Two GPUs of one row each make a batch of two: four of them can't keep it.
     changes, price = spread(make(**TWO), 4)
@@ -98,7 +118,10 @@ def test_suggestions_say_what_they_save_and_cost_in_time_from_two_traces() -> No
     ratio = after["time"]["seconds_per_step"] / before["time"]["seconds_per_step"]
     assert item.slower_share == pytest.approx(ratio - 1, abs=1e-4) and 1.1 < ratio < 1.6
     saved = (before["required_bytes"] - item.required_bytes) / GIB
-    assert item.cost == f"time: each layer runs again in backward; saves {saved:.2f} GiB, {ratio - 1:.0%} slower"
+    assert (
+        item.cost
+        == f"time: each layer runs again in backward; saves {saved:.2f} GiB, {ratio - 1:.0%} slower"
+    )
 
 
 @pytest.mark.nightly
@@ -113,13 +136,17 @@ def test_what_an_estimate_thinks_fits_is_suggested_only_when_the_trace_says_so(m
     found = [item for item in suggest(scenario, gpu) if "gpu" not in item.changes]
     for item in found:
         assert required(apply(scenario, item.changes)) == item.required_bytes <= gpu.usable_bytes
-    assert "loss" not in {key for item in found for key in item.changes}  # the mildest, which is not enough
+    assert "loss" not in {
+        key for item in found for key in item.changes
+    }  # the mildest, which is not enough
 
 
 @pytest.mark.thorough
 def test_several_changes_where_one_does_not_suffice() -> None:
     scenario = make(method="full", precision="fp32", micro_batch=8, gradient_checkpointing=False)
-    alone = required(scenario.changed(gradient_checkpointing=True, micro_batch=1, gradient_accumulation=8))
+    alone = required(
+        scenario.changed(gradient_checkpointing=True, micro_batch=1, gradient_accumulation=8)
+    )
     gpu = card(int(alone * 0.65))
     first = suggest(scenario, gpu)[0]
     changed = apply(scenario, first.changes)
@@ -153,7 +180,9 @@ def test_a_shorter_length_is_the_longest_below_which_all_fit() -> None:
     (move,) = (move for move in moves(scenario) if move.name == "sequence_length")
     assert [changes["sequence_length"] for changes in move.options] == list(range(960, 127, -64))
     estimate = CalibratedEstimator(scenario, gpu)
-    found = _verified(scenario, move, gpu, estimate, lambda step: estimate(step) <= gpu.usable_bytes)
+    found = _verified(
+        scenario, move, gpu, estimate, lambda step: estimate(step) <= gpu.usable_bytes
+    )
     longest = largest(scenario, gpu, "sequence_length")["value"]
     assert 512 < found.changes["sequence_length"] == longest < 1024
     assert required(scenario.changed(**found.changes)) == found.required_bytes <= gpu.usable_bytes
@@ -163,7 +192,11 @@ def test_bigger_card_is_the_smallest_that_holds_it() -> None:
     scenario, gpu = make(micro_batch=1500), find("t4")
     last = _bigger_gpu(scenario, gpu, CalibratedEstimator(scenario, gpu))
     name = last.changes["gpu"]
-    smaller = [c for c in catalogue().values() if gpu.total_bytes < c.total_bytes < catalogue()[name].total_bytes]
+    smaller = [
+        c
+        for c in catalogue().values()
+        if gpu.total_bytes < c.total_bytes < catalogue()[name].total_bytes
+    ]
     assert all(last.required_bytes > c.usable_bytes * 0.97 for c in smaller)
 
 
@@ -176,7 +209,11 @@ ODD = [
     {"packing": "rows"},
     {"loss": "liger"},
     {"method": "full", "precision": "bf16-mixed"},
-    {"quantization": {"type": "int8"}, "parallel": {"strategy": "ddp", "gpus": 2}, "gpu": {"vram_gib": 24, "count": 4}},
+    {
+        "quantization": {"type": "int8"},
+        "parallel": {"strategy": "ddp", "gpus": 2},
+        "gpu": {"vram_gib": 24, "count": 4},
+    },
     {"quantization": {"type": "int8"}, "gpu": {"vram_gib": 24, "count": 2}},
 ]
 
@@ -199,31 +236,44 @@ def test_what_a_suggestion_says_to_write_is_its_change(fields) -> None:
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize(("more", "size", "close"), [({"use_cache": True}, 2, 0), ({"micro_batch": 4}, 1, 0.05)])
+@pytest.mark.parametrize(
+    ("more", "size", "close"), [({"use_cache": True}, 2, 0), ({"micro_batch": 4}, 1, 0.05)]
+)
 def test_a_bigger_gpu_is_found_by_its_own_kernels(more, size, close) -> None:
     """By the trace, or by the estimate's peak: before compute capability 8.0 this attention keeps its scores."""
     model = {**LLAMA, "num_attention_heads": 4, "num_key_value_heads": 2}
-    scenario = make(model=model, precision="fp16", sequence_length=1024, gradient_checkpointing=False, **more)
+    scenario = make(
+        model=model, precision="fp16", sequence_length=1024, gradient_checkpointing=False, **more
+    )
     gpu = replace(find("t4"), total_bytes=size * GIB)
     found = _bigger_gpu(scenario, gpu, CalibratedEstimator(scenario, gpu))
     other = catalogue()[found.changes["gpu"]]
-    old, new = (trace(scenario, capability=c, timeline=False)["required_bytes"] for c in ((7, 5), other.capability))
+    old, new = (
+        trace(scenario, capability=c, timeline=False)["required_bytes"]
+        for c in ((7, 5), other.capability)
+    )
     assert found.required_bytes == pytest.approx(new, rel=close) and new < old
 
 
-@pytest.mark.parametrize("fields", [
-    {"kbit_preparation": "trl"},
-    {"method": "full", "precision": "bf16-mixed"},
-    {"method": "lora", "parallel": {"strategy": "fsdp1", "gpus": 2}},
-    {"method": "lora", "precision": "fp16-mixed", "parallel": {"strategy": "fsdp1", "gpus": 2}},
-], ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"kbit_preparation": "trl"},
+        {"method": "full", "precision": "bf16-mixed"},
+        {"method": "lora", "parallel": {"strategy": "fsdp1", "gpus": 2}},
+        {"method": "lora", "precision": "fp16-mixed", "parallel": {"strategy": "fsdp1", "gpus": 2}},
+    ],
+    ids=str,
+)
 def test_a_scenario_of_one_method_is_one_of_each(fields) -> None:
     scenario = make(**fields)
     assert [apply(scenario, as_method(scenario, name)).method for name in ("full", "lora", "qlora")]
 
 
 def test_what_is_traced_for_a_gpu_is_known_for_others_with_its_kernels() -> None:
-    scenario = make(use_cache=True, gradient_checkpointing=False)  # which the analytic estimate does not describe
+    scenario = make(
+        use_cache=True, gradient_checkpointing=False
+    )  # which the analytic estimate does not describe
     estimate = CalibratedEstimator(scenario)
     answers = {name: estimate.on(find(name)) for name in ("rtx-3090", "rtx-a6000", "t4")}
     traced = {name: other.verify(scenario) for name, other in answers.items()}
@@ -232,7 +282,9 @@ def test_what_is_traced_for_a_gpu_is_known_for_others_with_its_kernels() -> None
 
 
 def test_a_step_without_an_estimate_is_read_from_its_record_and_not_traced(monkeypatch) -> None:
-    monkeypatch.setattr("dryfit.tracing.trace.trace", lambda *_, **__: pytest.fail("a record knows this step"))
+    monkeypatch.setattr(
+        "dryfit.tracing.trace.trace", lambda *_, **__: pytest.fail("a record knows this step")
+    )
     step = parse_request({"model": "lfm2-1.2b", "sequence_length": 512, "like": "trl"}).scenario
     estimate = CalibratedEstimator(step, find("rtx-4090"))
     recorded = derived_step(step, (8, 9)).required_bytes
@@ -242,7 +294,9 @@ def test_a_step_without_an_estimate_is_read_from_its_record_and_not_traced(monke
     monkeypatch.setattr(CalibratedEstimator, "formula", lambda *_: 7)
     assert estimate(step.changed(optimizer="adamw_8bit")) == 7  # which no record has
     shared = next(gpu for gpu in known().values() if gpu.pool_bytes)
-    assert CalibratedEstimator(step, shared)(step) == 7  # loading decides there, and is in no record
+    assert (
+        CalibratedEstimator(step, shared)(step) == 7
+    )  # loading decides there, and is in no record
     assert estimate.on(shared)(step) == 7 and estimate.on(find("rtx-3090"))(step) > 7
 
 
@@ -258,26 +312,38 @@ def test_layers_alike_stand_in_for_others_and_weights_count_exactly(family, meth
     estimate = CalibratedEstimator(scenario)
     own, other = (weights_bytes(step, parameter_count(step.model)) for step in (scenario, alike))
     form = analytic_estimate(alike, blocks=False)["peak_allocated_bytes"]
-    assert estimate.described and (method == "full" or estimate.formula(scenario) == form + own - other)
+    assert estimate.described and (
+        method == "full" or estimate.formula(scenario) == form + own - other
+    )
     assert estimate(scenario.changed(micro_batch=4)) > estimate(scenario)
     traced = estimate.verify(scenario)
     assert estimate(scenario) == traced["required_bytes"]
 
 
 def test_a_target_of_the_models_own_layers_becomes_all_linear_where_others_stand_in() -> None:
-    fields = {"model": FAMILIES["lfm2"], "lora": {"rank": 4, "target_modules": ["in_proj"]}, "sequence_length": 64}
+    fields = {
+        "model": FAMILIES["lfm2"],
+        "lora": {"rank": 4, "target_modules": ["in_proj"]},
+        "sequence_length": 64,
+    }
     assert layers_alike(Scenario.from_mapping(fields)).lora.target_modules == "all-linear"
 
 
 def test_a_sweep_over_layers_without_a_form_is_the_traces_at_its_ends(monkeypatch) -> None:
-    scenario = Scenario.from_mapping({"model": FAMILIES["lfm2"], "method": "lora", "sequence_length": 64})
+    scenario = Scenario.from_mapping(
+        {"model": FAMILIES["lfm2"], "method": "lora", "sequence_length": 64}
+    )
     traces, verify = [], CalibratedEstimator.verify
-    monkeypatch.setattr(CalibratedEstimator, "verify", lambda own, step: traces.append(step) or verify(own, step))
+    monkeypatch.setattr(
+        CalibratedEstimator, "verify", lambda own, step: traces.append(step) or verify(own, step)
+    )
     rows = sweep(scenario, ranks=(4, 16), sequence_lengths=(64, 128, 512), micro_batches=(1, 2))
     assert len(traces) == 5 and len(rows) == 12
     for row in (rows[0], rows[5], rows[6], rows[11]):
         changes = {name: row[name] for name in ("sequence_length", "micro_batch")}
-        step = scenario.changed(**changes, lora={**scenario.to_mapping()["lora"], "rank": row["rank"]})
+        step = scenario.changed(
+            **changes, lora={**scenario.to_mapping()["lora"], "rank": row["rank"]}
+        )
         assert row["required_bytes"] == required(step)
 
 
@@ -288,7 +354,9 @@ def test_estimates_meet_the_traces_that_taught_them() -> None:
         traced = estimate.verify(scenario.changed(micro_batch=batch))
         assert estimate(scenario.changed(micro_batch=batch)) == traced["required_bytes"]
     between = scenario.changed(micro_batch=8)
-    assert estimate(between) == pytest.approx(required(between), rel=0.15)  # segments are coarse here
+    assert estimate(between) == pytest.approx(
+        required(between), rel=0.15
+    )  # segments are coarse here
     points = [(100, 10), (200, 30)]
     assert [_above(peak, points) for peak in (50, 100, 150, 200, 400)] == [5, 10, 20, 30, 60]
     assert _above(100, []) == 0
@@ -298,11 +366,18 @@ def test_estimates_meet_the_traces_that_taught_them() -> None:
 def test_sweep_of_two_hundred_settings() -> None:
     scenario = Scenario.from_mapping({"model": "qwen2.5-coder-7b"})
     started = time.monotonic()
-    rows = sweep(scenario, ranks=[4, 8, 16, 32, 64], sequence_lengths=[128, 256, 512, 1024, 2048, 4096, 8192, 16384],
-                 micro_batches=[1, 2, 4, 8, 16])  # fmt: skip
+    rows = sweep(
+        scenario,
+        ranks=[4, 8, 16, 32, 64],
+        sequence_lengths=[128, 256, 512, 1024, 2048, 4096, 8192, 16384],
+        micro_batches=[1, 2, 4, 8, 16],
+    )
     print(f"{len(rows)} settings in {time.monotonic() - started:.1f} s")
     assert len(rows) == 200
-    table = {(row["rank"], row["sequence_length"], row["micro_batch"]): row["required_bytes"] for row in rows}
+    table = {
+        (row["rank"], row["sequence_length"], row["micro_batch"]): row["required_bytes"]
+        for row in rows
+    }
     assert table[8, 512, 1] < table[64, 512, 1] < table[64, 4096, 1] < table[64, 4096, 16]
 
 
@@ -314,10 +389,15 @@ def test_the_mildest_change_that_fits_is_suggested_and_whole_weights_are_named()
     assert found == [{"micro_batch": 4, "gradient_accumulation": 2}]
     scenario = make(parallel={"strategy": "fsdp2", "gpus": 4})
     saved = whole_4bit_bytes(scenario)
-    _, price, (changes,) = next(move for move in moves(scenario) if move.name == "divide_4bit_weights")
+    _, price, (changes,) = next(
+        move for move in moves(scenario) if move.name == "divide_4bit_weights"
+    )
     divided_too = apply(scenario, changes)
     resident = [trace(step, timeline=False)["resident_bytes"] for step in (scenario, divided_too)]
-    assert resident[0] - resident[1] == pytest.approx(saved, rel=0.05) and f"{saved / 2**30:.2f} GiB" in price
+    assert (
+        resident[0] - resident[1] == pytest.approx(saved, rel=0.05)
+        and f"{saved / 2**30:.2f} GiB" in price
+    )
     assert whole_4bit_bytes(divided_too) == whole_4bit_bytes(make()) == 0
 
 
@@ -330,7 +410,10 @@ def test_more_gpus_of_the_kind_are_suggested_where_they_suffice() -> None:
     assert shared[4] < shared[2] < need
     gpu = card((shared[2] + shared[4]) // 2)
     (found,) = [item for item in suggest(scenario, gpu) if item.move == "more_gpus"]
-    assert found.changes["parallel"] == {"strategy": "fsdp2", "gpus": 4} and found.changes["gpu"]["count"] == 4
+    assert (
+        found.changes["parallel"] == {"strategy": "fsdp2", "gpus": 4}
+        and found.changes["gpu"]["count"] == 4
+    )
     assert found.changes["gradient_accumulation"] == 1  # the effective batch stays
     assert found.required_bytes == shared[4] <= gpu.usable_bytes
 
@@ -340,13 +423,19 @@ def test_another_division_of_the_same_gpus_is_suggested_and_fits() -> None:
     """Of a step that FSDP2 shards already; what may not be suggested, such as what no training has, is left out."""
     model = {**LLAMA, "hidden_size": 1024, "intermediate_size": 4096}
     parallel = {"strategy": "fsdp2", "gpus": 4}
-    scenario = make(model=model, method="full", micro_batch=1, sequence_length=1024, parallel=parallel)
+    scenario = make(
+        model=model, method="full", micro_batch=1, sequence_length=1024, parallel=parallel
+    )
     gpu = replace(card(int(0.9 * required(scenario))), count=4)
     asked = []  # whether each of these may be suggested
     found_all = suggest(scenario, gpu, allowed=lambda step: asked.append(step) or True)
     (found,) = [item for item in found_all if item.move == "division"]
     changed = apply(scenario, found.changes)
-    assert changed.parallel.gpus == 4 and changed.parallel != scenario.parallel and "gpu" not in found.changes
+    assert (
+        changed.parallel.gpus == 4
+        and changed.parallel != scenario.parallel
+        and "gpu" not in found.changes
+    )
     assert required(changed) == found.required_bytes <= gpu.usable_bytes
     assert "the same GPUs, divided as" in found.cost
     assert changed.parallel in [step.parallel for step in asked]
@@ -356,40 +445,66 @@ def test_another_division_of_the_same_gpus_is_suggested_and_fits() -> None:
 TWO = {"parallel": {"strategy": "fsdp2", "gpus": 2, "reshard_after_forward": False}}
 
 
-@pytest.mark.parametrize(("fields", "changed"), [
-    ({"gradient_accumulation": 6}, {"gradient_accumulation": 3}),
-    ({"micro_batch": 4}, {"micro_batch": 2}),
-    ({"micro_batch": 3}, {}),
-    ({"gradient_accumulation": 2, **TWO}, {"gradient_accumulation": 1}),
-    ({"micro_batch": 2, **TWO}, {"micro_batch": 1}),
-    ({"micro_batch": 3, **TWO}, {}),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("fields", "changed"),
+    [
+        ({"gradient_accumulation": 6}, {"gradient_accumulation": 3}),
+        ({"micro_batch": 4}, {"micro_batch": 2}),
+        ({"micro_batch": 3}, {}),
+        ({"gradient_accumulation": 2, **TWO}, {"gradient_accumulation": 1}),
+        ({"micro_batch": 2, **TWO}, {"micro_batch": 1}),
+        ({"micro_batch": 3, **TWO}, {}),
+    ],
+)
 def test_a_divided_step_keeps_its_effective_batch_or_says_so(fields, changed) -> None:
     scenario = make(**fields)
     count = 2 * scenario.parallel.gpus
     changes, price = spread(scenario, count)
     assert {key: value for key, value in changes.items() if key != "parallel"} == changed
-    assert apply(scenario, changes).parallel == replace(scenario.parallel, strategy="fsdp2", gpus=count)
+    assert apply(scenario, changes).parallel == replace(
+        scenario.parallel, strategy="fsdp2", gpus=count
+    )
     assert (f"effective batch becomes {3 * count}" in price) == (not changed)
 
 
 def test_becomes_possible_finds_the_fewest_gpus(monkeypatch) -> None:
     scenario = make(method="full", precision="fp32")
-    need = [required(scenario), *(required(apply(scenario, spread(scenario, n)[0])) for n in (2, 4, 8))]
+    need = [
+        required(scenario),
+        *(required(apply(scenario, spread(scenario, n)[0])) for n in (2, 4, 8)),
+    ]
     small, middle = card(need[2]), card(need[0])
     cards = {"small": replace(small, name="small"), "middle": replace(middle, name="middle")}
-    monkeypatch.setattr(plan, "catalogue", lambda: {**cards, "none": replace(card(2**20), name="none")})
+    monkeypatch.setattr(
+        plan, "catalogue", lambda: {**cards, "none": replace(card(2**20), name="none")}
+    )
     found = plan.becomes_possible({"A": scenario})
     assert [row["required_bytes"] for row in found["scenarios"]["A"]] == need
-    assert {kind["gpu"]: kind["first"]["A"] for kind in found["gpus"]} == {"small": 4, "middle": 1, "none": None}
+    assert {kind["gpu"]: kind["first"]["A"] for kind in found["gpus"]} == {
+        "small": 4,
+        "middle": 1,
+        "none": None,
+    }
     assert found["first"]["A"]["gpu"] == ("small" if 4 * need[2] < need[0] else "middle")
 
 
-@pytest.mark.parametrize(("fields", "like"), [
-    ({"parallel": {"strategy": "zero3", "gpus": 4}}, {"strategy": "fsdp2", "gpus": 4, "reshard_after_forward": True}),
-    ({"parallel": {"strategy": "zero2", "gpus": 4}}, {"strategy": "fsdp2", "reshard_after_forward": False}),
-    ({"parallel": {"strategy": "zero2", "gpus": 4}, "loss": "chunked"}, {"strategy": "ddp", "gpus": 4}),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("fields", "like"),
+    [
+        (
+            {"parallel": {"strategy": "zero3", "gpus": 4}},
+            {"strategy": "fsdp2", "gpus": 4, "reshard_after_forward": True},
+        ),
+        (
+            {"parallel": {"strategy": "zero2", "gpus": 4}},
+            {"strategy": "fsdp2", "reshard_after_forward": False},
+        ),
+        (
+            {"parallel": {"strategy": "zero2", "gpus": 4}, "loss": "chunked"},
+            {"strategy": "ddp", "gpus": 4},
+        ),
+    ],
+)
 def test_of_zero_a_like_step_is_estimated_and_the_trace_corrects_it(fields, like) -> None:
     scenario = make(method="full", precision="bf16-mixed", **fields)
     estimate = CalibratedEstimator(scenario)
@@ -404,20 +519,31 @@ def test_of_zero_a_like_step_is_estimated_and_the_trace_corrects_it(fields, like
 
 PICTURED = {
     "model_type": "gemma3",
-    "text_config": {"model_type": "gemma3_text", "hidden_size": 64, "num_attention_heads": 4, "vocab_size": 300},
+    "text_config": {
+        "model_type": "gemma3_text",
+        "hidden_size": 64,
+        "num_attention_heads": 4,
+        "vocab_size": 300,
+    },
     "vision_config": {"model_type": "siglip_vision_model", "image_size": 56},
     "mm_tokens_per_image": 4,
 }
 
 
-@pytest.mark.parametrize("fields", [
-    {"model": LLAMA, "objective": "dpo", "preference": {"reference": "model"}},
-    {"model": LLAMA, "objective": "kto"},
-    {"model": PICTURED, "images": {"height": 56, "width": 56}},
-], ids=["dpo", "kto", "images"])  # fmt: skip
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"model": LLAMA, "objective": "dpo", "preference": {"reference": "model"}},
+        {"model": LLAMA, "objective": "kto"},
+        {"model": PICTURED, "images": {"height": 56, "width": 56}},
+    ],
+    ids=["dpo", "kto", "images"],
+)
 def test_what_is_not_described_is_searched_by_what_is_like_it(fields, monkeypatch):
     """Each trace of a trainer or of a whole vision-language model takes long: the estimate says which are worth it."""
-    scenario = Scenario.from_mapping({"method": "lora", "sequence_length": 256, "micro_batch": 4, **fields})
+    scenario = Scenario.from_mapping(
+        {"method": "lora", "sequence_length": 256, "micro_batch": 4, **fields}
+    )
     estimate = CalibratedEstimator(scenario)
     monkeypatch.setattr("dryfit.tracing.trace.trace", lambda *_, **__: pytest.fail("traced"))
     assert estimate.described
@@ -430,11 +556,19 @@ def test_experts_that_are_too_large_are_packed_or_kept_on_the_host() -> None:
     from tests.dryfit.decoders import DECODERS
 
     wide = {**DECODERS["mixtral"], "intermediate_size": 4096}
-    scenario = make(model=wide, method="qlora", sequence_length=8, lora={"rank": 1, "target_modules": ["q_proj"]})
+    scenario = make(
+        model=wide,
+        method="qlora",
+        sequence_length=8,
+        lora={"rank": 1, "target_modules": ["q_proj"]},
+    )
     names = [move.name for move in moves(scenario)]
     assert names.index("packed_experts") < names.index("experts_on_host")
     assert "packed_experts" not in [move.name for move in moves(make(method="qlora"))]
-    need, packed = required(scenario), required(scenario.changed(experts={"quantized": "bitsandbytes"}))
+    need, packed = (
+        required(scenario),
+        required(scenario.changed(experts={"quantized": "bitsandbytes"})),
+    )
     found = {item.move: item for item in suggest(scenario, card((need + packed) // 2))}
     assert found["packed_experts"].required_bytes == packed < need
 
@@ -452,14 +586,23 @@ def test_where_loading_alone_is_too_much_only_another_way_to_load_is_tried() -> 
     found = suggest(scenario, gpu)
     assert [item.move for item in found if "gpu" not in item.changes] == ["load_on_device"]
     assert found[0].changes == {"loads": "device"} and "device_map" in found[0].cost
-    assert not any(move.name == "load_on_device" for move in moves(make(method="lora", gpu="rtx-4090")))
+    assert not any(
+        move.name == "load_on_device" for move in moves(make(method="lora", gpu="rtx-4090"))
+    )
 
 
 @pytest.mark.few(1, 1)
-@pytest.mark.parametrize(("search", "share"), [
-    ("_verified", 0.5), ("_combined", 0.2), ("_more_gpus", 0.5), ("_bigger_gpu", 0.5), ("_divided", 0.5),
-    ("_timed", 0.5),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("search", "share"),
+    [
+        ("_verified", 0.5),
+        ("_combined", 0.2),
+        ("_more_gpus", 0.5),
+        ("_bigger_gpu", 0.5),
+        ("_divided", 0.5),
+        ("_timed", 0.5),
+    ],
+)
 def test_a_search_that_fails_is_left_out_and_named(search: str, share: float, monkeypatch) -> None:
     """Whatever it raises, the others' findings stand."""
     gpus = {"parallel": {"strategy": "ddp", "gpus": 2}} if search == "_divided" else {}
@@ -490,4 +633,8 @@ def test_a_change_that_a_later_one_needs_is_not_left_out() -> None:
     fits = lambda step: Known.__call__(None, step) <= 1004  # noqa: E731
     taken = suggestions._cheapest(scenario, Known(scenario), fits, None)
     changes = {key: value for _, step in taken for key, value in step.items()}
-    assert fits(apply(scenario, changes)) and changes["method"] == "qlora" and changes["lora"]["rank"] == 4
+    assert (
+        fits(apply(scenario, changes))
+        and changes["method"] == "qlora"
+        and changes["lora"]["rank"] == 4
+    )

@@ -37,7 +37,12 @@ class Fork:
         start_new_session: bool,
     ) -> None:
         executable, *options, module = command[:4]
-        assert (executable, options, stdin, stdout) == (sys.executable, ["-P", "-m"], subprocess.DEVNULL, stderr)
+        assert (executable, options, stdin, stdout) == (
+            sys.executable,
+            ["-P", "-m"],
+            subprocess.DEVNULL,
+            stderr,
+        )
         self.returncode: int | None = None
         failing, fails = os.pipe()
         self.pid = os.fork()

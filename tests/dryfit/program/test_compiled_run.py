@@ -32,8 +32,13 @@ for _ in range(5):
 @pytest.mark.skipif(find_spec("triton") is None, reason="`make test-kernels` runs it")
 def test_a_compiled_program_takes_less_than_without_the_compiler(tmp_path):
     compiled = answered(tmp_path, program(tmp_path, COMPILED))
-    eager = answered(tmp_path, program(tmp_path, COMPILED.replace("torch.compile(Block().cuda())", "Block().cuda()")))
-    assert compiled["trace"]["compiled"]["graphs"] == 2 and not compiled["trace"]["compiled"]["breaks"]
+    eager = answered(
+        tmp_path,
+        program(tmp_path, COMPILED.replace("torch.compile(Block().cuda())", "Block().cuda()")),
+    )
+    assert (
+        compiled["trace"]["compiled"]["graphs"] == 2 and not compiled["trace"]["compiled"]["breaks"]
+    )
     assert compiled["training"]["peak_allocated_bytes"] < eager["training"]["peak_allocated_bytes"]
     assert not compiled["warnings"] and not eager["warnings"]
     alone, both = ("one GPU (measured: ddp on 8 GPUs)", "compile no (measured: model)")
@@ -43,9 +48,14 @@ def test_a_compiled_program_takes_less_than_without_the_compiler(tmp_path):
 @pytest.mark.nightly
 @pytest.mark.skipif(find_spec("triton") is None, reason="`make test-kernels` runs it")
 def test_a_region_that_is_wrapped_for_modes_takes_the_same(tmp_path):
-    wrapped = COMPILED.replace(".cuda())", ".cuda(), options={'wrap_inductor_compiled_regions': True})")
+    wrapped = COMPILED.replace(
+        ".cuda())", ".cuda(), options={'wrap_inductor_compiled_regions': True})"
+    )
     one, other = (answered(tmp_path, program(tmp_path, text)) for text in (COMPILED, wrapped))
-    assert other["trace"]["compiled"]["graphs"] == 2 and one["trace"]["phases"] == other["trace"]["phases"]
+    assert (
+        other["trace"]["compiled"]["graphs"] == 2
+        and one["trace"]["phases"] == other["trace"]["phases"]
+    )
 
 
 ORTHOGONAL = """
@@ -76,9 +86,13 @@ def test_outputs_of_cuda_graphs_lie_on_the_card(tmp_path):
 
 @pytest.mark.skipif(find_spec("triton") is None, reason="`make test-kernels` runs it")
 def test_a_graph_break_is_told(tmp_path):
-    broken = COMPILED.replace("        return nn", "        torch._dynamo.graph_break()\n        return nn")
+    broken = COMPILED.replace(
+        "        return nn", "        torch._dynamo.graph_break()\n        return nn"
+    )
     answer = answered(tmp_path, program(tmp_path, broken))
-    assert any("graph break" in warning and "program.py:" in warning for warning in answer["warnings"])
+    assert any(
+        "graph break" in warning and "program.py:" in warning for warning in answer["warnings"]
+    )
 
 
 @pytest.mark.nightly
@@ -87,7 +101,9 @@ def test_what_a_compiled_function_asks_the_card_is_a_constant(tmp_path):
     asks = """        count = torch.cuda.get_device_properties("cuda").multi_processor_count * torch.cuda.device_count()
         assert count == 132 and torch.cuda.get_device_capability() == (9, 0)
         return nn"""
-    whole = COMPILED.replace("        return nn", asks).replace("Block().cuda()", "Block().cuda(), fullgraph=True")
+    whole = COMPILED.replace("        return nn", asks).replace(
+        "Block().cuda()", "Block().cuda(), fullgraph=True"
+    )
     answer = answered(tmp_path, "--gpu", "h100-80gb", program(tmp_path, whole))
     assert answer["trace"]["compiled"]["graphs"] == 2 and not answer["trace"]["compiled"]["breaks"]
 
@@ -102,8 +118,13 @@ device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
 torch.cuda.set_device(device)
 dist.init_process_group("nccl", device_id=device)
 """
-    text = own + COMPILED.replace("self.up(inputs)", "self.up(inputs + torch.ones(256, device=inputs.device))")
-    text = text.replace("torch.compile(Block().cuda())", "DistributedDataParallel(torch.compile(Block().to(device)))")
+    text = own + COMPILED.replace(
+        "self.up(inputs)", "self.up(inputs + torch.ones(256, device=inputs.device))"
+    )
+    text = text.replace(
+        "torch.compile(Block().cuda())",
+        "DistributedDataParallel(torch.compile(Block().to(device)))",
+    )
     name = program(tmp_path, text.replace('device="cuda"', "device=device"))
     answers = [answered(tmp_path, "--gpus", "2", "--ranks", rank, name) for rank in ("0", "1")]
     assert [answer["rank"] for answer in answers] == [0, 1]

@@ -15,7 +15,9 @@ from dryfit.program import confinement
 from dryfit.program.confinement import enter, is_possible, write_only_below
 from tests.dryfit.program.test_run import answered, program
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="what a process gives up is Linux's")
+pytestmark = pytest.mark.skipif(
+    sys.platform != "linux", reason="what a process gives up is Linux's"
+)
 
 UPDATES = """
 import torch
@@ -101,9 +103,14 @@ for kind, line in {METADATA | FILES!r}.items():
     assert answered(inside, program(inside, text), str(target))["program"]["updates"] == 2
     after = os.lstat(target)
     assert (after.st_mode, after.st_uid, after.st_mtime, after.st_nlink) == (
-        before.st_mode, before.st_uid, before.st_mtime, before.st_nlink,
-    )  # fmt: skip
-    assert target.read_text() == "kept" and [each.name for each in target.parent.iterdir()] == ["file"]
+        before.st_mode,
+        before.st_uid,
+        before.st_mtime,
+        before.st_nlink,
+    )
+    assert target.read_text() == "kept" and [each.name for each in target.parent.iterdir()] == [
+        "file"
+    ]
     assert "user.mine" not in os.listxattr(target)
 
 
@@ -194,7 +201,9 @@ def test_namespaces_are_those_that_unshare_makes():
     if not shutil.which("unshare") or subprocess.run(command, capture_output=True).returncode:
         pytest.skip("this machine lets nobody leave namespaces")
     kinds = [*confinement._levels(network=False)][1]
-    assert is_possible(lambda: confinement._unshare(kinds)) and not is_possible(lambda: confinement._unshare(1))
+    assert is_possible(lambda: confinement._unshare(kinds)) and not is_possible(
+        lambda: confinement._unshare(1)
+    )
 
 
 def test_where_no_namespace_is_to_be_had(tmp_path, monkeypatch):
@@ -218,7 +227,10 @@ def test_where_no_namespace_is_to_be_had(tmp_path, monkeypatch):
                     with open(inside / "beat", "a") as file:
                         file.write("x")
                     time.sleep(0.05)
-            for act in (lambda: os.kill(victim.pid, 9), lambda: (tmp_path / "outside" / "file").write_text("x")):
+            for act in (
+                lambda: os.kill(victim.pid, 9),
+                lambda: (tmp_path / "outside" / "file").write_text("x"),
+            ):
                 try:
                     act()
                 except PermissionError:
@@ -230,7 +242,11 @@ def test_where_no_namespace_is_to_be_had(tmp_path, monkeypatch):
         try:
             assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 3
             held_, *kept = (inside / "said").read_text().splitlines()
-            assert "'metadata': False" in held_ and "'network': False" in held_ and "'files': True" in held_
+            assert (
+                "'metadata': False" in held_
+                and "'network': False" in held_
+                and "'files': True" in held_
+            )
             signals = "'processes': True" in held_
             assert kept.count("kept") == 1 + signals and (not signals or victim.poll() is None)
             size = (inside / "beat").stat().st_size
@@ -249,7 +265,9 @@ def test_the_process_that_waits_ends_as_the_program_did(end):
         enter([Path("/dev/shm")], network=False)
         exec(end.replace("raise SystemExit(7)", "os._exit(7)"))
         os._exit(0)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == (7 if "7" in end else 128 + signal.SIGSEGV)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == (
+        7 if "7" in end else 128 + signal.SIGSEGV
+    )
 
 
 @pytest.mark.thorough

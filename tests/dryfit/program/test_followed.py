@@ -28,7 +28,9 @@ BODY
 
 
 def loop(body: str, steps: int = 100) -> str:
-    return LOOP.replace("BODY", "\n".join(f"    {line}" for line in body.splitlines())).replace("STEPS", str(steps))
+    return LOOP.replace("BODY", "\n".join(f"    {line}" for line in body.splitlines())).replace(
+        "STEPS", str(steps)
+    )
 
 
 # --- numbers -------------------------------------------------------------------------------------------------------
@@ -60,8 +62,13 @@ def test_the_line_that_ended_a_program_without_an_update_is_named(tmp_path):
     assert f"dryfit run --answer program.py:{line}=0 --yes --gpu 4090 program.py --lr 1" in said
 
 
-DTYPES = {"Qwen/Qwen2.5-7B": "bfloat16", "meta-llama/Llama-2-7b-hf": "float16", "NousResearch/Llama-2-7b-hf": "float16",
-          "google/gemma-2-9b": "float32", "google/gemma-2-9b-it": "bfloat16"}  # fmt: skip
+DTYPES = {
+    "Qwen/Qwen2.5-7B": "bfloat16",
+    "meta-llama/Llama-2-7b-hf": "float16",
+    "NousResearch/Llama-2-7b-hf": "float16",
+    "google/gemma-2-9b": "float32",
+    "google/gemma-2-9b-it": "bfloat16",
+}
 
 
 @pytest.mark.parametrize("name", DTYPES)
@@ -79,7 +86,10 @@ for name, options in (("meta-llama/Llama-3.2-1B", {}), ("meta-llama/Llama-3.2-1B
     print("DTYPE", model.dtype, model.lm_head.weight.dtype)
 """
     said = refused(tmp_path, program(tmp_path, text))
-    assert "DTYPE torch.bfloat16 torch.bfloat16" in said and "DTYPE torch.float32 torch.float32" in said
+    assert (
+        "DTYPE torch.bfloat16 torch.bfloat16" in said
+        and "DTYPE torch.float32 torch.float32" in said
+    )
 
 
 # --- memory --------------------------------------------------------------------------------------------------------
@@ -87,15 +97,24 @@ for name, options in (("meta-llama/Llama-3.2-1B", {}), ("meta-llama/Llama-3.2-1B
 
 @pytest.mark.thorough
 def test_memory_that_grows_does_not_fit_for_ever(tmp_path):
-    done = asked(tmp_path, "--yes", "--gpu", "4090", program(tmp_path, loop("kept.append(x.new_empty(2**24))")))
+    done = asked(
+        tmp_path,
+        "--yes",
+        "--gpu",
+        "4090",
+        program(tmp_path, loop("kept.append(x.new_empty(2**24))")),
+    )
     assert done.returncode == 1 and done.stdout.startswith("TOO CLOSE TO CALL")
     assert "more updates that keep 64.0 MiB each" in done.stdout
     assert "memory grows by 64.0 MiB with each update" in done.stdout
 
 
-CONSTANT = {"the last batch": "last = x", "batches of different lengths": "rows = 64 + 512 * (step % 3)\nlast = x",
-            "an average that begins later": "if step == 1:\n    kept.append(torch.empty(2**24, device='cuda'))",
-            "losses without a graph": "kept.append(loss.detach())"}  # fmt: skip
+CONSTANT = {
+    "the last batch": "last = x",
+    "batches of different lengths": "rows = 64 + 512 * (step % 3)\nlast = x",
+    "an average that begins later": "if step == 1:\n    kept.append(torch.empty(2**24, device='cuda'))",
+    "losses without a graph": "kept.append(loss.detach())",
+}
 
 
 def test_memory_that_stays_does_not_grow(tmp_path):
@@ -108,7 +127,11 @@ def test_memory_that_stays_does_not_grow(tmp_path):
 def test_a_program_that_came_to_its_end_has_all_its_growth_in_the_peak(tmp_path):
     name = program(tmp_path, loop("kept.append(x.new_empty(2**24))", steps=6))
     answer = answered(tmp_path, "--gpu", "4090", "--steps", "99", name)
-    assert answer["fits"] and answer["program"]["outcome"] == "ended" and not answer["program"]["not_followed"]
+    assert (
+        answer["fits"]
+        and answer["program"]["outcome"] == "ended"
+        and not answer["program"]["not_followed"]
+    )
     assert answer["trace"]["peak_allocated_bytes"] > 6 * 2**26
 
 
@@ -135,7 +158,12 @@ while True:
 
 @pytest.mark.thorough
 def test_a_program_that_halves_its_batch_goes_on(tmp_path):
-    answer = answered(tmp_path, "--gpu", "4090", program(tmp_path, HALVES.replace("KIND", "torch.OutOfMemoryError")))
+    answer = answered(
+        tmp_path,
+        "--gpu",
+        "4090",
+        program(tmp_path, HALVES.replace("KIND", "torch.OutOfMemoryError")),
+    )
     ran_out = answer["program"]["ran_out"]
     assert len(ran_out) == 3 and answer["fits"]
     assert 12 * 2**30 < answer["trace"]["required_bytes"] < 17 * 2**30  # of 2^20 rows
@@ -144,20 +172,25 @@ def test_a_program_that_halves_its_batch_goes_on(tmp_path):
 
 @pytest.mark.thorough
 def test_a_program_that_does_not_runs_again_to_see_what_it_needs(tmp_path):
-    done = asked(tmp_path, "--yes", "--gpu", "4090", program(tmp_path, HALVES.replace("KIND", "ValueError")))
+    done = asked(
+        tmp_path, "--yes", "--gpu", "4090", program(tmp_path, HALVES.replace("KIND", "ValueError"))
+    )
     assert done.returncode == 1 and done.stdout.startswith("DOES NOT FIT: the program needs 128.0")
     assert "ran out at program.py:10" in done.stderr
 
 
 @pytest.mark.thorough
 def test_a_share_of_the_card_is_a_border(tmp_path):
-    share = (
-        "torch.cuda.set_per_process_memory_fraction(0.5)\nassert torch.cuda.get_per_process_memory_fraction() == 0.5"
+    share = "torch.cuda.set_per_process_memory_fraction(0.5)\n"
+    share += "assert torch.cuda.get_per_process_memory_fraction() == 0.5"
+    text = loop("kept.clear()\nkept.append(x.new_empty(2**31))").replace(
+        "kept, rows", f"{share}\nkept, rows"
     )
-    text = loop("kept.clear()\nkept.append(x.new_empty(2**31))").replace("kept, rows", f"{share}\nkept, rows")
     answer = answered(tmp_path, "--gpu", "4090", program(tmp_path, text))  # 8 GiB of 11.8
     assert answer["fits"] and answer["program"]["share_bytes"] == answer["gpu"]["total_bytes"] // 2
-    answer = answered(tmp_path, "--gpu", "4090", program(tmp_path, text.replace("2**31", "2**31 + 2**30")))
+    answer = answered(
+        tmp_path, "--gpu", "4090", program(tmp_path, text.replace("2**31", "2**31 + 2**30"))
+    )
     assert answer["fits"] is False and answer["headroom_bytes"] < 0
 
 
@@ -202,7 +235,10 @@ def test_the_largest_batch_a_validation_and_a_save_are_followed(tmp_path, shuffl
     assert done.returncode == 0 and "not covered" not in done.stdout, done.stdout
     assert done.stderr.count("validates on") == 2 and done.stderr.count("\nsaved") == 1
     lengths = [10 + at * 37 % 200 for at in range(200)]
-    assert f"trains on (4, {max(lengths)})" in done.stderr and f"validates on (16, {max(lengths)})" in done.stderr
+    assert (
+        f"trains on (4, {max(lengths)})" in done.stderr
+        and f"validates on (16, {max(lengths)})" in done.stderr
+    )
     assert "evaluation" in done.stdout and "stopped after 3 updates" in done.stdout
 
 
@@ -245,7 +281,9 @@ def test_what_is_not_followed_is_in_the_verdicts_line(tmp_path):
     first = done.stdout.splitlines()[0]
     assert done.returncode == 0 and first.startswith("FITS")
     line = text.splitlines().index("        model.weight.requires_grad_(True)") + 1
-    assert first.endswith(f"; later batches, validation, saving and unfreezing (program.py:{line}) are not covered")
+    assert first.endswith(
+        f"; later batches, validation, saving and unfreezing (program.py:{line}) are not covered"
+    )
 
 
 @pytest.mark.thorough
@@ -270,12 +308,22 @@ except BaseException:
 
 # --- lines ---------------------------------------------------------------------------------------------------------
 
-LINES = {("--gpu 4090 train.py --lr 1", "dryfit run --network ..."): "--network --gpu 4090 train.py --lr 1",
-         ("--seconds 9 --yes train.py", "dryfit run --seconds 36 ..."): "--seconds 36 --yes train.py",
-         ("--seconds=9 -m train a", "dryfit run --seconds 36 ..."): "--seconds 36 -m train a",
-         ("--answer a.py:1=1 a.py", "dryfit run --answer a.py:2=0 ..."): "--answer a.py:2=0 --answer a.py:1=1 a.py",
-         ("--gpu 'A100 80GB' 'my train.py' 'a b'", "dryfit run --yes ..."): (
-    "--yes --gpu 'A100 80GB' 'my train.py' 'a b'"), ("train.py", "mkdir -p x"): None}  # fmt: skip
+LINES = {
+    (
+        "--gpu 4090 train.py --lr 1",
+        "dryfit run --network ...",
+    ): "--network --gpu 4090 train.py --lr 1",
+    ("--seconds 9 --yes train.py", "dryfit run --seconds 36 ..."): "--seconds 36 --yes train.py",
+    ("--seconds=9 -m train a", "dryfit run --seconds 36 ..."): "--seconds 36 -m train a",
+    (
+        "--answer a.py:1=1 a.py",
+        "dryfit run --answer a.py:2=0 ...",
+    ): "--answer a.py:2=0 --answer a.py:1=1 a.py",
+    ("--gpu 'A100 80GB' 'my train.py' 'a b'", "dryfit run --yes ..."): (
+        "--yes --gpu 'A100 80GB' 'my train.py' 'a b'"
+    ),
+    ("train.py", "mkdir -p x"): None,
+}
 
 
 @pytest.mark.parametrize(("words", "write"), LINES)
@@ -288,6 +336,8 @@ def test_a_line_to_write_keeps_what_the_asker_wrote(words, write):
 
 @pytest.mark.thorough
 def test_a_slow_program_is_said_to_run(tmp_path):
-    done = asked(tmp_path, "--yes", program(tmp_path, "import time\ntime.sleep(3)\n" + loop("time.sleep(1)")))
+    done = asked(
+        tmp_path, "--yes", program(tmp_path, "import time\ntime.sleep(3)\n" + loop("time.sleep(1)"))
+    )
     lines = [line for line in done.stderr.splitlines() if line.startswith("dryfit: program.py: ")]
     assert done.returncode == 0 and lines and all(line.endswith(" s)") for line in lines)

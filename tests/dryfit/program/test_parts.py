@@ -17,7 +17,8 @@ from dryfit.program.loop import Loop, _vocabulary_of_layers
 
 
 @pytest.mark.parametrize(
-    ("embedding", "answers", "width"), [(1000, 1000, 1000), (999, 999, 0), (1000, 1001, 0), (0, 1000, 0)]
+    ("embedding", "answers", "width"),
+    [(1000, 1000, 1000), (999, 999, 0), (1000, 1001, 0), (0, 1000, 0)],
 )
 def test_a_vocabulary_is_an_embedding_that_a_layer_answers(embedding, answers, width) -> None:
     layers = [nn.Linear(4, answers, device="meta")]
@@ -32,13 +33,20 @@ def test_a_text_that_is_made_up_has_as_many_words_as_a_row_and_hardly_more(token
 
 def test_files_of_a_checkpoint_are_filled_to_the_byte(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(checkpoints, "SHARD_BYTES", 16)
-    checkpoints._write(tmp_path, {name: torch.empty(2, device="meta") for name in "abcde"})  # of 8 bytes each
+    checkpoints._write(
+        tmp_path, {name: torch.empty(2, device="meta") for name in "abcde"}
+    )  # of 8 bytes each
     files = json.loads((tmp_path / "model.safetensors.index.json").read_text())["weight_map"]
     assert [files[name][6:11] for name in "abcde"] == ["00001", "00001", "00002", "00002", "00003"]
 
 
 @pytest.mark.parametrize(
-    "text", ["from dryfit.common.text import gib\ngib(None)", "exec('1 / 0')", "import json\njson.loads('{')"]
+    "text",
+    [
+        "from dryfit.common.text import gib\ngib(None)",
+        "exec('1 / 0')",
+        "import json\njson.loads('{')",
+    ],
 )
 def test_an_errors_place_is_the_last_one_in_the_programs_own_files(text) -> None:
     with pytest.raises((TypeError, ZeroDivisionError, ValueError)) as caught:
@@ -46,11 +54,14 @@ def test_an_errors_place_is_the_last_one_in_the_programs_own_files(text) -> None
     assert own_place(caught.value).tb_frame.f_code.co_filename == "own.py"
 
 
-@pytest.mark.parametrize(("outcome", "updates", "gpus", "said"), [
-    ("stopped", 2, 1, "stopped after 2 updates"),
-    ("ended", 1, 1, "ended after 1 update"),
-    ("ended", 3, 4, "ended after 3 updates, as rank 0 of 4 processes"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("outcome", "updates", "gpus", "said"),
+    [
+        ("stopped", 2, 1, "stopped after 2 updates"),
+        ("ended", 1, 1, "ended after 1 update"),
+        ("ended", 3, 4, "ended after 3 updates, as rank 0 of 4 processes"),
+    ],
+)
 def test_how_far_a_program_was_followed(outcome, updates, gpus, said) -> None:
     answered = {"program": {"outcome": outcome, "updates": updates}, "gpus": gpus, "rank": 0}
     assert _how_far(answered) == said

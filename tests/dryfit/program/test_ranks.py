@@ -35,17 +35,32 @@ def test_the_process_that_needs_most_is_the_answer(tmp_path):
 
 
 def test_the_ranks_in_words(tmp_path):
-    done = asked(tmp_path, "--yes", "--gpus", "4", "--gpu", "4090", "--ranks", "0,2", program(tmp_path, UNEVEN))
+    done = asked(
+        tmp_path,
+        "--yes",
+        "--gpus",
+        "4",
+        "--gpu",
+        "4090",
+        "--ranks",
+        "0,2",
+        program(tmp_path, UNEVEN),
+    )
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert "on the GPU of rank 2" in lines[0] and "as rank 2 of 4 processes" in lines[1]
-    assert any("required by rank" in line and "rank 0 " in line and "rank 2 " in line for line in lines)
+    assert any(
+        "required by rank" in line and "rank 0 " in line and "rank 2 " in line for line in lines
+    )
 
 
 @pytest.mark.thorough
 def test_a_process_that_is_not_the_first_has_its_own_card(tmp_path):
     answer = answered(tmp_path, "--gpus", "4", "--ranks", "3", str(PROGRAMS / "ranks.py"))
-    assert answer["rank"] == 3 and answer["trace"]["components"]["collective_buffers"] >= 4 * 1024 * 1025
+    assert (
+        answer["rank"] == 3
+        and answer["trace"]["components"]["collective_buffers"] >= 4 * 1024 * 1025
+    )
 
 
 SPLIT = """
@@ -70,20 +85,28 @@ def test_objects_that_another_process_sends_are_told(tmp_path):
     name = program(tmp_path, SPLIT)
     answer = answered(tmp_path, "--gpus", "2", "--ranks", "all", name)
     assert answer["rank"] == 1 and answer["trace"]["components"]["weights_fp32"] == 2 * 4 * MIB
-    told = [warning for warning in answer["warnings"] if "receives objects of another process" in warning]
+    told = [
+        warning
+        for warning in answer["warnings"]
+        if "receives objects of another process" in warning
+    ]
     assert [line.partition(" ")[0] for line in told] == ["program.py:7", "program.py:9"]
     assert not answered(tmp_path, "--gpus", "2", name)["warnings"]
 
 
 @pytest.mark.thorough
 def test_a_process_that_fails_is_named(tmp_path):
-    failing = UNEVEN.replace("if rank == 2:", "if rank == 1:\n    raise ValueError('an odd rank')\nif rank == 2:")
+    failing = UNEVEN.replace(
+        "if rank == 2:", "if rank == 1:\n    raise ValueError('an odd rank')\nif rank == 2:"
+    )
     told = refused(tmp_path, "--gpus", "2", "--ranks", "all", program(tmp_path, failing))
     assert "an odd rank" in told and "the process of rank 1, program.py:9" in told
 
 
 @pytest.mark.few(1)
-@pytest.mark.parametrize("words", [("--ranks", "all,1"), ("--gpus", "2", "--ranks", "2"), ("--ranks", "1")])
+@pytest.mark.parametrize(
+    "words", [("--ranks", "all,1"), ("--gpus", "2", "--ranks", "2"), ("--ranks", "1")]
+)
 def test_ranks_that_are_not_there(tmp_path, words):
     told = refused(tmp_path, *words, program(tmp_path, UNEVEN))
     assert "a process that the program does not have" in told and "--ranks all" in told

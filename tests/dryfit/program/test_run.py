@@ -17,12 +17,26 @@ PROGRAMS = Path(__file__).parent / "programs"
 
 def asked(folder: Path, *words: str, fresh: bool = False) -> subprocess.CompletedProcess:
     """The command; with ``fresh`` in new processes as a user's, else forked where PyTorch is imported already."""
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "DRYFIT_CACHE": str(folder / "kept" / "answers")}
-    start = [f"{launchers(packages=forked.IMPORTED)}/python", "-P", "-m", "tests.dryfit.program.forked"]
+    environment = os.environ | {
+        "PYTHONPATH": str(ROOT),
+        "DRYFIT_CACHE": str(folder / "kept" / "answers"),
+    }
+    start = [
+        f"{launchers(packages=forked.IMPORTED)}/python",
+        "-P",
+        "-m",
+        "tests.dryfit.program.forked",
+    ]
     start = [sys.executable, "-P", "-m", "dryfit.ask.command"] if fresh else start
     command = [*start, "run", *words]
     return subprocess.run(
-        command, cwd=folder, env=environment, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL
+        command,
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        stdin=subprocess.DEVNULL,
     )
 
 
@@ -47,16 +61,24 @@ def program(folder: Path, text: str) -> str:
 def test_a_loop_stops_after_its_second_update(tmp_path):
     answer = answered(tmp_path, "--gpu", "4090", str(PROGRAMS / "loop.py"), fresh=True)
     parameters = 256 * 1024 + 1024 + 1024 * 256 + 256
-    assert answer["fits"] and answer["program"]["updates"] == 2 and answer["program"]["outcome"] == "stopped"
+    assert (
+        answer["fits"]
+        and answer["program"]["updates"] == 2
+        and answer["program"]["outcome"] == "stopped"
+    )
     assert answer["trace"]["components"]["weights_fp32"] == 4 * parameters
     assert answer["trace"]["components"]["optimizer_states"] == 8 * parameters
     assert 0 < answer["time"]["seconds_per_step"] < 0.1 and answer["time"]["limited_by"]
     assert answer["evaluation"]["peak_allocated_bytes"] > answer["training"]["peak_allocated_bytes"]
     assert answer["trace"]["peak_phase"] == "evaluation"
     lines = (PROGRAMS / "loop.py").read_text().splitlines()
-    evaluates, compares = (1 + next(at for at, line in enumerate(lines) if word in line) for word in ("8192", "< best"))
+    evaluates, compares = (
+        1 + next(at for at, line in enumerate(lines) if word in line) for word in ("8192", "< best")
+    )
     assert f"loop.py:{evaluates} in <module>" in answer["program"]["peak_line"]
-    decided = [read["line"].rpartition("/")[2] for read in answer["program"]["reads"] if read["decided"]]
+    decided = [
+        read["line"].rpartition("/")[2] for read in answer["program"]["reads"] if read["decided"]
+    ]
     assert decided == [f"loop.py:{compares} in <module>"]
 
 
@@ -108,14 +130,18 @@ def test_a_step_that_is_captured_after_its_warm_up_is_in_the_answer(tmp_path):
     answer = answered(tmp_path, program(tmp_path, CAPTURED))
     assert (answer["program"]["outcome"], answer["program"]["updates"]) == ("stopped", 4)
     weights = 2 * 1024 * 4096 * 4
-    assert answer["trace"]["peak_reserved_bytes"] > 4 * weights  # weights, and gradients in two pools with what is kept
+    assert (
+        answer["trace"]["peak_reserved_bytes"] > 4 * weights
+    )  # weights, and gradients in two pools with what is kept
 
 
 @pytest.mark.thorough
 def test_what_programs_ask_a_card_is_answered(tmp_path):
     answer = answered(tmp_path, str(PROGRAMS / "asks.py"))
     assert answer["program"]["updates"] == 2 and answer["evaluation"] is None
-    assert answer["trace"]["components_by_phase"]["optimizer"]["optimizer_states"] == 4 * (512 * 513)
+    assert answer["trace"]["components_by_phase"]["optimizer"]["optimizer_states"] == 4 * (
+        512 * 513
+    )
 
 
 @pytest.mark.thorough
@@ -141,7 +167,10 @@ def test_what_it_writes_is_listed_and_does_not_stay(tmp_path):
     (tmp_path / "settings.txt").write_text("3")
     text = "assert open('settings.txt').read() == '3'\nopen('log.txt', 'w').write('hello')\n"
     name = program(tmp_path, text + (PROGRAMS / "loop.py").read_text())
-    assert answered(tmp_path, name)["program"]["written"] == ["log.txt"] and not (tmp_path / "log.txt").exists()
+    assert (
+        answered(tmp_path, name)["program"]["written"] == ["log.txt"]
+        and not (tmp_path / "log.txt").exists()
+    )
     assert answered(tmp_path, "--in-place", name)["program"]["written"] == ["log.txt"]
     assert (tmp_path / "log.txt").read_text() == "hello"
 
@@ -149,14 +178,24 @@ def test_what_it_writes_is_listed_and_does_not_stay(tmp_path):
 @pytest.mark.thorough
 def test_every_card_is_judged(tmp_path):
     answer = answered(tmp_path, "--all-gpus", str(PROGRAMS / "loop.py"))
-    assert all(row["fits"] for row in answer["all_gpus"]) and answer["gpu"] is None and answer["fits"] is None
+    assert (
+        all(row["fits"] for row in answer["all_gpus"])
+        and answer["gpu"] is None
+        and answer["fits"] is None
+    )
 
 
 def test_the_answer_in_words(tmp_path):
     done = asked(tmp_path, "--yes", "--gpu", "24GiB", str(PROGRAMS / "loop.py"))
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("FITS: the program needs")
-    for words in ("stopped after 2 updates", "by phase", "the peak is made at", "--answer", "evaluation"):
+    for words in (
+        "stopped after 2 updates",
+        "by phase",
+        "the peak is made at",
+        "--answer",
+        "evaluation",
+    ):
         assert words in done.stdout
     assert "0 1.000 1.000" in done.stderr  # what the program prints goes to standard error
 
@@ -264,7 +303,9 @@ def test_data_that_is_not_at_hand_is_made_up_where_somebody_asks_for_it(tmp_path
     assert "--batch 8x1024" in refused(tmp_path, name)
     answer = answered(tmp_path, "--batch", "4x64", name)
     assert answer["program"]["made_up"]["data"][0] == "data/train.bin"
-    assert answer["trace"]["components_by_phase"]["backward"]["logits_and_loss"] >= 4 * 4 * 64 * 5000
+    assert (
+        answer["trace"]["components_by_phase"]["backward"]["logits_and_loss"] >= 4 * 4 * 64 * 5000
+    )
 
 
 STREAMED = """
@@ -290,7 +331,10 @@ def test_a_data_set_that_is_streamed_is_made_up_too(tmp_path):
 
 @pytest.mark.thorough
 def test_what_follows_the_updates_that_were_asked_for_does_not_matter(tmp_path):
-    name = program(tmp_path, (PROGRAMS / "loop.py").read_text().replace("    model.eval()", "    raise ValueError"))
+    name = program(
+        tmp_path,
+        (PROGRAMS / "loop.py").read_text().replace("    model.eval()", "    raise ValueError"),
+    )
     assert answered(tmp_path, "--steps", "1", name)["program"]["updates"] == 1
     assert "ValueError" in refused(tmp_path, name)
 
@@ -300,27 +344,39 @@ def test_what_follows_the_updates_that_were_asked_for_does_not_matter(tmp_path):
 REFUSED = {
     "import jax": ("written for JAX", "program.py:1"),
     "import a_package_that_is_not_there": ("a_package_that_is_not_there", "dryfit installed in it"),
-    "raise ImportError('\\n  install torchao')": ("not installed here: install torchao.", "program.py:1"),
+    "raise ImportError('\\n  install torchao')": (
+        "not installed here: install torchao.",
+        "program.py:1",
+    ),
     "import os\nos._exit(7)": ("ended with status 7 before its answer", "stands above"),
     "print('nothing to train')": ("no optimizer of PyTorch's took a step", "torch.optim.Optimizer"),
-    "import numpy as np\nnp.memmap('data/train.bin', mode='r')": ("data is not at hand", "--batch 8x1024"),
+    "import numpy as np\nnp.memmap('data/train.bin', mode='r')": (
+        "data is not at hand",
+        "--batch 8x1024",
+    ),
     "import socket\nsocket.create_connection(('192.0.2.1', 80), 3)": ("network", "program.py:2"),
     "held = bytearray(2**36)": ("this machine's memory", "--memory"),
     "import torch\ntorch.zeros(2**34)": ("this machine's memory", "--memory"),
     "with open('x', 'wb') as file:\n    file.truncate(2**36)": ("larger file", "--file-size"),
-    "import torch\nx = torch.randn(9, device='cuda')\nprint(x[x > 0].shape)": ("chooses by values", "program.py:3"),
+    "import torch\nx = torch.randn(9, device='cuda')\nprint(x[x > 0].shape)": (
+        "chooses by values",
+        "program.py:3",
+    ),
     "import torch.multiprocessing as m\nm.spawn(print, nprocs=8)": ("8 processes", "--gpus 8"),
     "import os\nprint(os.environ['HF_TOKEN'])": ("needs a token", "program.py:2", "--network"),
     "print 'hello'": ("not Python",),
-    "import datasets\ndatasets.load_dataset('nobody/a-data-set')": ("not at hand",
-        "dryfit run --batch 8x512 --yes program.py"),
+    "import datasets\ndatasets.load_dataset('nobody/a-data-set')": (
+        "not at hand",
+        "dryfit run --batch 8x512 --yes program.py",
+    ),
     # Localhost stays, and a kernel that is not known runs.
-    "import socket\nserver = socket.create_server(('127.0.0.1', 0))\nsocket.create_connection(server.getsockname())":
-        ("no optimizer of PyTorch's took a step",),
+    "import socket\nserver = socket.create_server(('127.0.0.1', 0))\nsocket.create_connection(server.getsockname())": (
+        "no optimizer of PyTorch's took a step",
+    ),
     "import torch\n@torch.library.custom_op('mine::kernel', mutates_args=(), device_types='cuda')\n"
     "def kernel(x: torch.Tensor) -> torch.Tensor:\n    raise RuntimeError('there is no GPU')\n"
     "kernel(torch.ones(3, device='cuda'))": ("there is no GPU",),
-}  # fmt: skip
+}
 
 
 @pytest.mark.few(2)
@@ -333,8 +389,17 @@ def test_programs_without_an_answer(tmp_path, text):
 
 @pytest.mark.thorough
 def test_a_program_that_never_steps(tmp_path):
-    told = refused(tmp_path, "--seconds", "12", program(tmp_path, "import time\nwhile True:\n    time.sleep(0.1)\n"))
-    assert "no update of an optimizer within 12 seconds" in told and "program.py:3" in told and "--seconds 48" in told
+    told = refused(
+        tmp_path,
+        "--seconds",
+        "12",
+        program(tmp_path, "import time\nwhile True:\n    time.sleep(0.1)\n"),
+    )
+    assert (
+        "no update of an optimizer within 12 seconds" in told
+        and "program.py:3" in told
+        and "--seconds 48" in told
+    )
 
 
 @pytest.mark.thorough
@@ -342,7 +407,9 @@ def test_a_value_that_decides_can_be_answered(tmp_path):
     text = (
         (PROGRAMS / "loop.py")
         .read_text()
-        .replace("if loss.item() < best:", "if loss.item() > best:\n        raise ValueError\n    else:")
+        .replace(
+            "if loss.item() < best:", "if loss.item() > best:\n        raise ValueError\n    else:"
+        )
     )
     name = program(tmp_path, text)
     assert answered(tmp_path, name)["program"]["updates"] == 2
@@ -356,18 +423,24 @@ def test_a_value_that_decides_can_be_answered(tmp_path):
 def test_it_asks_once_before_a_program_runs(tmp_path):
     name = str(PROGRAMS / "loop.py")
     done = asked(tmp_path, name)
-    assert done.returncode == 2 and "did not run before" in done.stderr and f"--yes {name}" in done.stderr
+    assert (
+        done.returncode == 2
+        and "did not run before" in done.stderr
+        and f"--yes {name}" in done.stderr
+    )
     assert "took all its steps" not in done.stderr
     answered(tmp_path, name)
     assert asked(tmp_path, "--json", name).returncode == 0
 
 
-WRONG = {("nothing.py",): "There is no such program.",
-         ("--gpus", "0", "program.py"): "--gpus is a whole number from 1 on.",
-         ("--batch", "eight", "program.py"): "--batch 8x1024",
-         ("--answer", "57", "program.py"): "--answer train.py:57=0.5",
-         ("--memory", "much", "program.py"): "--memory 16GiB",
-         ("--gpu", "rtx-9999", "program.py"): "rtx-9999"}  # fmt: skip
+WRONG = {
+    ("nothing.py",): "There is no such program.",
+    ("--gpus", "0", "program.py"): "--gpus is a whole number from 1 on.",
+    ("--batch", "eight", "program.py"): "--batch 8x1024",
+    ("--answer", "57", "program.py"): "--answer train.py:57=0.5",
+    ("--memory", "much", "program.py"): "--memory 16GiB",
+    ("--gpu", "rtx-9999", "program.py"): "rtx-9999",
+}
 
 
 @pytest.mark.few(3)
@@ -400,7 +473,11 @@ while True:
     phases = next(line for line in lines if "by phase" in line)
     places = [phases.index(word) for word in ("loading", "forward", "backward", "optimizer")]
     assert places == sorted(places)
-    sizes = [float(line.split()[-2]) for line in lines[lines.index("the same by module:") + 1 :] if line.endswith("B")]
+    sizes = [
+        float(line.split()[-2])
+        for line in lines[lines.index("the same by module:") + 1 :]
+        if line.endswith("B")
+    ]
     assert sizes == sorted(sizes, reverse=True)
 
 
@@ -436,7 +513,11 @@ def test_a_program_writes_in_its_own_folder_alone(tmp_path):
     name = program(inside, ELSEWHERE)
     for path in (outside / "file", "large.bin"):
         told = refused(inside, name, str(path), fresh=path == "large.bin")
-        assert "writes in its own folder alone" in told and "program.py:5" in told and "--write" in told
+        assert (
+            "writes in its own folder alone" in told
+            and "program.py:5" in told
+            and "--write" in told
+        )
     assert large.read_bytes() == bytes(2**21) and not list(outside.iterdir())
     answer = answered(inside, "--write", str(outside), name, str(outside / "file"), "small.bin")
     assert (outside / "file").read_bytes() == b"changed"
@@ -489,7 +570,9 @@ def test_what_lies_beside_the_folder_is_found_and_not_written(tmp_path):
     (tmp_path / "train").mkdir()
     loop = (PROGRAMS / "loop.py").read_text()
     text = f'open("../data/rows").read()\n{loop}'
-    assert answered(tmp_path / "train", program(tmp_path / "train", text))["program"]["updates"] == 2
+    assert (
+        answered(tmp_path / "train", program(tmp_path / "train", text))["program"]["updates"] == 2
+    )
     said = refused(tmp_path / "train", program(tmp_path / "train", 'open("../data/rows", "w")'))
     assert "--write FOLDER" in said and (tmp_path / "data" / "rows").read_text() == "16"
 
@@ -511,18 +594,30 @@ while True:
 """
     said = refused(tmp_path, program(tmp_path, text))
     assert "chooses by values (aten::nonzero)" in said and "--answer program.py:8=0.25" in said
-    shares = [f"--answer=program.py:{line}={share}" for line, share in ((8, 0.25), (9, 0.125), (10, 0.25))]
+    shares = [
+        f"--answer=program.py:{line}={share}" for line, share in ((8, 0.25), (9, 0.125), (10, 0.25))
+    ]
     answer = answered(tmp_path, *shares, program(tmp_path, text))
-    assert [read["value"] for read in answer["program"]["reads"] if read["decided"]] == [0.25, 0.125, 0.25]
+    assert [read["value"] for read in answer["program"]["reads"] if read["decided"]] == [
+        0.25,
+        0.125,
+        0.25,
+    ]
 
 
 @pytest.mark.few(1)
-@pytest.mark.parametrize(("text", "said"), [
-    ("raise SystemExit(3)", "The program ended itself before its first update, with status 3."),
-    ("import sys; sys.exit('no data')", "The program ended itself before its first update, with the words: no data."),
-    ("count = 0\nassert count > 1", "The program failed: AssertionError: assert count > 1"),
-    ("open('../nothing/here')", "No such file or directory: '../nothing/here'"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("raise SystemExit(3)", "The program ended itself before its first update, with status 3."),
+        (
+            "import sys; sys.exit('no data')",
+            "The program ended itself before its first update, with the words: no data.",
+        ),
+        ("count = 0\nassert count > 1", "The program failed: AssertionError: assert count > 1"),
+        ("open('../nothing/here')", "No such file or directory: '../nothing/here'"),
+    ],
+)
 def test_a_program_that_ends_early_says_why_in_its_own_words(tmp_path, text, said):
     told = refused(tmp_path, program(tmp_path, text))
     assert said in told and "runpy" not in told and "program/child.py" not in told

@@ -44,7 +44,9 @@ def test_the_same_step_as_a_trace_takes_the_same_bytes(tmp_path):
     lines = "\n".join(line[8:] for line in text.splitlines())
     loop = "for _ in range(9):\n    step(torch.empty(64, 256, device='cuda'))\n"
     alone = lines.replace("    batch = torch.empty(64, 256)\n", "")
-    answer = answered(tmp_path, program(tmp_path, alone.replace("PLACE", "torch.device('cuda')") + loop))
+    answer = answered(
+        tmp_path, program(tmp_path, alone.replace("PLACE", "torch.device('cuda')") + loop)
+    )
     traced = """
         import json
         from dryfit.engine.trace import Options, trace_step
@@ -84,7 +86,9 @@ def make(workers, use_cpu=False):
 @pytest.mark.parametrize("checkpointing", [False, pytest.param(True, marks=pytest.mark.nightly)])
 def test_a_trainer_script_equals_the_trace_of_its_trainer(tmp_path, checkpointing):
     made = TRAINER.replace("CHECKPOINTING", str(checkpointing))
-    answer = answered(tmp_path, program(tmp_path, made + "make(2).train()\n"), fresh=not checkpointing)
+    answer = answered(
+        tmp_path, program(tmp_path, made + "make(2).train()\n"), fresh=not checkpointing
+    )
     code = "import json\nfrom dryfit.engine.trainer import trace_trainer\n"
     code += "from dryfit.engine.trace import Options\n" + made
     code += "def on_meta():\n    with torch.device('meta'):\n        return make(0, use_cpu=True)\n"
@@ -95,9 +99,14 @@ def test_a_trainer_script_equals_the_trace_of_its_trainer(tmp_path, checkpointin
 
 
 SIZES = {
-    "vocab_size": 4000, "hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 2, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "tie_word_embeddings": False,
-}  # fmt: skip
+    "vocab_size": 4000,
+    "hidden_size": 256,
+    "intermediate_size": 512,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "tie_word_embeddings": False,
+}
 OF_SCENARIO = """
 import torch
 from peft import LoraConfig, get_peft_model
@@ -143,9 +152,14 @@ def test_a_scenario_of_the_same_step_takes_the_same_bytes(tmp_path, monkeypatch,
     monkeypatch.setattr(WeightLoader, "installed", lambda: WeightLoader(loaded_on_cpu_first=True))
     fields, adapters = METHODS[method]
     scenario = {
-        "model": {"model_type": "qwen2", **SIZES}, "precision": "bf16", "gradient_checkpointing": False,
-        "sequence_length": 128, "micro_batch": 4, "gpu": "a100-80gb", **fields,
-    }  # fmt: skip
+        "model": {"model_type": "qwen2", **SIZES},
+        "precision": "bf16",
+        "gradient_checkpointing": False,
+        "sequence_length": 128,
+        "micro_batch": 4,
+        "gpu": "a100-80gb",
+        **fields,
+    }
     text = OF_SCENARIO.replace("**SIZES", f"**{SIZES}").replace("MODEL", adapters)
     run = answered(tmp_path, "--gpu", "a100-80gb", program(tmp_path, text))["trace"]
     asked = predict(Scenario.from_mapping(scenario))["trace"]

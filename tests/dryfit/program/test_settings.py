@@ -11,24 +11,37 @@ from tests.dryfit.program.test_largest import PROGRAM
 from tests.dryfit.program.test_run import asked, refused
 
 
-@pytest.mark.parametrize("words", [("--length=8", "x"), ("--length", "8"), ("length=8",), ("x", "-length=8"),
-                                   ("--data.length=8",), ("--data.length", "8")])  # fmt: skip
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--length=8", "x"),
+        ("--length", "8"),
+        ("length=8",),
+        ("x", "-length=8"),
+        ("--data.length=8",),
+        ("--data.length", "8"),
+    ],
+)
 def test_an_argument_takes_another_value(words):
     found = setting(ProgramRequest("train.py", words), "length")
     assert found.value == 8
     assert found.changed(16).arguments == tuple(word.replace("8", "16") for word in words)
 
 
-@pytest.mark.parametrize("words", [(), ("--lengths=8",), ("--length=long",), ("--length",), ("length", "8")])
+@pytest.mark.parametrize(
+    "words", [(), ("--lengths=8",), ("--length=long",), ("--length",), ("length", "8")]
+)
 def test_a_number_that_is_not_there_is_named(words):
     with pytest.raises(UserError, match="whole number"):
         setting(ProgramRequest("train.py", words), "length")
 
 
-FILES = {"train.yaml": ("# of a run\ndata:\n  sequence_len: 1_024  # tokens\n  rows: 8\n", 1024, 3),
-         "train.json": ('{\n "cutoff_len": 2048,\n "rows": 8\n}\n', 2048, 2),
-         "train.toml": ("[training]\nseq_len = 8192\n", 8192, 2),
-         "small.py": ("block_size = 256 # of tokens\nbatch_size = 64\n", 256, 1)}  # fmt: skip
+FILES = {
+    "train.yaml": ("# of a run\ndata:\n  sequence_len: 1_024  # tokens\n  rows: 8\n", 1024, 3),
+    "train.json": ('{\n "cutoff_len": 2048,\n "rows": 8\n}\n', 2048, 2),
+    "train.toml": ("[training]\nseq_len = 8192\n", 8192, 2),
+    "small.py": ("block_size = 256 # of tokens\nbatch_size = 64\n", 256, 1),
+}
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -48,11 +61,19 @@ def test_a_file_among_the_arguments_takes_another_value(tmp_path, monkeypatch, n
 
 
 PROGRAMS = {
-    'parser.add_argument("--max-length", "-l", type=int, default=512)': ("max_length", 512, "--max-length=64"),
-    "class Arguments:\n    seq_length: int | None = field(default=128)": ("seq_length", 128, "--seq_length=64"),
+    'parser.add_argument("--max-length", "-l", type=int, default=512)': (
+        "max_length",
+        512,
+        "--max-length=64",
+    ),
+    "class Arguments:\n    seq_length: int | None = field(default=128)": (
+        "seq_length",
+        128,
+        "--seq_length=64",
+    ),
     "class Hyperparameters:\n    sequence_length: int = 4096": ("sequence_length", 4096, None),
     "ähnlich = 1; block_size = 1024": ("block_size", 1024, None),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("text", PROGRAMS)
@@ -66,8 +87,10 @@ def test_the_program_itself_says_its_length(tmp_path, monkeypatch, text):
     if option:
         assert changed.arguments == ("--rows=3", option) and not changed.files
     else:
-        assert changed.files["train.py"].splitlines()[1:] == [*text.replace(str(value), "64").splitlines(),
-                                                              "other = block_sizes = 3"]  # fmt: skip
+        assert changed.files["train.py"].splitlines()[1:] == [
+            *text.replace(str(value), "64").splitlines(),
+            "other = block_sizes = 3",
+        ]
 
 
 def test_arguments_come_before_the_programs_own_text_and_made_up_rows_follow(tmp_path, monkeypatch):
@@ -99,12 +122,17 @@ def test_a_length_that_stands_elsewhere_is_not_changed(tmp_path, monkeypatch):
 
 @pytest.mark.thorough
 def test_a_programs_longest_rows(tmp_path):
-    (tmp_path / "train.py").write_text(PROGRAM.replace("LIMIT", "10**6") .replace(
-        '"--length", type=int', '"--seq_len", type=int, default=256') .replace(".length", ".seq_len"))  # fmt: skip
+    (tmp_path / "train.py").write_text(
+        PROGRAM.replace("LIMIT", "10**6")
+        .replace('"--length", type=int', '"--seq_len", type=int, default=256')
+        .replace(".length", ".seq_len")
+    )
     done = asked(tmp_path, "--yes", "--json", "--longest", "--gpu", "4090", "train.py")
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
-    assert found["argument"] == "seq_len" and found["where"] == "train.py:5, the default of --seq_len"
+    assert (
+        found["argument"] == "seq_len" and found["where"] == "train.py:5, the default of --seq_len"
+    )
     assert found["too_large"] == found["largest"] + 64
     told = refused(tmp_path, "--longest", "--vary", "seq_len", "--gpu", "4090", "train.py")
     assert "takes one GPU" in told

@@ -12,14 +12,26 @@ FAULTS = {
     "a model on the host": ("nn.Linear(64, 64)(x)", "same device"),
     "a batch on the host": ("linear(torch.randn(8, 64))", "same device"),
     "a mask on the host": ("torch.where(torch.ones(8, 64, dtype=torch.bool), x, x)", "same device"),
-    "a loss against targets on the host": ("nn.functional.mse_loss(x, torch.zeros(8, 64))", "same device"),
+    "a loss against targets on the host": (
+        "nn.functional.mse_loss(x, torch.zeros(8, 64))",
+        "same device",
+    ),
     "tensors joined": ("torch.cat([x, torch.zeros(8, 64)])", "same device"),
     "an index on the card into the host": ("torch.zeros(100)[ids]", "same device"),
     "an array of what is on the card": ("x.numpy()", "Tensor.cpu()"),
     "an array through NumPy": ("np.asarray(x)", "Tensor.cpu()"),
-    "classes of 32 bits": ("nn.functional.cross_entropy(x, ids.int())", "not implemented for 'Int'"),
-    "a mask of another dtype": ("attention(q, q, q, attn_mask=mask.half())", "Expected attn_mask dtype"),
-    "a large model on the host": ("nn.Linear(2048, 2048)(torch.randn(8, 2048, device='cuda'))", "same device"),
+    "classes of 32 bits": (
+        "nn.functional.cross_entropy(x, ids.int())",
+        "not implemented for 'Int'",
+    ),
+    "a mask of another dtype": (
+        "attention(q, q, q, attn_mask=mask.half())",
+        "Expected attn_mask dtype",
+    ),
+    "a large model on the host": (
+        "nn.Linear(2048, 2048)(torch.randn(8, 2048, device='cuda'))",
+        "same device",
+    ),
 }
 CONTROLS = {
     "a number of the host": "x * torch.tensor(2.0) + torch.tensor(1)",
@@ -155,7 +167,9 @@ for _ in range(3):
 
 @pytest.mark.thorough
 def test_a_threads_own_card_is_the_first(tmp_path):
-    assert answered(tmp_path, "--gpus", "2", "--ranks", "1", program(tmp_path, THREADS))["rank"] == 1
+    assert (
+        answered(tmp_path, "--gpus", "2", "--ranks", "1", program(tmp_path, THREADS))["rank"] == 1
+    )
 
 
 @pytest.mark.thorough

@@ -8,11 +8,16 @@ from dryfit.derived.sizes import EXACT, value, with_rounded
 from dryfit.recorder.fitting import NotFitted, fitted
 
 BASE = {"b": 7, "s": 640, "h": 1280, "i": 2432, "V": 1408}
-VARIED = [{**BASE, name: new} for name, new in {"b": 11, "s": 645, "h": 1664, "i": 3712, "V": 1664}.items()]
-OTHERS = [{"b": 5, "s": 901, "h": 1000, "i": 2730, "V": 50257},
-          {"b": 8, "s": 709, "h": 1496, "i": 1234, "V": 1003},
-          {"b": 9, "s": 333, "h": 968, "i": 3005, "V": 2176},
-          {"b": 3, "s": 1152, "h": 2176, "i": 1792, "V": 3968}]  # fmt: skip
+VARIED = [
+    {**BASE, name: new}
+    for name, new in {"b": 11, "s": 645, "h": 1664, "i": 3712, "V": 1664}.items()
+]
+OTHERS = [
+    {"b": 5, "s": 901, "h": 1000, "i": 2730, "V": 50257},
+    {"b": 8, "s": 709, "h": 1496, "i": 1234, "V": 1003},
+    {"b": 9, "s": 333, "h": 968, "i": 3005, "V": 2176},
+    {"b": 3, "s": 1152, "h": 2176, "i": 1792, "V": 3968},
+]
 POINTS = [with_rounded(point, (8, 0)) for point in (BASE, *VARIED, *OTHERS)]
 UNSEEN = with_rounded({"b": 3, "s": 333, "h": 896, "i": 4864, "V": 151936}, (8, 0))
 

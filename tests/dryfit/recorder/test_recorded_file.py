@@ -53,4 +53,6 @@ def test_an_option_that_is_gone_takes_its_variants_along(recorded, monkeypatch) 
 @pytest.mark.parametrize("family", sorted(path.stem for path in data_path("records").glob("*.zip")))
 def test_the_packages_files_hold_nothing_else(family) -> None:
     members, files = recorder._read(data_path("records", f"{family}.zip"))
-    assert not recorder.pruned(FAMILIES[family], recorder.variants_of(FAMILIES[family]), members, files)
+    assert not recorder.pruned(
+        FAMILIES[family], recorder.variants_of(FAMILIES[family]), members, files
+    )

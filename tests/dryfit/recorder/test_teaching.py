@@ -13,16 +13,24 @@ def test_frees_have_an_order_where_something_lies_between_them() -> None:
     assert _in_one_order([(1, 8), (2, 8), (-1, 0), (-2, 0)], []) == _in_one_order(
         [(1, 8), (2, 8), (-2, 0), (-1, 0)], []
     )
-    for other in ([(1, 8), (2, 8), (-1, 0), (3, 8), (-2, 0)], [(1, 8), (2, 8), (-2, 0), (3, 8), (-1, 0)]):
+    for other in (
+        [(1, 8), (2, 8), (-1, 0), (3, 8), (-2, 0)],
+        [(1, 8), (2, 8), (-2, 0), (3, 8), (-1, 0)],
+    ):
         assert _in_one_order(other, []) == other
     first, second = [(1, 8), (2, 8), (-1, 0), (-2, 0)], [(1, 8), (2, 8), (-2, 0), (-1, 0)]
     assert _in_one_order(first, MARKS) != _in_one_order(second, MARKS)
-    first, second = [(1, 8), (2, 8), (-1, 0), (0, 0), (-2, 0)], [(1, 8), (2, 8), (-2, 0), (0, 0), (-1, 0)]
+    first, second = (
+        [(1, 8), (2, 8), (-1, 0), (0, 0), (-2, 0)],
+        [(1, 8), (2, 8), (-2, 0), (0, 0), (-1, 0)],
+    )
     assert _in_one_order(first, []) != _in_one_order(second, [])
 
 
 @pytest.mark.parametrize("name", ["glm-5", "glm-5.2", "deepseek-v3.2"])
-def test_rows_up_to_what_an_indexer_chooses_and_longer_ones_are_taught_and_checked_apart(name) -> None:
+def test_rows_up_to_what_an_indexer_chooses_and_longer_ones_are_taught_and_checked_apart(
+    name,
+) -> None:
     family = next(family for family in FAMILIES.values() if name in family.catalogue())
     chosen = language_model_of(name)[family.chooses]
     seen = set()

@@ -50,8 +50,12 @@ class _Handler(QuietHandler):
         path = urllib.parse.unquote(urllib.parse.urlparse(self.path).path)
         self.server.requests.append((self.command, path, self.headers["Authorization"]))
         if path == "/api/models":  # the Hub's search
-            word = urllib.parse.parse_qs(urllib.parse.urlparse(self.path).query)["search"][0].lower()
-            body = json.dumps([{"id": name} for name in self.server.models if word in name.lower()]).encode()
+            word = urllib.parse.parse_qs(urllib.parse.urlparse(self.path).query)["search"][
+                0
+            ].lower()
+            body = json.dumps(
+                [{"id": name} for name in self.server.models if word in name.lower()]
+            ).encode()
             return self.answer(body, Content_Type="application/json")
         found = re.match(r"^/([^/]+/[^/]+)/resolve/([^/]+)/(.+)$", path)
         held = self.server.models.get(found[1]) if found else None
@@ -70,7 +74,9 @@ class _Handler(QuietHandler):
             with suppress(BrokenPipeError):  # who asked has gone
                 self.refuse(500)
         elif isinstance(held, str) and held.startswith("-> "):
-            self.answer(b"", 307, Location=f"/{held.removeprefix('-> ')}/resolve/{found[2]}/{found[3]}")
+            self.answer(
+                b"", 307, Location=f"/{held.removeprefix('-> ')}/resolve/{found[2]}/{found[3]}"
+            )
         elif held == "empty" or found[3] != "config.json":
             self.refuse(404, "EntryNotFound")
         elif found[2] not in ("main", "v2", COMMIT):

@@ -15,5 +15,8 @@ def refusals(name: str, **models: Mapping[str, Any]) -> dict[str, list]:
         if isinstance(model, str) and model in models:
             fields["model"] = dict(models[model])
         elif isinstance(model, dict) and "like" in model:
-            fields["model"] = {**models[model["like"]], **{key: model[key] for key in model if key != "like"}}
+            fields["model"] = {
+                **models[model["like"]],
+                **{key: model[key] for key in model if key != "like"},
+            }
     return {name: row for name, *row in rows}

@@ -11,18 +11,44 @@ from dryfit.scenario.fields import FIELDS, UNSAID, line
 from dryfit.scenario.scenario import Scenario
 
 MODEL = "qwen2.5-coder-7b"
-PATHS = [path for field in FIELDS for path in ([f"{field.name}.{part.name}" for part in field.parts] or [field.name])]
+PATHS = [
+    path
+    for field in FIELDS
+    for path in ([f"{field.name}.{part.name}" for part in field.parts] or [field.name])
+]
 # Steps in which each field has its say.
-STEPS = ({"model": MODEL},
-         {"model": MODEL, "method": "lora", "gpu": "2xrtx-3090", "parallel": {"strategy": "fsdp2", "gpus": 2}},
-         {"model": MODEL, "objective": "grpo", "micro_batch": 8},
-         {"model": MODEL, "objective": "grpo", "micro_batch": 8, "method": "lora", "gpu": "h100-80gb",
-          "generation": {"engine": "vllm"}},
-         {"model": MODEL, "method": "full", "gpu": "2xh100-80gb", "gradient_accumulation": 2,
-          "parallel": {"pipeline": 2, "gpus": 2}},
-         {"model": MODEL, "adapter": {"peft_type": "IA3"}},
-         {"model": MODEL, "method": "full", "precision": "bf16-mixed",
-          "parallel": {"strategy": "zero3", "gpus": 2}})  # fmt: skip
+STEPS = (
+    {"model": MODEL},
+    {
+        "model": MODEL,
+        "method": "lora",
+        "gpu": "2xrtx-3090",
+        "parallel": {"strategy": "fsdp2", "gpus": 2},
+    },
+    {"model": MODEL, "objective": "grpo", "micro_batch": 8},
+    {
+        "model": MODEL,
+        "objective": "grpo",
+        "micro_batch": 8,
+        "method": "lora",
+        "gpu": "h100-80gb",
+        "generation": {"engine": "vllm"},
+    },
+    {
+        "model": MODEL,
+        "method": "full",
+        "gpu": "2xh100-80gb",
+        "gradient_accumulation": 2,
+        "parallel": {"pipeline": 2, "gpus": 2},
+    },
+    {"model": MODEL, "adapter": {"peft_type": "IA3"}},
+    {
+        "model": MODEL,
+        "method": "full",
+        "precision": "bf16-mixed",
+        "parallel": {"strategy": "zero3", "gpus": 2},
+    },
+)
 
 
 def _steps() -> Iterator[dict[str, Any]]:
@@ -40,7 +66,9 @@ def _others(field: Field, value: Any) -> list[Any]:
         return [(value or field.least) + 3]
     if field.below is not None:
         return [0.25]
-    return [["gate_proj"]] if "array" in field.types else [{"peft_type": "VERA"}, "other-7b", "0.42.0"]
+    return (
+        [["gate_proj"]] if "array" in field.types else [{"peft_type": "VERA"}, "other-7b", "0.42.0"]
+    )
 
 
 def _field(path: str) -> Field:
@@ -88,15 +116,24 @@ def test_a_field_that_is_new_is_in_the_line_by_its_name() -> None:
     assert said(new, "fast", {}) == "flash_mode fast" and said(new, "none", {}) == ""
 
 
-@pytest.mark.parametrize(("step", "words"), [
-    ({"adapter": {"peft_type": "IA3"}, "method": "lora"}, "; IA3; "),
-    ({"adapter": {"peft_type": "LORA", "r": 8, "use_dora": True}}, "QLoRA; bf16"),
-    ({"adapter": {"peft_type": "LORA", "r": 8, "use_dora": True}}, "r 8, use_dora true"),
-    ({"quantization": {"storage": "bf16", "compute": "fp16"}}, "stored as bf16, computing in fp16"),
-    ({"parallel": {"strategy": "fsdp2", "gpus": 2, "offload": "cpu"}}, "fsdp2 on 2 GPUs, offloaded to the CPU"),
-    ({"quantization": {"type": "int8"}}, "LoRA of rank 16 on all linear layers"),
-    ({"versions": {"bitsandbytes": "0.42.0"}}, "bitsandbytes 0.42.0"),
-    ({"model_name": "two\nlines"}, "two lines; "),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("step", "words"),
+    [
+        ({"adapter": {"peft_type": "IA3"}, "method": "lora"}, "; IA3; "),
+        ({"adapter": {"peft_type": "LORA", "r": 8, "use_dora": True}}, "QLoRA; bf16"),
+        ({"adapter": {"peft_type": "LORA", "r": 8, "use_dora": True}}, "r 8, use_dora true"),
+        (
+            {"quantization": {"storage": "bf16", "compute": "fp16"}},
+            "stored as bf16, computing in fp16",
+        ),
+        (
+            {"parallel": {"strategy": "fsdp2", "gpus": 2, "offload": "cpu"}},
+            "fsdp2 on 2 GPUs, offloaded to the CPU",
+        ),
+        ({"quantization": {"type": "int8"}}, "LoRA of rank 16 on all linear layers"),
+        ({"versions": {"bitsandbytes": "0.42.0"}}, "bitsandbytes 0.42.0"),
+        ({"model_name": "two\nlines"}, "two lines; "),
+    ],
+)
 def test_the_words_of_the_line(step, words) -> None:
     assert words in line(Scenario.from_mapping({"model": MODEL, **step}).to_mapping())

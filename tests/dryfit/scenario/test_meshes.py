@@ -9,26 +9,53 @@ from dryfit.scenario.scenario import Scenario
 from tests.dryfit.scenario.refusals import refusals
 from tests.dryfit.tracing.several_gpus import LLAMA
 
-MOE = LLAMA | {"model_type": "qwen3_moe", "num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 96}
+MOE = LLAMA | {
+    "model_type": "qwen3_moe",
+    "num_experts": 6,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 96,
+}
 
 
 def made(parallel, **fields):
-    mapping = {"model": LLAMA, "method": "full", "precision": "fp32", "sequence_length": 64, "micro_batch": 2}
+    mapping = {
+        "model": LLAMA,
+        "method": "full",
+        "precision": "fp32",
+        "sequence_length": 64,
+        "micro_batch": 2,
+    }
     return Scenario.from_mapping(mapping | fields | {"parallel": parallel})
 
 
-GOOD = {"tensor alone": ({"strategy": "none", "gpus": 2, "tensor": 2}, {}, (1, 1)),
-        "shards beside": ({"strategy": "fsdp2", "gpus": 8, "tensor": 2}, {}, (4, 4)),
-        "replicas": ({"strategy": "fsdp2", "gpus": 8, "replicate": 2}, {}, (4, 8)),
-        "context": ({"strategy": "fsdp2", "gpus": 8, "context": 4}, {}, (2, 2)),
-        "pipeline": ({"strategy": "none", "gpus": 4, "pipeline": 2, "tensor": 2}, {"gradient_accumulation": 2}, (1, 1)),
-        "uneven stages": ({"strategy": "none", "gpus": 2, "pipeline": 2, "stage_layers": [2, 1]},
-                          {"gradient_accumulation": 2}, (1, 1)),
-        "experts": ({"strategy": "fsdp2", "gpus": 6, "expert": 3}, {"model": MOE}, (6, 6)),
-        "parts of rows, each in turn": ({"strategy": "zero3", "gpus": 8, "ulysses": 2}, {"method": "lora"}, (4, 4)),
-        "more parts than heads of keys": ({"strategy": "zero2", "gpus": 4, "ulysses": 4}, {}, (1, 1)),
-        "sequence parallel": ({"strategy": "fsdp2", "gpus": 8, "tensor": 2, "sequence_parallel": True,
-                               "offload": "cpu"}, {"attention": "mem_efficient"}, (4, 4))}  # fmt: skip
+GOOD = {
+    "tensor alone": ({"strategy": "none", "gpus": 2, "tensor": 2}, {}, (1, 1)),
+    "shards beside": ({"strategy": "fsdp2", "gpus": 8, "tensor": 2}, {}, (4, 4)),
+    "replicas": ({"strategy": "fsdp2", "gpus": 8, "replicate": 2}, {}, (4, 8)),
+    "context": ({"strategy": "fsdp2", "gpus": 8, "context": 4}, {}, (2, 2)),
+    "pipeline": (
+        {"strategy": "none", "gpus": 4, "pipeline": 2, "tensor": 2},
+        {"gradient_accumulation": 2},
+        (1, 1),
+    ),
+    "uneven stages": (
+        {"strategy": "none", "gpus": 2, "pipeline": 2, "stage_layers": [2, 1]},
+        {"gradient_accumulation": 2},
+        (1, 1),
+    ),
+    "experts": ({"strategy": "fsdp2", "gpus": 6, "expert": 3}, {"model": MOE}, (6, 6)),
+    "parts of rows, each in turn": (
+        {"strategy": "zero3", "gpus": 8, "ulysses": 2},
+        {"method": "lora"},
+        (4, 4),
+    ),
+    "more parts than heads of keys": ({"strategy": "zero2", "gpus": 4, "ulysses": 4}, {}, (1, 1)),
+    "sequence parallel": (
+        {"strategy": "fsdp2", "gpus": 8, "tensor": 2, "sequence_parallel": True, "offload": "cpu"},
+        {"attention": "mem_efficient"},
+        (4, 4),
+    ),
+}
 
 
 @pytest.mark.parametrize("name", GOOD)
@@ -53,27 +80,52 @@ def test_a_mesh_that_no_step_can_have(name):
 
 def test_what_an_answer_says_of_a_mesh_and_which_rows_each_gpu_takes():
     step = made({"strategy": "fsdp2", "gpus": 8, "tensor": 2, "replicate": 2})
-    assert say_parallel(step.to_mapping()["parallel"], {}) == "fsdp2 x replicate 2 x tensor 2 on 8 GPUs"
-    step = made({"strategy": "none", "gpus": 2, "pipeline": 2, "schedule": "gpipe"}, gradient_accumulation=2)
-    assert say_parallel(step.to_mapping()["parallel"], {}) == "pipeline 2 x schedule gpipe on 2 GPUs"
+    assert (
+        say_parallel(step.to_mapping()["parallel"], {})
+        == "fsdp2 x replicate 2 x tensor 2 on 8 GPUs"
+    )
+    step = made(
+        {"strategy": "none", "gpus": 2, "pipeline": 2, "schedule": "gpipe"}, gradient_accumulation=2
+    )
+    assert (
+        say_parallel(step.to_mapping()["parallel"], {}) == "pipeline 2 x schedule gpipe on 2 GPUs"
+    )
 
-    step = made({"strategy": "fsdp2", "gpus": 4, "tensor": 2, "sequence_parallel": True, "loss_parallel": True})
-    assert say_parallel(step.to_mapping()["parallel"], {}) == "fsdp2 x tensor 2 x sequence x loss on 4 GPUs"
+    step = made(
+        {
+            "strategy": "fsdp2",
+            "gpus": 4,
+            "tensor": 2,
+            "sequence_parallel": True,
+            "loss_parallel": True,
+        }
+    )
+    assert (
+        say_parallel(step.to_mapping()["parallel"], {})
+        == "fsdp2 x tensor 2 x sequence x loss on 4 GPUs"
+    )
     # The libraries' meshes: GPUs of tensor and context are neighbours, those of a pipeline farthest apart.
-    shares = {("fsdp2", 4, "tensor"): [0, 0, 1, 1],
-              ("fsdp2", 4, "context"): [0, 0, 1, 1],
-              ("none", 2, "tensor"): [0, 0]}  # fmt: skip
+    shares = {
+        ("fsdp2", 4, "tensor"): [0, 0, 1, 1],
+        ("fsdp2", 4, "context"): [0, 0, 1, 1],
+        ("none", 2, "tensor"): [0, 0],
+    }
     for (strategy, gpus, axis), expected in shares.items():
         parallel = made({"strategy": strategy, "gpus": gpus, axis: 2}).parallel
         assert [parallel.rows_of(rank) for rank in range(gpus)] == expected
         averaged = {"tensor": gpus // 2, "context": gpus}[axis]
         assert parallel.averaged == averaged
-    staged = made({"strategy": "none", "gpus": 4, "pipeline": 2, "tensor": 2}, gradient_accumulation=2).parallel
+    staged = made(
+        {"strategy": "none", "gpus": 4, "pipeline": 2, "tensor": 2}, gradient_accumulation=2
+    ).parallel
     assert {staged.rows_of(rank) for rank in range(4)} == {0}
 
 
 TRAINED = {"tensor": 2}, {"context": 2}, {"replicate": 2, "gpus": 4}, {"tensor": 2, "gpus": 4}
-NOT_TRAINED = {"strategy": "none", "pipeline": 2}, {"tensor": 2, "offload": "none", "reduce_in_fp32": True}
+NOT_TRAINED = (
+    {"strategy": "none", "pipeline": 2},
+    {"tensor": 2, "offload": "none", "reduce_in_fp32": True},
+)
 
 
 @pytest.mark.parametrize("mesh", TRAINED)

@@ -9,24 +9,43 @@ import pytest
 from dryfit.serving.roofline import DECODING_SHARE, SMALL_KERNELS_SECONDS, Rates, generating
 from tests.dryfit.serving.test_vllm import server
 
-RATES = Rates(flops=500e12, memory_bytes=2e12, copied_bytes=1.4e12, link_bytes=1e11, host_bytes=25e9,
-              launch_seconds=28e-6)  # fmt: skip
+RATES = Rates(
+    flops=500e12,
+    memory_bytes=2e12,
+    copied_bytes=1.4e12,
+    link_bytes=1e11,
+    host_bytes=25e9,
+    launch_seconds=28e-6,
+)
 TABLE = json.loads(Path("validation/data/vllm_cache_groups.json").read_text())["rows"]
 
 
 def made(engine, **asked):
-    return generating(engine, RATES, **{"rows": 8, "prompts": 8, "prompt": 512, "answer": 256, **asked})
+    return generating(
+        engine, RATES, **{"rows": 8, "prompts": 8, "prompt": 512, "answer": 256, **asked}
+    )
 
 
 def test_few_rows_wait_for_the_weights_and_many_for_products():
     one = server()
     few, many = made(one, rows=1, prompts=1), made(replace(one, requests=4096), rows=2048)
-    table = one.text["vocab_size"] * one.text["hidden_size"] * 2  # of embeddings, of which a row is picked
+    table = (
+        one.text["vocab_size"] * one.text["hidden_size"] * 2
+    )  # of embeddings, of which a row is picked
     reading = (one.weights() - table) / (2e12 * DECODING_SHARE)
     keys = 32 * 2 * 8 * 128 * 2 * (512 + 128) / (2e12 * DECODING_SHARE)
-    assert few.decode_seconds / 256 == pytest.approx(reading + keys + 32 * SMALL_KERNELS_SECONDS, rel=1e-3)
+    assert few.decode_seconds / 256 == pytest.approx(
+        reading + keys + 32 * SMALL_KERNELS_SECONDS, rel=1e-3
+    )
     assert few.reads_memory
-    slow = generating(replace(one, requests=4096), replace(RATES, flops=1e12), rows=256, prompts=1, prompt=8, answer=8)
+    slow = generating(
+        replace(one, requests=4096),
+        replace(RATES, flops=1e12),
+        rows=256,
+        prompts=1,
+        prompt=8,
+        answer=8,
+    )
     assert not slow.reads_memory and many.tokens / many.seconds > few.tokens / few.seconds
 
 
@@ -56,15 +75,21 @@ def test_cards_that_share_a_model_read_less_each_and_send_sums():
     one, two = server(), server(tensor_parallel=2)
     halved = made(two, rows=1).decode_seconds
     assert 0.5 < halved / made(one, rows=1).decode_seconds < 0.75
-    slow_link = generating(two, replace(RATES, link_bytes=1e6), rows=1, prompts=1, prompt=512, answer=256)
-    assert slow_link.decode_seconds - halved == pytest.approx(256 * 2 * 32 * 4096 * 2 / 1e6, rel=1e-2)
+    slow_link = generating(
+        two, replace(RATES, link_bytes=1e6), rows=1, prompts=1, prompt=512, answer=256
+    )
+    assert slow_link.decode_seconds - halved == pytest.approx(
+        256 * 2 * 32 * 4096 * 2 / 1e6, rel=1e-2
+    )
 
 
 @pytest.mark.parametrize("name", ["gemma-3-4b", "DeepseekV2Config", "Qwen3NextConfig"])
 def test_windows_latent_vectors_and_states_read_less_than_all_keys_would(name):
     config = TABLE[name]["config"]
     parameters = TABLE[name]["weights_bytes"] // 2
-    engine = replace(server(), model=config, parameters=parameters, total_bytes=800 * 2**30, longest=32_768)
+    engine = replace(
+        server(), model=config, parameters=parameters, total_bytes=800 * 2**30, longest=32_768
+    )
     long, short = (made(engine, prompt=prompt, rows=64).decode_seconds for prompt in (16_384, 512))
     text = config.get("text_config") or config
     heads = text.get("num_key_value_heads") or text["num_attention_heads"]

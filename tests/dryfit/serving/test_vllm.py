@@ -26,11 +26,22 @@ MODELS = Path("dryfit/data/models")
 def server(name="llama-3.1-8b", **fields) -> Server:
     model = json.loads((MODELS / f"{name}.json").read_text())
     parameters = describe(model).parameter_counts()["total"]
-    return Server(**{"model": model, "parameters": parameters, "total_bytes": 80 * GIB, "utilization": 0.9,
-                     "requests": 256, "longest": 8192, **fields})  # fmt: skip
+    return Server(
+        **{
+            "model": model,
+            "parameters": parameters,
+            "total_bytes": 80 * GIB,
+            "utilization": 0.9,
+            "requests": 256,
+            "longest": 8192,
+            **fields,
+        }
+    )
 
 
-@pytest.mark.parametrize(("requests", "graphs"), [(8, 5 + 4), (32, 11 + 7), (64, 19 + 11), (128, 35 + 19), (256, 86)])
+@pytest.mark.parametrize(
+    ("requests", "graphs"), [(8, 5 + 4), (32, 11 + 7), (64, 19 + 11), (128, 35 + 19), (256, 86)]
+)
 def test_graphs_are_captured_for_so_many_sizes(requests, graphs):
     assert server(requests=requests).graphs() == graphs
     assert server(requests=requests, cuda_graphs=False).graph_bytes() == (0, 0)
@@ -57,18 +68,24 @@ def test_what_a_share_a_slot_a_version_and_experts_add():
         2 * 4096 + 2 * (4096 + 1024) + 2 * 4096 + 3 * (4096 + 14336)
     )
     assert 2 * replace(one, cache_dtype="fp8").cache().block_bytes == one.cache().block_bytes
-    assert [sampler_bytes_a_logit(version) for version in ("0.10.2", "0.22.0", "0.26.0", "0.31.0")] == [38.9, 14, 2, 2]
+    assert [
+        sampler_bytes_a_logit(version) for version in ("0.10.2", "0.22.0", "0.26.0", "0.31.0")
+    ] == [38.9, 14, 2, 2]
     assert release("0.31.0") == (0, 31) and server(version="0.10.2").believed_bytes() == (0, 0)
 
 
-@pytest.mark.parametrize("name", ["qwen2.5-7b", "llama-3.1-8b", "llama-3.2-3b", "qwen3-4b", "gemma-2-2b"])
+@pytest.mark.parametrize(
+    "name", ["qwen2.5-7b", "llama-3.1-8b", "llama-3.2-3b", "qwen3-4b", "gemma-2-2b"]
+)
 def test_weights_are_those_of_vllms_own_model(name):
     assert server(name).weights() == pytest.approx(TABLE[name]["weights_bytes"], rel=1e-4)
 
 
 @pytest.mark.parametrize(("tokens", "seen"), [(20_000, 2.060), (29_000, 2.987)])
 def test_a_profile_run_takes_what_vllms_forward_pass_does(tokens, seen):
-    assert server(tokens_at_once=tokens, requests=1).activations() / GIB == pytest.approx(seen, abs=0.005)
+    assert server(tokens_at_once=tokens, requests=1).activations() / GIB == pytest.approx(
+        seen, abs=0.005
+    )
 
 
 def test_a_budget_is_shared_out_and_the_least_holds_one_request():
@@ -93,11 +110,17 @@ def test_weights_in_4_bits_are_as_a_log_of_unsloths_says(name, seen_gib):
     assert packed / GIB == pytest.approx(seen_gib, rel=0.01)
 
 
-@pytest.mark.parametrize("version, gib, settings, expected", [
-    ("0.9", 79.2, {}, (8192, 1024)), ("0.9", 79.2, {"offline": True}, (16_384, 1024)),
-    ("0.9", 79.2, {"a100": True}, (2048, 256)), ("0.9", 23.6, {"offline": True}, (8192, 256)),
-    ("0.8", 79.2, {}, (2048, 256)), ("0.31.0", 69.9, {}, (2048, 256)),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "version, gib, settings, expected",
+    [
+        ("0.9", 79.2, {}, (8192, 1024)),
+        ("0.9", 79.2, {"offline": True}, (16_384, 1024)),
+        ("0.9", 79.2, {"a100": True}, (2048, 256)),
+        ("0.9", 23.6, {"offline": True}, (8192, 256)),
+        ("0.8", 79.2, {}, (2048, 256)),
+        ("0.31.0", 69.9, {}, (2048, 256)),
+    ],
+)
 def test_large_cards_take_more_requests_by_default(
     version: str, gib: float, settings: dict[str, bool], expected: tuple[int, int]
 ) -> None:
@@ -109,9 +132,20 @@ def test_a_mixture_in_fp8_on_four_cards_is_near_its_log() -> None:
     model = json.loads(data_path("models/qwen3-235b-a22b.json").read_text(encoding="utf-8"))
     parameters = describe(model).parameter_counts()["total"]
     tokens, requests = serve_defaults("0.9", total := int(79.22 * GIB))
-    weights = int(55.04 * GIB)  # a byte a number, a fp32 scale for 128 x 128 of them, and tables in 16 bits
+    weights = int(
+        55.04 * GIB
+    )  # a byte a number, a fp32 scale for 128 x 128 of them, and tables in 16 bits
     engine = Server(
-        model, parameters, total, 0.9, requests, 40_960, tokens, tensor_parallel=4, weights_bytes=weights, version="0.9"
+        model,
+        parameters,
+        total,
+        0.9,
+        requests,
+        40_960,
+        tokens,
+        tensor_parallel=4,
+        weights_bytes=weights,
+        version="0.9",
     )
     least, most = (size / GIB for size in engine.cache_bytes())
     assert (least, most) == (pytest.approx(9.35, abs=0.01), pytest.approx(10.42, abs=0.01))

@@ -22,7 +22,9 @@ class _Registry(QuietHandler):
         self.wfile.write(b"evil")
 
 
-def test_another_archive_than_the_pinned_one_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_archive_than_the_pinned_one_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with LocalServer(_Registry) as server:
         monkeypatch.setenv("NPM_CONFIG_REGISTRY", server.endpoint)
         with pytest.raises(UserError, match="not the pinned one"):
@@ -32,7 +34,9 @@ def test_another_archive_than_the_pinned_one_is_refused(tmp_path: Path, monkeypa
     assert not list(tmp_path.iterdir())
 
 
-def test_an_archive_that_is_kept_needs_no_registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_archive_that_is_kept_needs_no_registry(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import base64
     import io
     import tarfile
@@ -51,8 +55,11 @@ def test_an_archive_that_is_kept_needs_no_registry(tmp_path: Path, monkeypatch: 
 
 def test_the_page_holds_its_first_answer_and_a_field_for_each_setting() -> None:
     text = page()
-    assert (first_answer()["verdict"] in text and "<script>" not in text
-            and "http://" not in text.replace("http://www.w3", ""))  # fmt: skip
+    assert (
+        first_answer()["verdict"] in text
+        and "<script>" not in text
+        and "http://" not in text.replace("http://www.w3", "")
+    )
     for name in ("optimizer", "lora.rank", "quantization.double", "gradient_checkpointing", "loss"):
         assert f'data-set="{name}"' in text
 
@@ -62,12 +69,16 @@ def test_links_that_leave_the_documents_lead_to_the_code_or_nowhere(
 ) -> None:
     monkeypatch.delenv("GITHUB_REPOSITORY", raising=False)
     staged(tmp_path / "plain", "")
-    assert not any("](../dryfit/" in path.read_text() for path in (tmp_path / "plain").rglob("*.md"))
+    assert not any(
+        "](../dryfit/" in path.read_text() for path in (tmp_path / "plain").rglob("*.md")
+    )
     monkeypatch.setenv("GITHUB_SERVER_URL", "https://example.org")
     monkeypatch.setenv("GITHUB_REPOSITORY", "own/er")
     staged(tmp_path / "linked", "c0ffee")
     texts = [path.read_text() for path in (tmp_path / "linked").rglob("*.md")]
-    assert any("](https://example.org/own/er/blob/c0ffee/dryfit/data/gpus.yaml)" in text for text in texts)
+    assert any(
+        "](https://example.org/own/er/blob/c0ffee/dryfit/data/gpus.yaml)" in text for text in texts
+    )
 
 
 def test_a_finished_run_is_the_example(tmp_path: Path) -> None:
@@ -75,10 +86,14 @@ def test_a_finished_run_is_the_example(tmp_path: Path) -> None:
     texts = {
         "MODEL_CARD.md": "---\ntags:\n- bash\n---\n# Tiny\n| a |\n| --- |\n| `ls \\| wc` |\n\n"
         "[details](docs/details.md) ![a](figures/a.png)\n",
-        "docs/details.md": "# Details\n[card](../MODEL_CARD.md)\n", "figures/a.png": "", "report.html": "",
+        "docs/details.md": "# Details\n[card](../MODEL_CARD.md)\n",
+        "figures/a.png": "",
+        "report.html": "",
         "planner.html": "",
-        "provenance.json": json.dumps({"command": "snakemake --cores 2", "source": {"commit": "c0ffee"}}),
-    }  # fmt: skip
+        "provenance.json": json.dumps(
+            {"command": "snakemake --cores 2", "source": {"commit": "c0ffee"}}
+        ),
+    }
     for name, text in texts.items():
         (run / name).parent.mkdir(parents=True, exist_ok=True)
         (run / name).write_text(text)
@@ -89,11 +104,17 @@ def test_a_finished_run_is_the_example(tmp_path: Path) -> None:
     pages = staged(tmp_path / "docs", "", run, sweep)
     assert pages == alone and (tmp_path / "docs/example/sweep.html").read_text() == "compared"
     assert "[Sweep](sweep.html)" in (tmp_path / "docs/example/index.md").read_text()
-    assert [*pages["Example"]] == ["example/index.md", "example/MODEL_CARD.md", "example/docs/details.md"]
+    assert [*pages["Example"]] == [
+        "example/index.md",
+        "example/MODEL_CARD.md",
+        "example/docs/details.md",
+    ]
     start = (tmp_path / "docs/example/index.md").read_text()
     assert "snakemake --cores 2" in start and "c0ffee" in start and "tiny-r4" in start
     card = (tmp_path / "docs/example/MODEL_CARD.md").read_text()
-    assert card.startswith("# Tiny") and "| `ls | wc` |" in card  # Python-Markdown would show a backslash
+    assert (
+        card.startswith("# Tiny") and "| `ls | wc` |" in card
+    )  # Python-Markdown would show a backslash
     assert "[details](docs/details.md)" in card
 
 
@@ -104,19 +125,29 @@ def test_every_document_and_field_has_a_place() -> None:
     assert all(f"| `{field.name}` |" in scenario for field in FIELDS) and "`lora.rank`" in scenario
     assert "--sequence-length" in reference.command_line()
     engine = reference.engine()
-    assert all(f"## `{name}`" in engine for name in ("trace_step", "Report", "trace_trainer", "StepError"))
+    assert all(
+        f"## `{name}`" in engine for name in ("trace_step", "Report", "trace_trainer", "StepError")
+    )
     assert "**Parameters**" in engine and ":class:" not in engine
 
 
-def test_the_readme_gets_the_sites_address_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_readme_gets_the_sites_address_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from dryfit.site.build import _fill_in
     from dryfit.site.documents import with_address
 
     text = (python.ROOT / "README.md").read_text(encoding="utf-8")
     filled = with_address(text, "https://somebody.example/tuner/")
     assert "[the calculator](https://somebody.example/tuner/calculator/)" in filled
-    outside = lambda page: page.partition("<!-- site: begin -->")[0] + page.partition("<!-- site: end -->")[2]  # noqa: E731
-    assert outside(filled) == outside(text) and with_address(filled, "https://somebody.example/tuner") == filled
+
+    def outside(page):
+        return page.partition("<!-- site: begin -->")[0] + page.partition("<!-- site: end -->")[2]
+
+    assert (
+        outside(filled) == outside(text)
+        and with_address(filled, "https://somebody.example/tuner") == filled
+    )
     copy = tmp_path / "README.md"
     copy.write_text(text, encoding="utf-8")
     _fill_in(copy, "https://somebody.example/tuner")

@@ -16,7 +16,13 @@ DEEP = {**DECODERS["qwen2"], "num_hidden_layers": 6}
 
 
 def scenario(**fields) -> Scenario:
-    fields = {"model": DECODERS["qwen2"], "method": "lora", "precision": "bf16", "sequence_length": 64, **fields}
+    fields = {
+        "model": DECODERS["qwen2"],
+        "method": "lora",
+        "precision": "bf16",
+        "sequence_length": 64,
+        **fields,
+    }
     return Scenario.from_mapping(fields)
 
 
@@ -30,12 +36,16 @@ class Elsewhere:
         form = (tensor.shape, tensor.stride(), tensor.dtype)
         if tensor.is_meta:
             return None, form
-        whole = 1 + sum((count - 1) * step for count, step in zip(tensor.shape, tensor.stride(), strict=True))
+        whole = 1 + sum(
+            (count - 1) * step for count, step in zip(tensor.shape, tensor.stride(), strict=True)
+        )
         return tensor.as_strided((whole,), (1,)).view(torch.uint8).numpy().copy(), form
 
     def unpack_hook(self, packed):
         held, (shape, stride, dtype) = packed
-        made = torch.empty_strided(shape, stride, dtype=dtype, device="meta" if held is None else "cpu")
+        made = torch.empty_strided(
+            shape, stride, dtype=dtype, device="meta" if held is None else "cpu"
+        )
         if held is not None:
             with torch._C._DisableTorchDispatch():
                 flat = torch.from_numpy(held).view(dtype)
@@ -45,7 +55,8 @@ class Elsewhere:
 
 @pytest.mark.few(1)
 @pytest.mark.parametrize(
-    "loss, checkpointing", [("full", False), ("full", True), ("full", "reentrant"), ("chunked", True)]
+    "loss, checkpointing",
+    [("full", False), ("full", True), ("full", "reentrant"), ("chunked", True)],
 )
 def test_what_a_device_then_holds_is_predicted_to_the_byte(loss, checkpointing, monkeypatch):
     monkeypatch.setattr(step_module, "save_on_cpu", Elsewhere)
@@ -58,8 +69,13 @@ def test_what_a_device_then_holds_is_predicted_to_the_byte(loss, checkpointing, 
 
 @pytest.mark.thorough
 def test_a_gpu_holds_what_is_used_and_no_copy_of_a_weight():
-    short, long = (trace(scenario(activation_offload=True, gradient_checkpointing=False, model=model), timeline=False)
-                   for model in (DECODERS["qwen2"], DEEP))  # fmt: skip
+    short, long = (
+        trace(
+            scenario(activation_offload=True, gradient_checkpointing=False, model=model),
+            timeline=False,
+        )
+        for model in (DECODERS["qwen2"], DEEP)
+    )
     assert short["components"].get("activations") == long["components"].get("activations")
     assert "the time leaves out the copies of activations" in " ".join(short["notes"])
 
@@ -71,7 +87,9 @@ def test_gradients_are_the_same():
         model = build_model(asked, "cpu")
         batch = random_batch(asked, "cpu", asked.size("vocab_size"))
         loss = forward_backward(model, batch, asked)
-        found.append([loss, *(parameter.grad for parameter in model.parameters() if parameter.requires_grad)])
+        found.append(
+            [loss, *(parameter.grad for parameter in model.parameters() if parameter.requires_grad)]
+        )
     for plain, waited in zip(*found, strict=True):
         assert torch.equal(plain, waited)
 

@@ -17,26 +17,44 @@ from tests.dryfit.decoders import DECODERS
 
 MODEL = {**DECODERS["qwen2"], "hidden_size": 128}
 ALL = "all-linear"
-METHODS = {"LoRA": {"peft_type": "LORA", "r": 8, "target_modules": ALL},
-           "rsLoRA": {"peft_type": "LORA", "r": 8, "use_rslora": True, "rank_pattern": {"q_proj": 4}},
-           "DoRA": {"peft_type": "LORA", "r": 8, "use_dora": True, "lora_dropout": 0.1, "target_modules": ALL},
-           "LoRA and a whole head": {"peft_type": "LORA", "r": 8, "modules_to_save": ["lm_head"]},
-           "PiSSA": {"peft_type": "LORA", "r": 8, "init_lora_weights": "pissa"},
-           "IA3": {"peft_type": "IA3"}, "VeRA": {"peft_type": "VERA", "r": 16}, "OFT": {"peft_type": "OFT"},
-           "BOFT": {"peft_type": "BOFT"}, "LoHa": {"peft_type": "LOHA"}, "LoKr": {"peft_type": "LOKR"},
-           "AdaLoRA": {"peft_type": "ADALORA", "total_step": 10},
-           "prefix tuning": {"peft_type": "PREFIX_TUNING", "num_virtual_tokens": 8},
-           "prompt tuning": {"peft_type": "PROMPT_TUNING", "num_virtual_tokens": 8},
-           "layer norms": {"peft_type": "LN_TUNING"},
-           "RandLoRA": {"peft_type": "RANDLORA"},
-           "SHiRA": {"peft_type": "SHIRA", "r": 4},
-           "VB-LoRA": {"peft_type": "VBLORA", "vector_length": 16},
-           "WaveFT": {"peft_type": "WAVEFT", "n_frequency": 100},
-           "trainable tokens": {"peft_type": "TRAINABLE_TOKENS", "token_indices": [1, 2]}}  # fmt: skip
+METHODS = {
+    "LoRA": {"peft_type": "LORA", "r": 8, "target_modules": ALL},
+    "rsLoRA": {"peft_type": "LORA", "r": 8, "use_rslora": True, "rank_pattern": {"q_proj": 4}},
+    "DoRA": {
+        "peft_type": "LORA",
+        "r": 8,
+        "use_dora": True,
+        "lora_dropout": 0.1,
+        "target_modules": ALL,
+    },
+    "LoRA and a whole head": {"peft_type": "LORA", "r": 8, "modules_to_save": ["lm_head"]},
+    "PiSSA": {"peft_type": "LORA", "r": 8, "init_lora_weights": "pissa"},
+    "IA3": {"peft_type": "IA3"},
+    "VeRA": {"peft_type": "VERA", "r": 16},
+    "OFT": {"peft_type": "OFT"},
+    "BOFT": {"peft_type": "BOFT"},
+    "LoHa": {"peft_type": "LOHA"},
+    "LoKr": {"peft_type": "LOKR"},
+    "AdaLoRA": {"peft_type": "ADALORA", "total_step": 10},
+    "prefix tuning": {"peft_type": "PREFIX_TUNING", "num_virtual_tokens": 8},
+    "prompt tuning": {"peft_type": "PROMPT_TUNING", "num_virtual_tokens": 8},
+    "layer norms": {"peft_type": "LN_TUNING"},
+    "RandLoRA": {"peft_type": "RANDLORA"},
+    "SHiRA": {"peft_type": "SHIRA", "r": 4},
+    "VB-LoRA": {"peft_type": "VBLORA", "vector_length": 16},
+    "WaveFT": {"peft_type": "WAVEFT", "n_frequency": 100},
+    "trainable tokens": {"peft_type": "TRAINABLE_TOKENS", "token_indices": [1, 2]},
+}
 
 
 def scenario(adapter, **fields) -> Scenario:
-    fields = {"method": "lora", "precision": "bf16", "sequence_length": 64, "gradient_checkpointing": False, **fields}
+    fields = {
+        "method": "lora",
+        "precision": "bf16",
+        "sequence_length": 64,
+        "gradient_checkpointing": False,
+        **fields,
+    }
     return Scenario.from_mapping({"model": MODEL, "adapter": adapter, **fields}, where="test.yaml")
 
 
@@ -62,7 +80,10 @@ def test_methods_are_traced_to_the_byte(adapter):
 @pytest.mark.parametrize("adapter", ["DoRA", "OFT", "VeRA", "LoRA and a whole head"])
 def test_methods_on_a_quantized_base(adapter):
     asked = scenario(METHODS[adapter], method="qlora", gradient_checkpointing=True)
-    assert trace(asked, "cpu", timeline=False)["phases"] == measure(asked, "cpu", timeline=False)["phases"]
+    assert (
+        trace(asked, "cpu", timeline=False)["phases"]
+        == measure(asked, "cpu", timeline=False)["phases"]
+    )
 
 
 def test_only_what_peft_adds_is_cast_as_peft_casts_it():
@@ -70,17 +91,30 @@ def test_only_what_peft_adds_is_cast_as_peft_casts_it():
     model = build_model(scenario(METHODS["layer norms"]), "meta")
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     assert {parameter.dtype for parameter in trained} == {torch.bfloat16}
-    for precision, dtype in (("fp32", torch.float32), ("base", torch.bfloat16), ("fp16", torch.float16)):
+    for precision, dtype in (
+        ("fp32", torch.float32),
+        ("base", torch.bfloat16),
+        ("fp16", torch.float16),
+    ):
         for device in ("meta", "cpu"):
             model = build_model(scenario(METHODS["LoRA"], adapter_precision=precision), device)
-            assert {p.dtype for p in model.parameters() if p.requires_grad} == {dtype}, (precision, device)
+            assert {p.dtype for p in model.parameters() if p.requires_grad} == {dtype}, (
+                precision,
+                device,
+            )
 
 
 def test_a_prompt_made_of_a_text_is_priced_without_its_tokenizer(monkeypatch):
     """Anything that PEFT asked the Hub for would end here."""
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: pytest.fail("asked for an address"))
-    text = {"prompt_tuning_init": "TEXT", "prompt_tuning_init_text": "a", "tokenizer_name_or_path": "some/model"}
-    priced = [trace(scenario({**METHODS["prompt tuning"], **more}), timeline=False) for more in ({}, text)]
+    text = {
+        "prompt_tuning_init": "TEXT",
+        "prompt_tuning_init_text": "a",
+        "tokenizer_name_or_path": "some/model",
+    }
+    priced = [
+        trace(scenario({**METHODS["prompt tuning"], **more}), timeline=False) for more in ({}, text)
+    ]
     assert priced[0]["peak_allocated_bytes"] == priced[1]["peak_allocated_bytes"]
 
 
@@ -102,23 +136,52 @@ def test_a_file_of_peft_is_read(tmp_path):
     assert Scenario.from_mapping(asked.to_mapping()) == asked
 
 
-WRONG = {"unknown method": ({"peft_type": "LORAX"}, {}, "PEFT knows no method LORAX", "peft_type: LORA"),
-         "no method": ({"r": 8}, {}, "peft_type", "peft_type: LORA"),
-         "another task": ({"peft_type": "LORA", "task_type": "SEQ_CLS"}, {}, "another task, SEQ_CLS",
-                          "task_type: CAUSAL_LM"),
-         "unknown field": ({"peft_type": "LORA", "rnk": 8}, {}, "no field `rnk`", None),
-         "the short form's field": ({"peft_type": "LORA", "rank": 8}, {}, "did you mean `r`?", "adapter: {r: 8, ...}"),
-         "the short form's, not here": ({"peft_type": "IA3", "rank": 8}, {}, "no field `rank`", None),
-         "targets that are not there": ({"peft_type": "LORA", "target_modules": ["nosuch"]}, {},
-                                        "fit nothing in this model", "target_modules: all-linear"),
-         "checkpointed prefix": (METHODS["prefix tuning"], {"gradient_checkpointing": True}, "gradient checkpointing",
-                                 None),
-         "values of weights": ({"peft_type": "FROD"}, {}, "values of the weights", None),
-         "sizes that don't divide": ({"peft_type": "VBLORA", "vector_length": 256}, {}, "divisible", None),
-         "beside lora": (METHODS["IA3"], {"lora": {"rank": 8}}, "both say what the adapters are", "adapter:"),
-         "in full fine-tuning": (METHODS["IA3"], {"method": "full"}, "has no adapters", "method: lora"),
-         "a path to nothing": ("nosuch.json", {}, "not a path", "adapter:"),
-         "a list": ([1], {}, "peft_type", "adapter:")}  # fmt: skip
+WRONG = {
+    "unknown method": ({"peft_type": "LORAX"}, {}, "PEFT knows no method LORAX", "peft_type: LORA"),
+    "no method": ({"r": 8}, {}, "peft_type", "peft_type: LORA"),
+    "another task": (
+        {"peft_type": "LORA", "task_type": "SEQ_CLS"},
+        {},
+        "another task, SEQ_CLS",
+        "task_type: CAUSAL_LM",
+    ),
+    "unknown field": ({"peft_type": "LORA", "rnk": 8}, {}, "no field `rnk`", None),
+    "the short form's field": (
+        {"peft_type": "LORA", "rank": 8},
+        {},
+        "did you mean `r`?",
+        "adapter: {r: 8, ...}",
+    ),
+    "the short form's, not here": ({"peft_type": "IA3", "rank": 8}, {}, "no field `rank`", None),
+    "targets that are not there": (
+        {"peft_type": "LORA", "target_modules": ["nosuch"]},
+        {},
+        "fit nothing in this model",
+        "target_modules: all-linear",
+    ),
+    "checkpointed prefix": (
+        METHODS["prefix tuning"],
+        {"gradient_checkpointing": True},
+        "gradient checkpointing",
+        None,
+    ),
+    "values of weights": ({"peft_type": "FROD"}, {}, "values of the weights", None),
+    "sizes that don't divide": (
+        {"peft_type": "VBLORA", "vector_length": 256},
+        {},
+        "divisible",
+        None,
+    ),
+    "beside lora": (
+        METHODS["IA3"],
+        {"lora": {"rank": 8}},
+        "both say what the adapters are",
+        "adapter:",
+    ),
+    "in full fine-tuning": (METHODS["IA3"], {"method": "full"}, "has no adapters", "method: lora"),
+    "a path to nothing": ("nosuch.json", {}, "not a path", "adapter:"),
+    "a list": ([1], {}, "peft_type", "adapter:"),
+}
 
 
 @pytest.mark.parametrize(("adapter", "fields", "says", "write"), WRONG.values(), ids=WRONG)

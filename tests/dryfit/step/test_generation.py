@@ -13,11 +13,16 @@ from tests.dryfit.decoders import DECODERS
 from tests.repository import ROOT
 
 SYSTEM = "Answer with one command."
-PAIRS = [("List files", "ls"),
-         ("Find the word TODO in all files of src, and show the numbers of the lines", "grep -rn TODO src"),
-         ("Make the nested directory notes/v1", "mkdir -p notes/v1"),
-         ("Who am I?", "whoami"),
-         ("Show the last 20 lines of log.txt", "tail -n 20 log.txt")]  # fmt: skip
+PAIRS = [
+    ("List files", "ls"),
+    (
+        "Find the word TODO in all files of src, and show the numbers of the lines",
+        "grep -rn TODO src",
+    ),
+    ("Make the nested directory notes/v1", "mkdir -p notes/v1"),
+    ("Who am I?", "whoami"),
+    ("Show the last 20 lines of log.txt", "tail -n 20 log.txt"),
+]
 SEPARATELY = ("bloom",)  # attends by distance in the sequence (ALiBi): no mask of rows
 
 
@@ -31,12 +36,24 @@ def build(name, tokenizer, **changes):
     mapping = {**DECODERS[name], "vocab_size": len(tokenizer), "initializer_range": 0.5, **changes}
     config = AutoConfig.for_model(mapping.pop("model_type"), **mapping)
     model = AutoModelForCausalLM.from_config(config).eval()
-    model.generation_config.eos_token_id = [1, 7, 30, 90, 120, 200, 260, 400, 500]  # so that some answers end early
+    model.generation_config.eos_token_id = [
+        1,
+        7,
+        30,
+        90,
+        120,
+        200,
+        260,
+        400,
+        500,
+    ]  # so that some answers end early
     return model
 
 
 def ask_all(model, tokenizer, pairs=PAIRS, batch_size=3, max_new_tokens=8):
-    return ask(model, tokenizer, SYSTEM, pairs, max_new_tokens=max_new_tokens, batch_size=batch_size)
+    return ask(
+        model, tokenizer, SYSTEM, pairs, max_new_tokens=max_new_tokens, batch_size=batch_size
+    )
 
 
 @pytest.mark.few(3)
@@ -47,13 +64,17 @@ def test_answers_and_losses_are_those_of_each_request_alone(name, tokenizer, mon
     alone = [separately(model, tokenizer, [row], max_new_tokens=8, batch_size=1)[0] for row in rows]
     used = []
     real = answer.separately
-    monkeypatch.setattr(answer, "separately", lambda *args, **kwargs: used.append(1) or real(*args, **kwargs))
+    monkeypatch.setattr(
+        answer, "separately", lambda *args, **kwargs: used.append(1) or real(*args, **kwargs)
+    )
     monkeypatch.setattr(answer, "READ_TOKENS", 64)  # so that one batch is read in several groups
     together = ask_all(model, tokenizer, batch_size=4)
     assert bool(used) == (name in SEPARATELY)
     assert [one.answer for one in together] == [one.answer for one in alone]
     assert [one.tokens for one in together] == [one.tokens for one in alone]
-    assert [one.loss_sum for one in together] == pytest.approx([one.loss_sum for one in alone], rel=1e-4)
+    assert [one.loss_sum for one in together] == pytest.approx(
+        [one.loss_sum for one in alone], rel=1e-4
+    )
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 5])
@@ -67,14 +88,18 @@ def test_answers_do_not_depend_on_the_batch(tokenizer, batch_size):
 
 def test_what_is_expected_changes_no_answer(tokenizer):
     model = build("llama", tokenizer)
-    others = [(request, "true " * (number * 3) + "false") for number, (request, _) in enumerate(PAIRS)]
+    others = [
+        (request, "true " * (number * 3) + "false") for number, (request, _) in enumerate(PAIRS)
+    ]
     assert [one.answer for one in ask_all(model, tokenizer, others)] == [
         one.answer for one in ask_all(model, tokenizer)
     ]
 
 
 @pytest.mark.parametrize("broken", ["mask", "positions"])
-def test_a_model_that_heeds_no_mask_or_position_is_asked_in_transformers_own_way(tokenizer, monkeypatch, broken):
+def test_a_model_that_heeds_no_mask_or_position_is_asked_in_transformers_own_way(
+    tokenizer, monkeypatch, broken
+):
     model = build("llama", tokenizer)
     rows = [Row(*row) for row in encode_pairs(tokenizer, SYSTEM, PAIRS)]
     expected = separately(model, tokenizer, rows, max_new_tokens=8, batch_size=3)
@@ -89,7 +114,9 @@ def test_a_model_that_heeds_no_mask_or_position_is_asked_in_transformers_own_way
     monkeypatch.setattr(model.get_decoder(), "forward", heedless)
     used = []
     separate = answer.separately
-    monkeypatch.setattr(answer, "separately", lambda *args, **kwargs: used.append(1) or separate(*args, **kwargs))
+    monkeypatch.setattr(
+        answer, "separately", lambda *args, **kwargs: used.append(1) or separate(*args, **kwargs)
+    )
     assert ask_all(model, tokenizer) == expected
     assert used
 
@@ -102,7 +129,9 @@ def test_a_model_that_is_sure_of_its_answers_shares_the_prefix_too(tokenizer):
     rows = []
     for ids, labels in encode_pairs(tokenizer, SYSTEM, PAIRS):
         prompt = [token for token, label in zip(ids, labels, strict=True) if label == IGNORED]
-        whole = model.generate(torch.tensor([prompt]), max_new_tokens=6, do_sample=False)[0].tolist()
+        whole = model.generate(torch.tensor([prompt]), max_new_tokens=6, do_sample=False)[
+            0
+        ].tolist()
         rows.append(Row(whole, [IGNORED] * len(prompt) + whole[len(prompt) :]))
     assert max(loss for loss, _ in answer.answer_losses(model, tokenizer, rows, 5)) < 1e-2
     assert answer._shared(model, rows)[0] is not None
@@ -115,7 +144,10 @@ def test_a_repetition_penalty_of_the_models_own_is_heeded(tokenizer, penalty, sh
     model.lm_head.register_forward_hook(lambda module, inputs, logits: logits + shift)
     model.generation_config.repetition_penalty = penalty
     rows = [Row(*row) for row in encode_pairs(tokenizer, SYSTEM, PAIRS)]
-    alone = [separately(model, tokenizer, [row], max_new_tokens=8, batch_size=1)[0].answer for row in rows]
+    alone = [
+        separately(model, tokenizer, [row], max_new_tokens=8, batch_size=1)[0].answer
+        for row in rows
+    ]
     assert [one.answer for one in ask_all(model, tokenizer)] == alone
 
 
@@ -124,7 +156,9 @@ def test_other_rules_of_the_models_own_are_left_to_transformers(tokenizer, monke
     model.generation_config.no_repeat_ngram_size = 2
     used = []
     real = answer.separately
-    monkeypatch.setattr(answer, "separately", lambda *args, **kwargs: used.append(1) or real(*args, **kwargs))
+    monkeypatch.setattr(
+        answer, "separately", lambda *args, **kwargs: used.append(1) or real(*args, **kwargs)
+    )
     ask_all(model, tokenizer)
     assert used
 
@@ -164,5 +198,7 @@ def test_shots_are_read_before_the_request_and_stand_in_batches_of_their_own(tok
         assert (found.answer, found.tokens) == (alone.answer, alone.tokens)
         assert found.loss_sum == pytest.approx(alone.loss_sum, rel=1e-4)
     prompts = [row[0] for row in encode_pairs(tokenizer, SYSTEM, PAIRS[:3], shots)]
-    assert answer.batches(prompts, 3)[-1] == [1], "rows of three times the length take no room for the others"
+    assert answer.batches(prompts, 3)[-1] == [1], (
+        "rows of three times the length take no room for the others"
+    )
     assert together[1].loss_sum != ask(model, tokenizer, SYSTEM, PAIRS[1:2], **lengths)[0].loss_sum

@@ -37,7 +37,13 @@ def test_loss_and_gradients_are_those_of_cross_entropy(tokens, softcap):
 
 
 def scenario(**fields) -> Scenario:
-    fields = {"method": "full", "precision": "fp32", "sequence_length": 96, "micro_batch": 2, **fields}
+    fields = {
+        "method": "full",
+        "precision": "fp32",
+        "sequence_length": 96,
+        "micro_batch": 2,
+        **fields,
+    }
     return Scenario.from_mapping({"model": DECODERS["qwen2"], **fields})
 
 
@@ -52,7 +58,8 @@ def test_a_step_learns_the_same_with_less_memory():
     torch.testing.assert_close(*grads, atol=1e-6, rtol=1e-3)
     wide = {**DECODERS["qwen2"], "vocab_size": 20_000}
     peaks = [
-        trace(one.changed(model=wide, sequence_length=1024), timeline=False)["phases"]["backward"] for one in asked
+        trace(one.changed(model=wide, sequence_length=1024), timeline=False)["phases"]["backward"]
+        for one in asked
     ]
     assert peaks[1] < 0.6 * peaks[0]
 

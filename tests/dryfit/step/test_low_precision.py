@@ -17,13 +17,25 @@ from tests.dryfit.tracing.mesh_steps import scenario as on_a_mesh
 from tests.repository import ROOT
 from tests.tiers import selected
 
-needs_torchao = pytest.mark.skipif(find_spec("torchao") is None, reason="`make test-optimizers` runs it")
-ON_A_CPU = [{"float8": "tensorwise"}, {"float8": "rowwise"}, {"float8": "rowwise_with_gw_hp"}, {"qat": "mxfp4"}]
+needs_torchao = pytest.mark.skipif(
+    find_spec("torchao") is None, reason="`make test-optimizers` runs it"
+)
+ON_A_CPU = [
+    {"float8": "tensorwise"},
+    {"float8": "rowwise"},
+    {"float8": "rowwise_with_gw_hp"},
+    {"qat": "mxfp4"},
+]
 
 
 def scenario(**fields) -> Scenario:
-    common = {"model": DECODERS["qwen2"], "method": "full", "precision": "bf16", "sequence_length": 64,
-              "micro_batch": 2}  # fmt: skip
+    common = {
+        "model": DECODERS["qwen2"],
+        "method": "full",
+        "precision": "bf16",
+        "sequence_length": 64,
+        "micro_batch": 2,
+    }
     return Scenario.from_mapping({**common, **fields})
 
 
@@ -62,14 +74,19 @@ def test_two_processes_take_what_the_group_says(name, measured):
 def test_weights_that_are_gathered_in_8_bits_take_half():
     wide = on_a_mesh("float8, fsdp2").changed(gradient_checkpointing=False)
     narrow = wide.changed(parallel={**wide.to_mapping()["parallel"], "float8_all_gather": True})
-    found = [trace(step, timeline=False)["components_by_phase"]["forward"] for step in (wide, narrow)]
+    found = [
+        trace(step, timeline=False)["components_by_phase"]["forward"] for step in (wide, narrow)
+    ]
     gathered, in_8_bits = (one["unsharded_parameters"] for one in found)
     assert in_8_bits < 0.75 * gathered  # embedding and head stay in 16 bits
 
 
 @needs_torchao
 def test_it_takes_no_less_than_16_bits_and_says_why():
-    plain, small = trace(scenario(), "cpu", timeline=False), trace(scenario(float8="rowwise"), "cpu", timeline=False)
+    plain, small = (
+        trace(scenario(), "cpu", timeline=False),
+        trace(scenario(float8="rowwise"), "cpu", timeline=False),
+    )
     assert small["peak_allocated_bytes"] >= plain["peak_allocated_bytes"]
     assert any("without the compiler" in note for note in small["notes"])
 
@@ -90,13 +107,16 @@ def test_without_torchao_the_requirement_is_named():
     assert "dryfit[optimizers]" in caught.value.write
 
 
-@pytest.mark.parametrize(("fields", "says"), [
-    ({"float8": "rowwise", "method": "qlora"}, "full fine-tuning"),
-    ({"qat": "nvfp4", "parallel": {"strategy": "fsdp2", "gpus": 2}}, "on one GPU"),
-    ({"float8": "rowwise", "parallel": {"strategy": "zero3", "gpus": 2}}, "with FSDP2"),
-    ({"float8": "rowwise", "qat": "mxfp4"}, "exchanges the same layers"),
-    ({"float8": "blockwise"}, "float8"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"float8": "rowwise", "method": "qlora"}, "full fine-tuning"),
+        ({"qat": "nvfp4", "parallel": {"strategy": "fsdp2", "gpus": 2}}, "on one GPU"),
+        ({"float8": "rowwise", "parallel": {"strategy": "zero3", "gpus": 2}}, "with FSDP2"),
+        ({"float8": "rowwise", "qat": "mxfp4"}, "exchanges the same layers"),
+        ({"float8": "blockwise"}, "float8"),
+    ],
+)
 def test_what_it_is_not_predicted_with_is_refused(fields, says):
     with pytest.raises(UserError, match=says):
         scenario(**fields)

@@ -30,8 +30,22 @@ def layout(model: torch.nn.Module) -> dict:
         state = {key: (tuple(x.shape), x.dtype) for key, x in quantization_state(parameter).items()}
         if hasattr(parameter, "quant_state"):
             packed = parameter.quant_state
-            state |= {"of": (packed.dtype, tuple(packed.shape), packed.blocksize, packed.quant_type, packed.nested)}
-        found[name] = (tuple(parameter.shape), parameter.dtype, parameter.requires_grad, type(parameter), state)
+            state |= {
+                "of": (
+                    packed.dtype,
+                    tuple(packed.shape),
+                    packed.blocksize,
+                    packed.quant_type,
+                    packed.nested,
+                )
+            }
+        found[name] = (
+            tuple(parameter.shape),
+            parameter.dtype,
+            parameter.requires_grad,
+            type(parameter),
+            state,
+        )
     return found | {name: (tuple(x.shape), x.dtype) for name, x in model.named_buffers()}
 
 
@@ -39,7 +53,9 @@ def storage_bytes(model: torch.nn.Module) -> int:
     tensors = [*model.parameters(), *model.buffers()]
     for parameter in model.parameters():
         tensors += quantization_state(parameter).values()
-    storages = {tensor.untyped_storage()._cdata: tensor.untyped_storage().nbytes() for tensor in tensors}
+    storages = {
+        tensor.untyped_storage()._cdata: tensor.untyped_storage().nbytes() for tensor in tensors
+    }
     return sum(storages.values())
 
 
@@ -51,7 +67,9 @@ def folders(tmp_path_factory):
     def folder(model_type: str):
         if model_type not in made:
             torch.manual_seed(0)
-            model = AutoModelForCausalLM.from_config(configuration(scenario(model_type)), dtype=torch.bfloat16)
+            model = AutoModelForCausalLM.from_config(
+                configuration(scenario(model_type)), dtype=torch.bfloat16
+            )
             made[model_type] = tmp_path_factory.mktemp(model_type)
             model.save_pretrained(made[model_type])
         return made[model_type]
@@ -73,19 +91,25 @@ def test_meta_random_and_loaded_models_are_alike(model_type, method, folders):
 
 
 @pytest.mark.few(4)
-@pytest.mark.parametrize("fields", [
-    {"quantization": {"type": "nf4", "double": False}},
-    {"quantization": {"type": "fp4", "double": True}},
-    {"quantization": {"type": "int8"}},
-    {"quantization": {"type": "int8"}, "kbit_preparation": "peft", "precision": "fp32"},
-    {"kbit_preparation": "peft"},
-    {"precision": "fp16", "adapter_precision": "fp16"},
-    {"precision": "fp32", "adapter_precision": "bf16"},
-    {"gradient_checkpointing": False},
-], ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"quantization": {"type": "nf4", "double": False}},
+        {"quantization": {"type": "fp4", "double": True}},
+        {"quantization": {"type": "int8"}},
+        {"quantization": {"type": "int8"}, "kbit_preparation": "peft", "precision": "fp32"},
+        {"kbit_preparation": "peft"},
+        {"precision": "fp16", "adapter_precision": "fp16"},
+        {"precision": "fp32", "adapter_precision": "bf16"},
+        {"gradient_checkpointing": False},
+    ],
+    ids=str,
+)
 def test_every_setting_gives_one_structure(fields, folders):
     asked = scenario(method="qlora", **fields)
-    assert layout(build_model(asked, "meta")) == layout(build_model(asked, "cpu", weights=folders("qwen2")))
+    assert layout(build_model(asked, "meta")) == layout(
+        build_model(asked, "cpu", weights=folders("qwen2"))
+    )
 
 
 @pytest.mark.parametrize("model_type", ARCHITECTURES)
@@ -98,7 +122,9 @@ def test_random_models_have_the_buffers_of_a_new_model(model_type):
 
 def test_weights_are_those_of_the_folder_and_the_head_stays_dense(folders):
     model = build_model(scenario(method="full"), "cpu", weights=folders("qwen2"))
-    expected = AutoModelForCausalLM.from_pretrained(folders("qwen2"), dtype=torch.bfloat16).state_dict()
+    expected = AutoModelForCausalLM.from_pretrained(
+        folders("qwen2"), dtype=torch.bfloat16
+    ).state_dict()
     assert all(torch.equal(tensor, expected[name]) for name, tensor in model.state_dict().items())
     model = build_model(scenario(method="qlora"), "cpu", weights=folders("qwen2"))
     assert type(model.get_output_embeddings()) is torch.nn.Linear
@@ -108,7 +134,9 @@ def test_weights_are_those_of_the_folder_and_the_head_stays_dense(folders):
 
 def test_seed_and_folder_decide_weights_and_adapters(folders):
     def weights(seed):
-        return torch.cat([p.flatten().float() for p in build_model(scenario(), "cpu", seed=seed).parameters()])
+        return torch.cat(
+            [p.flatten().float() for p in build_model(scenario(), "cpu", seed=seed).parameters()]
+        )
 
     assert torch.equal(weights(1), weights(1))
     assert not torch.equal(weights(1), weights(2))
@@ -125,7 +153,11 @@ def test_layers_of_llm_int8_are_counted_and_missed_where_they_are_not():
     asked = scenario("gpt2", method="qlora", quantization={"type": "int8"})
     model, other = build_model(asked, "meta"), build_model(scenario("gpt2", method="qlora"), "meta")
     counts = assert_quantized(model, asked)
-    assert counts["linear_8bit_parameters"] == sum(p.numel() for p in model.parameters() if p.dtype == torch.int8) > 0
+    assert (
+        counts["linear_8bit_parameters"]
+        == sum(p.numel() for p in model.parameters() if p.dtype == torch.int8)
+        > 0
+    )
     assert parameter_count(model) == parameter_count(other)
     with pytest.raises(UserError, match="not 8-bit"):
         assert_quantized(other, asked)
@@ -140,7 +172,11 @@ def test_parameters_of_the_7b_model(tmp_path):
     model = build_model(asked, "meta")
     assert parameter_count(model) == 7_615_616_512
     counts = assert_quantized(model, asked)
-    assert counts == {"linear_4bit_layers": 28 * 7, "linear_4bit_parameters": 6_525_288_448, "linear_dense_layers": 1}
+    assert counts == {
+        "linear_4bit_layers": 28 * 7,
+        "linear_4bit_parameters": 6_525_288_448,
+        "linear_dense_layers": 1,
+    }
 
 
 @pytest.mark.few(4)
@@ -152,13 +188,17 @@ def test_parameter_count_is_that_of_the_built_model(model_type, method):
     assert parameter_count(build_model(asked, "meta")) == sum(p.numel() for p in dense.parameters())
 
 
-@pytest.mark.parametrize("head", [{"target_modules": ["q_proj", "lm_head"]}, {"modules_to_save": ["lm_head"]}], ids=str)
+@pytest.mark.parametrize(
+    "head", [{"target_modules": ["q_proj", "lm_head"]}, {"modules_to_save": ["lm_head"]}], ids=str
+)
 def test_the_output_head_may_be_trained_beside_a_quantized_base(head):
     adapter = {"peft_type": "LORA", "r": 4, "target_modules": ["q_proj"], **head}
     asked = scenario(method="qlora", lora=None, adapter=adapter)
     model = build_model(asked, "cpu")
     assert assert_quantized(model, asked)["linear_dense_layers"] == 1
-    assert any("lm_head" in name for name, parameter in model.named_parameters() if parameter.requires_grad)
+    assert any(
+        "lm_head" in name for name, parameter in model.named_parameters() if parameter.requires_grad
+    )
 
 
 def test_layers_that_are_not_quantized_are_found():
@@ -185,10 +225,16 @@ def test_peft_preparation_casts_what_is_not_quantized(kbit, dtype):
     assert set(others.values()) == {dtype}
 
 
-@pytest.mark.parametrize(("precision", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])
+@pytest.mark.parametrize(
+    ("precision", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16)]
+)
 def test_only_adapters_are_trained_and_in_their_precision(precision, dtype):
     model = build_model(scenario(method="lora", adapter_precision=precision), "meta")
-    trained = {name: parameter.dtype for name, parameter in model.named_parameters() if parameter.requires_grad}
+    trained = {
+        name: parameter.dtype
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad
+    }
     assert all("lora_" in name for name in trained)
     assert set(trained.values()) == {dtype}
 
@@ -200,12 +246,17 @@ def test_attention_is_one_that_the_architecture_can_run():
         attention_kernel(scenario("gemma2", attention="mem_efficient"))
 
 
-@pytest.mark.parametrize(("sizes", "words"), [
-    ({**SIZES, "model_type": "qwen22"}, ["no such architecture", "qwen22"]),
-    ({**SIZES, "hidden_act": "sillu"}, ["can't build a model", "unknown key 'sillu'"]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("sizes", "words"),
+    [
+        ({**SIZES, "model_type": "qwen22"}, ["no such architecture", "qwen22"]),
+        ({**SIZES, "hidden_act": "sillu"}, ["can't build a model", "unknown key 'sillu'"]),
+    ],
+)
 def test_configurations_that_cannot_be_built(sizes, words):
-    asked = Scenario.from_mapping({"model": {"model_type": "qwen2", **sizes}, "sequence_length": 32})
+    asked = Scenario.from_mapping(
+        {"model": {"model_type": "qwen2", **sizes}, "sequence_length": 32}
+    )
     with pytest.raises(UserError) as error:
         build_model(asked, "meta")
     assert all(word in str(error.value) for word in words)
@@ -224,7 +275,9 @@ def test_what_no_model_can_be_built_of(tmp_path):
 
 
 @pytest.mark.few(3)
-@pytest.mark.parametrize("optimizer", [name for name, one in OPTIMIZERS.items() if one.package is None])
+@pytest.mark.parametrize(
+    "optimizer", [name for name, one in OPTIMIZERS.items() if one.package is None]
+)
 def test_optimizers_on_meta_hold_only_trained_parameters(optimizer):
     asked = scenario(optimizer=optimizer)
     model = build_model(asked, "meta")

@@ -27,16 +27,28 @@ def rows(count=9, seed=0):
     draw = random.Random(seed)
     made = []
     for _ in range(count):
-        request, answer = ([draw.randrange(3, 300) for _ in range(draw.randrange(2, 9))] for _ in range(2))
-        made.append(Row([*PREFIX, *request, *answer], [IGNORED] * (len(PREFIX) + len(request)) + answer))
+        request, answer = (
+            [draw.randrange(3, 300) for _ in range(draw.randrange(2, 9))] for _ in range(2)
+        )
+        made.append(
+            Row([*PREFIX, *request, *answer], [IGNORED] * (len(PREFIX) + len(request)) + answer)
+        )
     return made
 
 
 def scenario(name, **fields):
     model = {**DECODERS[name], **NOISELESS.get(name, {})}
-    fields = {"method": "lora", "precision": "fp32", "sequence_length": 120, "micro_batch": 2, **fields}
+    fields = {
+        "method": "lora",
+        "precision": "fp32",
+        "sequence_length": 120,
+        "micro_batch": 2,
+        **fields,
+    }
     lora = {"rank": 4, "alpha": 8, "dropout": 0.0, "target_modules": "all-linear"}
-    return Scenario.from_mapping({"model": model, "gradient_checkpointing": False, "lora": lora, **fields})
+    return Scenario.from_mapping(
+        {"model": model, "gradient_checkpointing": False, "lora": lora, **fields}
+    )
 
 
 def step(model, asked, made, prefix):
@@ -53,7 +65,9 @@ def step(model, asked, made, prefix):
 
 def distance(one, other):
     norm = sum(float(x.double().norm() ** 2) for x in one)
-    return (sum(float((x - y).double().norm() ** 2) for x, y in zip(one, other, strict=True)) / norm) ** 0.5
+    return (
+        sum(float((x - y).double().norm() ** 2) for x, y in zip(one, other, strict=True)) / norm
+    ) ** 0.5
 
 
 @pytest.mark.few(2, 8)
@@ -85,7 +99,10 @@ def test_a_prefix_that_is_all_of_the_prompt(answers):
     assert prefix == len(PREFIX) - 1
     asked = scenario("llama", packing="shared_prefix")
     model = build_model(asked, "cpu", seed=1)
-    alone, packed = step(model, scenario("llama", micro_batch=1), made, 0), step(model, asked, made, prefix)
+    alone, packed = (
+        step(model, scenario("llama", micro_batch=1), made, 0),
+        step(model, asked, made, prefix),
+    )
     assert packed[0] == pytest.approx(alone[0], rel=1e-6)
     assert distance(alone[1], packed[1]) < 1e-5
 
@@ -111,19 +128,31 @@ def test_every_row_is_packed_once_and_no_pack_is_too_long():
 
 def test_how_rows_are_packed():
     """Room for 10 tokens, 4 of which all rows share: six own tokens, and no seventh."""
-    made = [Row([1, 2, 3, 4, *own], [IGNORED] * 4 + own) for own in ([5] * 3, [6] * 3, [7] * 4, [8] * 2, [9])]
+    made = [
+        Row([1, 2, 3, 4, *own], [IGNORED] * 4 + own)
+        for own in ([5] * 3, [6] * 3, [7] * 4, [8] * 2, [9])
+    ]
     micros = micro_batches(made, scenario("llama", packing="shared_prefix", sequence_length=10), 4)
     own = sorted(sum(len(row.input_ids) - 4 for row in pack) for micro in micros for pack in micro)
     assert own == [1, 6, 6]
-    assert common_prefix([Row([1, 2, 3, 4], [IGNORED] * 3 + [4]), Row([1, 2, 3, 5], [IGNORED] * 3 + [5])]) == 2
+    assert (
+        common_prefix(
+            [Row([1, 2, 3, 4], [IGNORED] * 3 + [4]), Row([1, 2, 3, 5], [IGNORED] * 3 + [5])]
+        )
+        == 2
+    )
     assert common_prefix([Row([1, 2], [IGNORED, 2])] * 2) == 0
     assert common_prefix([Row([1, 2], [1, 2])]) == 0
-    assert common_prefix([Row([1, 2, 3], [IGNORED] * 3)]) == 2  # nothing learned: the row is all prefix but one
+    assert (
+        common_prefix([Row([1, 2, 3], [IGNORED] * 3)]) == 2
+    )  # nothing learned: the row is all prefix but one
     assert common_prefix([]) == 0
     assert micro_batches([], scenario("llama", packing="none"), 0) == []
     row = Row([5, 6, 7], [5, 6, 7])
     asked = scenario("llama", packing="rows")
-    labels = collate_packs([[row, row]], asked, 0, 0, build_model(asked, "meta").config, "cpu")["labels"]
+    labels = collate_packs([[row, row]], asked, 0, 0, build_model(asked, "meta").config, "cpu")[
+        "labels"
+    ]
     assert labels.tolist() == [[IGNORED, 6, 7, IGNORED, 6, 7]]
     assert pack_lengths([7, 6, 3], 10) == [[0, 2], [1]]
     assert pack_lengths([3, 6, 7, 4], 10) == [[2, 0], [1, 3]]
@@ -131,7 +160,9 @@ def test_how_rows_are_packed():
 
 def test_what_can_not_be_packed_exactly_is_refused():
     with pytest.raises(UserError, match="sequence_length: 37"):
-        micro_batches([Row([1] * 37, [1] * 37)], scenario("llama", packing="rows", sequence_length=36), 0)
+        micro_batches(
+            [Row([1] * 37, [1] * 37)], scenario("llama", packing="rows", sequence_length=36), 0
+        )
     with pytest.raises(UserError, match="packing: rows"):
         scenario("llama", packing="shared_prefix", lora={"rank": 4, "alpha": 8, "dropout": 0.1})
     scenario("llama", packing="rows", lora={"rank": 4, "alpha": 8, "dropout": 0.1})
@@ -141,18 +172,27 @@ def test_what_can_not_be_packed_exactly_is_refused():
     asked = scenario("gpt2", model=noisy, packing="shared_prefix")
     with pytest.raises(UserError, match="dropout"):
         self_test(build_model(asked, "cpu"), asked, rows(), common_prefix(rows()), 0)
-    asked = scenario("mixtral", model={**DECODERS["mixtral"], "output_router_logits": True}, packing="rows")
+    asked = scenario(
+        "mixtral", model={**DECODERS["mixtral"], "output_router_logits": True}, packing="rows"
+    )
     with pytest.raises(UserError, match="auxiliary loss"):
         self_test(build_model(asked, "cpu"), asked, rows(), 0, 0)
 
 
 @pytest.mark.few(1)
-@pytest.mark.parametrize("fields", [
-    {"method": "qlora", "precision": "bf16", "kbit_preparation": "peft"},  # fp32 norms: fp32 queries
-    {"method": "qlora", "precision": "bf16", "kbit_preparation": "peft", "autocast": "bf16"},
-    {"method": "lora", "precision": "bf16-mixed"},
-    {"method": "lora", "precision": "bf16"},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {
+            "method": "qlora",
+            "precision": "bf16",
+            "kbit_preparation": "peft",
+        },  # fp32 norms: fp32 queries
+        {"method": "qlora", "precision": "bf16", "kbit_preparation": "peft", "autocast": "bf16"},
+        {"method": "lora", "precision": "bf16-mixed"},
+        {"method": "lora", "precision": "bf16"},
+    ],
+)
 def test_the_mask_has_the_dtype_of_the_queries(fields):
     asked = scenario("llama", packing="shared_prefix", **fields)
     result = self_test(build_model(asked, "cpu", seed=1), asked, rows(), common_prefix(rows()), 0)
@@ -161,7 +201,10 @@ def test_the_mask_has_the_dtype_of_the_queries(fields):
 
 @pytest.mark.parametrize(
     "error",
-    [torch.OutOfMemoryError("CUDA out of memory."), RuntimeError("Expected all tensors to be on the same device")],
+    [
+        torch.OutOfMemoryError("CUDA out of memory."),
+        RuntimeError("Expected all tensors to be on the same device"),
+    ],
 )
 def test_what_the_device_refuses_is_not_said_to_be_the_architecture(error, monkeypatch):
     asked, real = scenario("llama", packing="rows"), exactness.forward_backward
@@ -198,7 +241,9 @@ def test_the_self_test_notices_what_goes_unheeded(broken, monkeypatch):
 @pytest.mark.parametrize("name", ["llama", "gemma2"])
 @pytest.mark.parametrize("kind", ["rows", "shared_prefix"])
 def test_the_trace_of_a_packed_step_is_the_measurement_to_the_byte(name, kind):
-    asked = scenario(name, packing=kind, sequence_length=48, loss="chunked", method="qlora", precision="bf16")
+    asked = scenario(
+        name, packing=kind, sequence_length=48, loss="chunked", method="qlora", precision="bf16"
+    )
     traced, measured = trace(asked, "cpu", timeline=False), measure(asked, "cpu", timeline=False)
     assert traced["peak_allocated_bytes"] == measured["peak_allocated_bytes"]
     assert traced["phases"] == measured["phases"]

@@ -10,8 +10,15 @@ from dryfit.step.model import build_model
 from dryfit.step.optimizers import build_optimizer
 from dryfit.step.step import IGNORED, chunked_loss, forward_backward, optimizer_step, random_batch
 
-SIZES = {"hidden_size": 32, "intermediate_size": 48, "max_position_embeddings": 128, "num_attention_heads": 4,
-         "num_hidden_layers": 2, "num_key_value_heads": 2, "vocab_size": 97}  # fmt: skip
+SIZES = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "max_position_embeddings": 128,
+    "num_attention_heads": 4,
+    "num_hidden_layers": 2,
+    "num_key_value_heads": 2,
+    "vocab_size": 97,
+}
 MODELS = {
     "qwen2": SIZES,
     "gemma2": {**SIZES, "head_dim": 8, "final_logit_softcapping": 5.0},  # caps its logits
@@ -44,8 +51,16 @@ MODELS = {
 
 
 def scenario(model_type: str = "qwen2", **fields) -> Scenario:
-    fields = {"method": "full", "precision": "fp32", "sequence_length": 24, "micro_batch": 3, **fields}
-    return Scenario.from_mapping({"model": {"model_type": model_type, **MODELS[model_type]}, **fields})
+    fields = {
+        "method": "full",
+        "precision": "fp32",
+        "sequence_length": 24,
+        "micro_batch": 3,
+        **fields,
+    }
+    return Scenario.from_mapping(
+        {"model": {"model_type": model_type, **MODELS[model_type]}, **fields}
+    )
 
 
 def batch_of(asked: Scenario, seed: int = 0) -> dict:
@@ -76,7 +91,9 @@ def test_loss_is_the_mean_over_answer_tokens():
     loss = forward_backward(model, batch, asked)
     logits = model(input_ids=batch["input_ids"]).logits[:, :-1].float()
     targets = batch["labels"][:, 1:]
-    expected = functional.cross_entropy(logits.reshape(-1, 97), targets.reshape(-1), ignore_index=IGNORED)
+    expected = functional.cross_entropy(
+        logits.reshape(-1, 97), targets.reshape(-1), ignore_index=IGNORED
+    )
     assert loss.shape == () and not loss.requires_grad
     torch.testing.assert_close(loss, expected.detach())
     torch.testing.assert_close(loss, model(**batch).loss.detach())
@@ -178,7 +195,9 @@ def test_steps_are_the_same_bits_every_time(precision, optimizer):
         for number in range(3):
             losses.append(forward_backward(model, batch_of(asked, number), asked))
             optimizer_step(model, own, asked, max_grad_norm=1.0)
-        return torch.stack(losses), [p.detach().clone() for p in model.parameters() if p.requires_grad]
+        return torch.stack(losses), [
+            p.detach().clone() for p in model.parameters() if p.requires_grad
+        ]
 
     (first, weights), (second, again) = train(), train()
     assert torch.equal(first, second)
@@ -187,7 +206,10 @@ def test_steps_are_the_same_bits_every_time(precision, optimizer):
 
 @pytest.mark.thorough
 def test_a_few_steps_learn():
-    asked = scenario(method="qlora", lora={"rank": 8, "alpha": 16, "dropout": 0.0, "target_modules": "all-linear"})
+    asked = scenario(
+        method="qlora",
+        lora={"rank": 8, "alpha": 16, "dropout": 0.0, "target_modules": "all-linear"},
+    )
     model, batch = build_model(asked, "cpu"), batch_of(asked)
     optimizer = build_optimizer(model, asked, learning_rate=3e-2)
     losses = []

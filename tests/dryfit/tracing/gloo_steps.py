@@ -14,20 +14,41 @@ from pathlib import Path
 # Method, strategy, and the fields that differ.
 STEPS = [
     *[(method, strategy, {}) for strategy in ("fsdp2", "ddp") for method in ("lora", "full")],
-    ("full", "fsdp2", {"precision": "bf16", "parallel": {"strategy": "fsdp2", "gpus": 2, "reduce_in_fp32": True}}),
+    (
+        "full",
+        "fsdp2",
+        {"precision": "bf16", "parallel": {"strategy": "fsdp2", "gpus": 2, "reduce_in_fp32": True}},
+    ),
 ]
-ULYSSES = {name: {"parallel": {"strategy": name, "gpus": 2, "ulysses": 2}} for name in ("zero2", "zero3")}
+ULYSSES = {
+    name: {"parallel": {"strategy": name, "gpus": 2, "ulysses": 2}} for name in ("zero2", "zero3")
+}
 # Of DeepSpeed's, with the fields that differ; the last word: with DeepSpeed's own sizes of buckets, or small ones.
 ZERO_STEPS = [
     ("full", "zero2", {}, "own"),
     ("full", "zero3", {}, "own"),
-    *[(method, strategy, {}, "small") for method in ("full", "lora") for strategy in ("zero2", "zero3")],
+    *[
+        (method, strategy, {}, "small")
+        for method in ("full", "lora")
+        for strategy in ("zero2", "zero3")
+    ],
     *[("full", strategy, {"precision": "bf16-mixed"}, "small") for strategy in ("zero2", "zero3")],
-    *[("lora", strategy, {"precision": "bf16", "autocast": "bf16"}, "small") for strategy in ("zero2", "zero3")],
-    *[("qlora", strategy, {"precision": "bf16", "autocast": "bf16"}, "small") for strategy in ("zero2", "zero3")],
+    *[
+        ("lora", strategy, {"precision": "bf16", "autocast": "bf16"}, "small")
+        for strategy in ("zero2", "zero3")
+    ],
+    *[
+        ("qlora", strategy, {"precision": "bf16", "autocast": "bf16"}, "small")
+        for strategy in ("zero2", "zero3")
+    ],
     *[("full", strategy, {"gradient_accumulation": 2}, "small") for strategy in ("zero2", "zero3")],
     *[("full", strategy, ULYSSES[strategy], "small") for strategy in ("zero2", "zero3")],
-    ("full", "zero3", ULYSSES["zero3"] | {"precision": "bf16-mixed", "gradient_accumulation": 2}, "small"),
+    (
+        "full",
+        "zero3",
+        ULYSSES["zero3"] | {"precision": "bf16-mixed", "gradient_accumulation": 2},
+        "small",
+    ),
     ("lora", "zero2", ULYSSES["zero2"] | {"precision": "bf16", "autocast": "bf16"}, "small"),
 ]
 
@@ -57,7 +78,9 @@ def measured_with_deepspeed(numbers: Sequence[str]) -> dict[str, dict]:
             engine = parallelize(model, step, "cpu", optimizer)
             return random_step(engine, optimizer, step, "cpu", max_grad_norm=1.0)
 
-        report = measure_step(model, optimizer, None, options=Options(label=labels(model), begin=begin))
+        report = measure_step(
+            model, optimizer, None, options=Options(label=labels(model), begin=begin)
+        )
         functional.linear = linear  # ZeRO-3 leaves its own there
         parallel_state_sp._release_sequence_parallel_groups()
         measured[number] = {"phases": report.phases, "resident_bytes": report.resident_bytes}
@@ -92,8 +115,15 @@ def _deepspeed_on_gloo() -> None:
 
     CPU_Accelerator.create_op_builder = lambda *_: None
     TorchBackend.reduce_scatter_tensor = reduce_scatter_tensor
-    names = ("all_gather", "all_gather_into_tensor", "all_reduce", "all_to_all_single", "broadcast", "reduce",
-             "reduce_scatter_tensor")  # fmt: skip
+    names = (
+        "all_gather",
+        "all_gather_into_tensor",
+        "all_reduce",
+        "all_to_all_single",
+        "broadcast",
+        "reduce",
+        "reduce_scatter_tensor",
+    )
     for name in names:
         setattr(TorchBackend, name, settled(getattr(TorchBackend, name)))
 
@@ -123,7 +153,9 @@ def main(folder: Path, kind: str, *numbers: str) -> int:
     rank = 0 if child else 1
     store = dist.FileStore(str(folder / "store"), 2)
     os.environ.update(LOCAL_RANK=str(rank), RANK=str(rank), WORLD_SIZE="2", DS_ACCELERATOR="cpu")
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=2, timeout=timedelta(seconds=600))
+    dist.init_process_group(
+        "gloo", store=store, rank=rank, world_size=2, timeout=timedelta(seconds=600)
+    )
     measured = measured_with_deepspeed(numbers) if kind == "zero" else {}
     for number in numbers if kind == "torch" else ():
         method, strategy, fields = STEPS[int(number)]

@@ -12,8 +12,13 @@ from dryfit.scenario.scenario import Scenario
 from tests.dryfit.tracing.several_gpus import LLAMA
 
 LAYERS = LLAMA | {"num_hidden_layers": 4}
-EXPERTS = LLAMA | {"model_type": "qwen3_moe", "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 96,
-                   "head_dim": 32}  # fmt: skip
+EXPERTS = LLAMA | {
+    "model_type": "qwen3_moe",
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 96,
+    "head_dim": 32,
+}
 NORMS_IN_HEADS = LLAMA | {"model_type": "qwen3", "head_dim": 32}
 LORA = {"method": "lora", "lora": {"rank": 8}}
 AUTOCAST = {"precision": "bf16-mixed"}
@@ -26,9 +31,15 @@ STEPS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "tensor, checkpointed": ({"strategy": "none", "tensor": 2}, {"gradient_checkpointing": True}),
     "tensor, autocast": ({"strategy": "none", "tensor": 2}, AUTOCAST),
     "tensor, LoRA": ({"strategy": "none", "tensor": 2}, LORA),
-    "tensor, LoRA, checkpointed": ({"strategy": "none", "tensor": 2}, LORA | {"gradient_checkpointing": True}),
+    "tensor, LoRA, checkpointed": (
+        {"strategy": "none", "tensor": 2},
+        LORA | {"gradient_checkpointing": True},
+    ),
     "tensor, sequence": (SEQUENCE, {}),
-    "tensor, sequence, loss": (SEQUENCE | {"loss_parallel": True}, {"gradient_checkpointing": True}),
+    "tensor, sequence, loss": (
+        SEQUENCE | {"loss_parallel": True},
+        {"gradient_checkpointing": True},
+    ),
     "tensor, loss": (SEQUENCE | {"sequence_parallel": False, "loss_parallel": True}, {}),
     "tensor, sequence, loss, autocast": (SEQUENCE | {"loss_parallel": True}, AUTOCAST),
     "context": ({"context": 2}, {}),
@@ -36,9 +47,18 @@ STEPS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "context, two micro-batches": ({"context": 2}, {"gradient_accumulation": 2}),
     "1f1b": (PIPELINE, {"gradient_accumulation": 4, "model": LAYERS}),
     "gpipe": (PIPELINE | {"schedule": "gpipe"}, {"gradient_accumulation": 4, "model": LAYERS}),
-    "interleaved": (PIPELINE | {"schedule": "interleaved"}, {"gradient_accumulation": 4, "model": LAYERS}),
-    "zero bubble": (PIPELINE | {"schedule": "zero_bubble"}, {"gradient_accumulation": 4, "model": LAYERS}),
-    "uneven stages": (PIPELINE | {"stage_layers": [3, 1]}, {"gradient_accumulation": 4, "model": LAYERS}),
+    "interleaved": (
+        PIPELINE | {"schedule": "interleaved"},
+        {"gradient_accumulation": 4, "model": LAYERS},
+    ),
+    "zero bubble": (
+        PIPELINE | {"schedule": "zero_bubble"},
+        {"gradient_accumulation": 4, "model": LAYERS},
+    ),
+    "uneven stages": (
+        PIPELINE | {"stage_layers": [3, 1]},
+        {"gradient_accumulation": 4, "model": LAYERS},
+    ),
     "1f1b, autocast": (PIPELINE, {"gradient_accumulation": 4, "model": LAYERS, **AUTOCAST}),
     "1f1b, LoRA": (PIPELINE, {"gradient_accumulation": 4, "model": LAYERS, **LORA}),
     "interleaved, LoRA": (
@@ -51,8 +71,14 @@ STEPS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "fsdp2 x tensor, autocast": ({"gpus": 4, "tensor": 2}, AUTOCAST),
     "fsdp2 x tensor, sums in fp32": ({"gpus": 4, "tensor": 2, "reduce_in_fp32": True}, AUTOCAST),
     "fsdp2 x tensor, LoRA": ({"gpus": 4, "tensor": 2}, LORA),
-    "fsdp2 x tensor, sequence": (DIVIDED | {"reshard_after_forward": False}, {"gradient_accumulation": 2}),
-    "fsdp2 x tensor, sequence, loss": (DIVIDED | {"loss_parallel": True}, {"model": NORMS_IN_HEADS}),
+    "fsdp2 x tensor, sequence": (
+        DIVIDED | {"reshard_after_forward": False},
+        {"gradient_accumulation": 2},
+    ),
+    "fsdp2 x tensor, sequence, loss": (
+        DIVIDED | {"loss_parallel": True},
+        {"model": NORMS_IN_HEADS},
+    ),
     "fsdp2 x tensor, sequence, loss, autocast": (
         DIVIDED | {"loss_parallel": True, "reduce_in_fp32": True},
         AUTOCAST | {"gradient_checkpointing": True},
@@ -63,7 +89,14 @@ STEPS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"gradient_accumulation": 2, "model": LAYERS},
     ),
     "pipeline x tensor, sequence, loss": (
-        {"strategy": "none", "gpus": 4, "pipeline": 2, "tensor": 2, "sequence_parallel": True, "loss_parallel": True},
+        {
+            "strategy": "none",
+            "gpus": 4,
+            "pipeline": 2,
+            "tensor": 2,
+            "sequence_parallel": True,
+            "loss_parallel": True,
+        },
         {"gradient_accumulation": 2, "model": LAYERS},
     ),
     "interleaved x tensor, sequence, autocast": (
@@ -76,14 +109,26 @@ STEPS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "tensor x expert": ({"gpus": 4, "tensor": 2, "expert": 4}, {"model": EXPERTS}),
 }
 # What each of these adds, another step has beside something else.
-EACH_NIGHT = {"tensor, checkpointed", "tensor, LoRA", "tensor, loss", "tensor, sequence, loss", "1f1b, autocast",
-              "interleaved, LoRA", "expert, autocast", "fsdp2 x tensor, autocast", "pipeline x tensor"}  # fmt: skip
+EACH_NIGHT = {
+    "tensor, checkpointed",
+    "tensor, LoRA",
+    "tensor, loss",
+    "tensor, sequence, loss",
+    "1f1b, autocast",
+    "interleaved, LoRA",
+    "expert, autocast",
+    "fsdp2 x tensor, autocast",
+    "pipeline x tensor",
+}
 
 # With torchao's products in 8 bits (the extra `optimizers`).
 _EIGHT = {"precision": "bf16", "float8": "tensorwise"}
 FLOAT8_STEPS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "float8, fsdp2": ({}, _EIGHT | {"gradient_checkpointing": True}),
-    "float8, gathered in 8 bits": ({"float8_all_gather": True}, _EIGHT | {"precision": "bf16-mixed"}),
+    "float8, gathered in 8 bits": (
+        {"float8_all_gather": True},
+        _EIGHT | {"precision": "bf16-mixed"},
+    ),
     "float8 by rows, context": ({"context": 2}, _EIGHT | {"float8": "rowwise"}),
     "float8, tensor, sequence, loss": (SEQUENCE | {"loss_parallel": True}, _EIGHT | AUTOCAST),
     "float8 by rows, tensor, sequence": (SEQUENCE, _EIGHT | {"float8": "rowwise"}),
@@ -98,9 +143,17 @@ SAVED = "context"  # the step after which a full state dict is gathered
 def scenario(name: str) -> Scenario:
     """A step of a small model."""
     parallel, fields = (STEPS | FLOAT8_STEPS)["expert" if name == UNLUCKY else name]
-    mapping = {"model": LLAMA, "method": "full", "precision": "fp32", "sequence_length": 64, "micro_batch": 2}
+    mapping = {
+        "model": LLAMA,
+        "method": "full",
+        "precision": "fp32",
+        "sequence_length": 64,
+        "micro_batch": 2,
+    }
     mapping["gradient_checkpointing"] = False
-    return Scenario.from_mapping(mapping | {"parallel": {"strategy": "fsdp2", "gpus": 2, **parallel}} | fields)
+    return Scenario.from_mapping(
+        mapping | {"parallel": {"strategy": "fsdp2", "gpus": 2, **parallel}} | fields
+    )
 
 
 def in_turns(model: Any, among: int = 4) -> None:
@@ -109,7 +162,9 @@ def in_turns(model: Any, among: int = 4) -> None:
 
     for router in (module for name, module in model.named_modules() if name.endswith("mlp.gate")):
 
-        def choose(*args: Any, forward: Any = router.forward, experts: int = among, **named: Any) -> tuple:
+        def choose(
+            *args: Any, forward: Any = router.forward, experts: int = among, **named: Any
+        ) -> tuple:
             *scores, chosen = forward(*args, **named)
             return *scores, (torch.arange(chosen.numel()) % experts).view_as(chosen)
 
@@ -169,7 +224,9 @@ def main(folder: Path, count: int, *names: str) -> int:
             model = parallelize(model, step, "cpu")
             optimizer = build_optimizer(model, step)
             one_step = taken.random_step(model, optimizer, step, "cpu", max_grad_norm=1.0)
-            measured[name] = figures(measure_step(model, optimizer, one_step, options=Options(label=label)))
+            measured[name] = figures(
+                measure_step(model, optimizer, one_step, options=Options(label=label))
+            )
             if name == SAVED:
                 for cpu_offload in (True, False):
                     step, options = gathering(model, cpu_offload, []), Options(label=label, steps=1)

@@ -5,7 +5,13 @@ import pytest
 from dryfit.engine.report import Report
 from dryfit.engine.trace import Options, measure_step
 from dryfit.step.batches import IGNORED, Row
-from dryfit.tracing.evaluation_memory import Evaluation, asking, build, trace_evaluation, widest_batches
+from dryfit.tracing.evaluation_memory import (
+    Evaluation,
+    asking,
+    build,
+    trace_evaluation,
+    widest_batches,
+)
 from tests.dryfit.decoders import DECODERS
 
 PREFIX = [3, 4, 5, 6]
@@ -18,7 +24,9 @@ def row(own: int, answer: int) -> Row:
 
 
 # Of prompts of 2 to 9 tokens of their own; the last batch has longer prompts and fewer rows.
-ROWS = [row(own, answer) for own, answer in ((2, 3), (9, 1), (4, 7), (3, 2), (5, 4), (7, 2), (8, 9))]
+ROWS = [
+    row(own, answer) for own, answer in ((2, 3), (9, 1), (4, 7), (3, 2), (5, 4), (7, 2), (8, 9))
+]
 
 
 def evaluation(model: dict, **changes) -> Evaluation:
@@ -33,10 +41,17 @@ def measure_evaluation(asked: Evaluation, chosen: list[int]) -> Report:
 
 
 @pytest.mark.few(2)
-@pytest.mark.parametrize("name, dtype", [
-    ("llama", "float32"), ("qwen3", "bfloat16"), ("gemma3_text", "float32"), ("mixtral", "bfloat16"),
-    ("mixtral", "float32"), ("gpt2", "float32"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "name, dtype",
+    [
+        ("llama", "float32"),
+        ("qwen3", "bfloat16"),
+        ("gemma3_text", "float32"),
+        ("mixtral", "bfloat16"),
+        ("mixtral", "float32"),
+        ("gpt2", "float32"),
+    ],
+)
 def test_the_prediction_is_the_measurement_to_the_byte(name: str, dtype: str) -> None:
     asked = evaluation(DECODERS[name], dtype=dtype)
     predicted = trace_evaluation(asked, "cpu")
@@ -63,7 +78,9 @@ def test_no_batch_needs_more_than_the_widest_with_or_without_a_prefix() -> None:
 @pytest.mark.thorough
 def test_longer_answers_larger_batches_and_wider_weights_need_more() -> None:
     def needed(**changes) -> int:
-        return trace_evaluation(evaluation(DECODERS["llama"], **changes), "cuda")["peak_allocated_bytes"]
+        return trace_evaluation(evaluation(DECODERS["llama"], **changes), "cuda")[
+            "peak_allocated_bytes"
+        ]
 
     assert needed(dtype="bfloat16") < needed() < needed(batch_size=7)
     assert needed(max_new_tokens=50) > needed()

@@ -36,13 +36,27 @@ def test_each_family_is_traced_to_the_byte(family, method, checkpointing):
 @pytest.mark.parametrize("family", sorted(set(WITHOUT_ADAPTER) & set(FAMILIES)))
 def test_linear_layers_that_take_no_adapter_are_named(family):
     name = WITHOUT_ADAPTER[family]
-    (note,) = [text for text in trace(asked(family, "lora"), "cpu", timeline=False)["notes"] if name in text]
+    (note,) = [
+        text
+        for text in trace(asked(family, "lora"), "cpu", timeline=False)["notes"]
+        if name in text
+    ]
     assert note.startswith(f"all linear layers but {name} have adapters")
 
 
 @pytest.mark.few(1, 3)
 @pytest.mark.parametrize(
-    "family", ["qwen3_5_text", "kimi_linear", "lfm2", "bamba", "jamba", "gemma4_text", "deepseek_v3", "deepseek_v4"]
+    "family",
+    [
+        "qwen3_5_text",
+        "kimi_linear",
+        "lfm2",
+        "bamba",
+        "jamba",
+        "gemma4_text",
+        "deepseek_v3",
+        "deepseek_v4",
+    ],
 )
 def test_a_quantized_base_is_traced_to_the_byte(family):
     compare(asked(family, "qlora", attention_mask="padding", micro_batch=3, autocast="bf16"))
@@ -56,17 +70,34 @@ def test_a_routers_loss_is_traced_to_the_byte(family, method):
 
 
 def test_an_architecture_without_a_routers_loss_says_so():
-    with_loss = trace(asked("glm4_moe", "lora", experts={"router_loss": True}), "cpu", timeline=False)
+    with_loss = trace(
+        asked("glm4_moe", "lora", experts={"router_loss": True}), "cpu", timeline=False
+    )
     assert any("router_loss` adds nothing" in note for note in with_loss["notes"])
 
 
-@pytest.mark.parametrize(("model", "says"), [
-    ({**FAMILIES["qwen3_5_text"], "layer_types": ["linear_attention"] * 3}, ["`model.layer_types`", "3 entries"]),
-    ({**FAMILIES["kimi_linear"], "mlp_layer_types": ["dense"]}, ["`model.mlp_layer_types`", "num_hidden_layers: 1"]),
-    ({"model_type": "qwen3_9", "hidden_size": 4096, "vocab_size": 248320}, ["Is qwen3", "1.89 GiB", "lower bound"]),
-    ({"model_type": "nosuch", "hidden_size": 4096, "vocab_size": 248320}, ["pip install -U transformers", "1.89 GiB"]),
-    ({"model_type": "lfm2_moe"}, ["the defaults of lfm2_moe describe no model", "config.json"]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("model", "says"),
+    [
+        (
+            {**FAMILIES["qwen3_5_text"], "layer_types": ["linear_attention"] * 3},
+            ["`model.layer_types`", "3 entries"],
+        ),
+        (
+            {**FAMILIES["kimi_linear"], "mlp_layer_types": ["dense"]},
+            ["`model.mlp_layer_types`", "num_hidden_layers: 1"],
+        ),
+        (
+            {"model_type": "qwen3_9", "hidden_size": 4096, "vocab_size": 248320},
+            ["Is qwen3", "1.89 GiB", "lower bound"],
+        ),
+        (
+            {"model_type": "nosuch", "hidden_size": 4096, "vocab_size": 248320},
+            ["pip install -U transformers", "1.89 GiB"],
+        ),
+        ({"model_type": "lfm2_moe"}, ["the defaults of lfm2_moe describe no model", "config.json"]),
+    ],
+)
 def test_a_configuration_that_describes_no_model_says_what_would(model, says):
     """And the least that the model takes, where that is known; no other model is named in its place."""
     with pytest.raises(UserError) as caught:
@@ -95,10 +126,17 @@ for family in sys.argv[1:]:
 def test_a_trace_is_the_same_in_each_process_whatever_was_traced_before_it():
     """Python's hashes of strings differ, and with them the order in which sets are iterated."""
     found = []
-    for seed, families in ("0", ["gemma4_text"]), ("1", ["deepseek_v3", "gemma4_text"]):  # one has the other order
+    for seed, families in (
+        ("0", ["gemma4_text"]),
+        ("1", ["deepseek_v3", "gemma4_text"]),
+    ):  # one has the other order
         run = [sys.executable, "-W", "ignore", "-c", EVENTS, *families]
         ended = subprocess.run(
-            run, env={**os.environ, "PYTHONHASHSEED": seed}, capture_output=True, text=True, check=True
+            run,
+            env={**os.environ, "PYTHONHASHSEED": seed},
+            capture_output=True,
+            text=True,
+            check=True,
         )
         found.append(ended.stdout.splitlines()[-1])
     assert found[0] == found[1]

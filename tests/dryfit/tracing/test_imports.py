@@ -12,7 +12,13 @@ from dryfit.tracing import imports
 from dryfit.tracing.trace import trace
 from tests.repository import ROOT
 
-MODEL = {"model_type": "qwen2", "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "vocab_size": 1000}
+MODEL = {
+    "model_type": "qwen2",
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "vocab_size": 1000,
+}
 MODEL |= {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 4096}
 ASKED = {"model": MODEL, "method": "lora", "sequence_length": 64}
 LEFT_OUT = ("torch._dynamo.convert_frame", "sympy")

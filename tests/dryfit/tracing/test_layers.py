@@ -27,8 +27,14 @@ MODELS = ("qwen2.5-coder-7b", "gemma-2b", "phi-3.5-mini")
 def scenario(model: str = "qwen2.5-0.5b", layers: int = 9, **fields) -> Scenario:
     """A scenario on a model of the catalogue with so many layers."""
     known = Scenario.from_mapping({"model": model}).model
-    lists = {name: value[:layers] for name, value in known.items() if isinstance(value, list) and len(value) > layers}
-    return Scenario.from_mapping({"model": {**known, **lists, "num_hidden_layers": layers}, **SIZES, **fields})
+    lists = {
+        name: value[:layers]
+        for name, value in known.items()
+        if isinstance(value, list) and len(value) > layers
+    }
+    return Scenario.from_mapping(
+        {"model": {**known, **lists, "num_hidden_layers": layers}, **SIZES, **fields}
+    )
 
 
 @pytest.fixture(autouse=True)
@@ -39,9 +45,16 @@ def always_worth_it(monkeypatch):
 
 def both(step: Scenario, target: str = "cuda") -> tuple[str, str, bool]:
     """The answer as it is given, the whole trace's, and whether the first one was composed."""
-    how = {"capability": (8, 9), "timed_on": speeds([CARD]), "both_allocators": True, "sizes": [CARD.usable_bytes]}
+    how = {
+        "capability": (8, 9),
+        "timed_on": speeds([CARD]),
+        "both_allocators": True,
+        "sizes": [CARD.usable_bytes],
+    }
     how = how if target == "cuda" else {}
-    with mock.patch.object(Composed, "record", autospec=True, side_effect=Composed.record) as record:
+    with mock.patch.object(
+        Composed, "record", autospec=True, side_effect=Composed.record
+    ) as record:
         seen: list[object] = []
         original = record.side_effect
         record.side_effect = lambda *arguments: seen.append(original(*arguments)) or seen[-1]
@@ -57,15 +70,24 @@ def both(step: Scenario, target: str = "cuda") -> tuple[str, str, bool]:
 def allowed(row) -> bool:
     """Reentrant checkpointing needs adapters here; divided models have neither 4-bit weights nor the chunked loss."""
     plain = row["method"] != "qlora" and row["optimizer"] == "adamw" and row["loss"] == "full"
-    return (row["strategy"] == "none" or plain) and (row["method"], row["gradient_checkpointing"]) != (
-        "full", "reentrant")  # fmt: skip
+    return (row["strategy"] == "none" or plain) and (
+        row["method"],
+        row["gradient_checkpointing"],
+    ) != ("full", "reentrant")
 
 
-ROWS = pairwise({"model": MODELS, "method": ("full", "lora", "qlora"),
-                 "gradient_checkpointing": (True, False, "reentrant"), "strategy": ("none", "fsdp2"),
-                 "optimizer": ("adamw", "paged_adamw_8bit", "adafactor"), "loss": ("full", "chunked"),
-                 "gradient_accumulation": (1, 2)},
-                allowed)  # fmt: skip
+ROWS = pairwise(
+    {
+        "model": MODELS,
+        "method": ("full", "lora", "qlora"),
+        "gradient_checkpointing": (True, False, "reentrant"),
+        "strategy": ("none", "fsdp2"),
+        "optimizer": ("adamw", "paged_adamw_8bit", "adafactor"),
+        "loss": ("full", "chunked"),
+        "gradient_accumulation": (1, 2),
+    },
+    allowed,
+)
 
 
 @pytest.mark.few(1, 4)
@@ -83,13 +105,32 @@ def test_the_bytes_of_the_whole_step(row):
 
 
 @pytest.mark.few(0, 2)
-@pytest.mark.parametrize(("fields", "count"), [
-    ({"model": "qwen3-30b-a3b", "method": "qlora"}, 7),  # experts
-    ({"model": "gemma-2-2b", "method": "lora"}, 12),  # every other layer looks back a window only
-    ({"method": "full", "precision": "fp16-mixed", "loop": "manual"}, 8),
-    ({"method": "full", "parallel": {"strategy": "fsdp2", "gpus": 8, "reshard_after_forward": False}}, 9),
-    ({"method": "lora", "adapter": {"peft_type": "LORA", "r": 8, "target_modules": ["q_proj", "v_proj"]}}, 8),
-], ids=lambda value: "-".join(map(str, value.values())) if isinstance(value, dict) else "")  # fmt: skip
+@pytest.mark.parametrize(
+    ("fields", "count"),
+    [
+        ({"model": "qwen3-30b-a3b", "method": "qlora"}, 7),  # experts
+        (
+            {"model": "gemma-2-2b", "method": "lora"},
+            12,
+        ),  # every other layer looks back a window only
+        ({"method": "full", "precision": "fp16-mixed", "loop": "manual"}, 8),
+        (
+            {
+                "method": "full",
+                "parallel": {"strategy": "fsdp2", "gpus": 8, "reshard_after_forward": False},
+            },
+            9,
+        ),
+        (
+            {
+                "method": "lora",
+                "adapter": {"peft_type": "LORA", "r": 8, "target_modules": ["q_proj", "v_proj"]},
+            },
+            8,
+        ),
+    ],
+    ids=lambda value: "-".join(map(str, value.values())) if isinstance(value, dict) else "",
+)
 def test_others(fields, count):
     given, whole, composed = both(scenario(layers=count, **fields))
     assert given == whole and composed
@@ -99,25 +140,55 @@ PIPELINE = {"strategy": "none", "gpus": 2, "pipeline": 2}
 
 
 @pytest.mark.few(0, 3)
-@pytest.mark.parametrize(("parallel", "fields"), [
-    ({"strategy": "fsdp2", "gpus": 3}, {"layers": 9}),  # what a sum sends is no whole number of bytes
-    ({"strategy": "none", "gpus": 2, "tensor": 2}, {"layers": 9}),
-    ({"strategy": "fsdp2", "gpus": 4, "context": 2}, {"layers": 9}),
-    pytest.param({"strategy": "fsdp2", "gpus": 4, "replicate": 2}, {"layers": 9}, marks=nightly),
-    pytest.param(PIPELINE, {"layers": 14, "gradient_accumulation": 2, "gradient_checkpointing": False}, marks=nightly),
-    pytest.param(PIPELINE | {"gpus": 4, "tensor": 2}, {"layers": 14, "gradient_accumulation": 2}, marks=nightly),
-    (PIPELINE | {"stage_layers": [8, 6]}, {"layers": 14, "gradient_accumulation": 2}),
-    (PIPELINE, {"layers": 4, "gradient_accumulation": 9}),
-    pytest.param(PIPELINE | {"schedule": "gpipe"}, {"layers": 4, "gradient_accumulation": 9}, marks=nightly),
-    pytest.param(PIPELINE, {"layers": 12, "gradient_accumulation": 8}, marks=nightly),
-    pytest.param({"strategy": "none", "gpus": 3, "pipeline": 3}, {"layers": 3, "gradient_accumulation": 14},
-                 marks=nightly),
-], ids=lambda value: "-".join(map(str, value.values())) if isinstance(value, dict) else "")  # fmt: skip
+@pytest.mark.parametrize(
+    ("parallel", "fields"),
+    [
+        (
+            {"strategy": "fsdp2", "gpus": 3},
+            {"layers": 9},
+        ),  # what a sum sends is no whole number of bytes
+        ({"strategy": "none", "gpus": 2, "tensor": 2}, {"layers": 9}),
+        ({"strategy": "fsdp2", "gpus": 4, "context": 2}, {"layers": 9}),
+        pytest.param(
+            {"strategy": "fsdp2", "gpus": 4, "replicate": 2}, {"layers": 9}, marks=nightly
+        ),
+        pytest.param(
+            PIPELINE,
+            {"layers": 14, "gradient_accumulation": 2, "gradient_checkpointing": False},
+            marks=nightly,
+        ),
+        pytest.param(
+            PIPELINE | {"gpus": 4, "tensor": 2},
+            {"layers": 14, "gradient_accumulation": 2},
+            marks=nightly,
+        ),
+        (PIPELINE | {"stage_layers": [8, 6]}, {"layers": 14, "gradient_accumulation": 2}),
+        (PIPELINE, {"layers": 4, "gradient_accumulation": 9}),
+        pytest.param(
+            PIPELINE | {"schedule": "gpipe"},
+            {"layers": 4, "gradient_accumulation": 9},
+            marks=nightly,
+        ),
+        pytest.param(PIPELINE, {"layers": 12, "gradient_accumulation": 8}, marks=nightly),
+        pytest.param(
+            {"strategy": "none", "gpus": 3, "pipeline": 3},
+            {"layers": 3, "gradient_accumulation": 14},
+            marks=nightly,
+        ),
+    ],
+    ids=lambda value: "-".join(map(str, value.values())) if isinstance(value, dict) else "",
+)
 def test_meshes(parallel, fields):
     """Of a pipeline each stage's layers, its micro-batches, or both."""
     step = scenario(method="full", model="qwen2.5-coder-7b", parallel=parallel, **fields)
-    small = {"bos_token_id": 1, "eos_token_id": 2, "vocab_size": 512, "hidden_size": 256, "intermediate_size": 640,
-             "num_attention_heads": 4}  # fmt: skip
+    small = {
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "vocab_size": 512,
+        "hidden_size": 256,
+        "intermediate_size": 640,
+        "num_attention_heads": 4,
+    }
     step = step.changed(model={**step.model, **small, "num_key_value_heads": 2})
     given, whole, composed = both(step)
     assert given == whole
@@ -125,12 +196,15 @@ def test_meshes(parallel, fields):
 
 
 @pytest.mark.nightly
-@pytest.mark.parametrize(("model", "method", "period", "count"), [
-    pytest.param("qwen3.5-9b", "full", 4, 20, marks=nightly),
-    ("qwen3.5-9b", "qlora", 2, 12),
-    pytest.param("qwen3.5-9b", "qlora", 4, 24, marks=nightly),
-    pytest.param("qwen3-next-80b-a3b", "qlora", 4, 24, marks=nightly),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("model", "method", "period", "count"),
+    [
+        pytest.param("qwen3.5-9b", "full", 4, 20, marks=nightly),
+        ("qwen3.5-9b", "qlora", 2, 12),
+        pytest.param("qwen3.5-9b", "qlora", 4, 24, marks=nightly),
+        pytest.param("qwen3-next-80b-a3b", "qlora", 4, 24, marks=nightly),
+    ],
+)
 def test_hybrid_layers_with_convolutions(model, method, period, count):
     """Layers attend linearly, in transformers' own loops, but the last of each period; the convolutions' workspaces
     are there too. The models' own period is four."""
@@ -144,7 +218,9 @@ def test_hybrid_layers_with_convolutions(model, method, period, count):
 def test_hybrid_layers_with_the_kernels_of_packages():
     """Triton's kernels are tuned in the first layer that runs them, of every trace."""
     pytest.importorskip("fla")
-    given, whole, composed = both(scenario("qwen3.5-9b", layers=24, method="qlora", packages=["fla"]))
+    given, whole, composed = both(
+        scenario("qwen3.5-9b", layers=24, method="qlora", packages=["fla"])
+    )
     assert given == whole and composed
     assert json.loads(given)["triton_kernels"]
 
@@ -156,18 +232,28 @@ def test_on_a_cpu_too():
 
 
 @pytest.mark.few(1, 2)
-@pytest.mark.parametrize(("model", "count", "expected"), [
-    ("qwen2.5-coder-7b", 28, [3, 4, 5]),
-    ("gemma-2-2b", 26, [6, 8, 10]),  # whole periods are left out
-    ("gpt-oss-20b", 24, [6, 8, 10]),
-    ("gemma-3-27b", 62, [14, 20, 26]),  # five of six look back a window only; 62 end with two of those
-    ("qwen3.5-27b", 64, [8, 12, 16]),  # three of four attend linearly
-    ("qwen3.5-397b-a17b", 60, [8, 12, 16]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("model", "count", "expected"),
+    [
+        ("qwen2.5-coder-7b", 28, [3, 4, 5]),
+        ("gemma-2-2b", 26, [6, 8, 10]),  # whole periods are left out
+        ("gpt-oss-20b", 24, [6, 8, 10]),
+        (
+            "gemma-3-27b",
+            62,
+            [14, 20, 26],
+        ),  # five of six look back a window only; 62 end with two of those
+        ("qwen3.5-27b", 64, [8, 12, 16]),  # three of four attend linearly
+        ("qwen3.5-397b-a17b", 60, [8, 12, 16]),
+    ],
+)
 def test_the_period_is_that_of_the_built_layers(model, count, expected):
     plan = depths(scenario(model, layers=count))
     assert plan.shallow == expected and plan.whole == count
-    assert plan.at(scenario(model, layers=count), plan.shallow[0]).model["num_hidden_layers"] == expected[0]
+    assert (
+        plan.at(scenario(model, layers=count), plan.shallow[0]).model["num_hidden_layers"]
+        == expected[0]
+    )
 
 
 @pytest.mark.thorough
@@ -183,7 +269,12 @@ def same_but_for_frees_in_a_row(step: Scenario) -> bool:
 
 def test_frees_in_a_row_may_come_in_another_order():
     """A step of many layers that kept their inputs ends with a long chain of objects, which Python frees in parts."""
-    model = {**DECODERS["qwen2"], "num_hidden_layers": 26, "hidden_size": 256, "intermediate_size": 640}
+    model = {
+        **DECODERS["qwen2"],
+        "num_hidden_layers": 26,
+        "hidden_size": 256,
+        "intermediate_size": 640,
+    }
     fields = {"model": model, "sequence_length": 300, "versions": {"bitsandbytes": "0.42.0"}}
     assert same_but_for_frees_in_a_row(Scenario.from_mapping(fields))
 
@@ -198,13 +289,30 @@ def refused(step: Scenario) -> bool:
 
 
 @pytest.mark.few(0, 2)
-@pytest.mark.parametrize("fields", [
-    {"parallel": {"strategy": "ddp", "gpus": 2}},
-    {"parallel": {"strategy": "fsdp1", "gpus": 2}},
-    {"adapter": {"peft_type": "LORA", "r": 8, "target_modules": ["q_proj"], "layers_to_transform": [1, 2]}},
-    {"adapter": {"peft_type": "LORA", "r": 8, "target_modules": ["q_proj"],
-                 "rank_pattern": {"model.layers.4.self_attn.q_proj": 32}}},
-], ids=["ddp", "fsdp1", "adapters in some layers", "a larger rank in one layer"])  # fmt: skip
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"parallel": {"strategy": "ddp", "gpus": 2}},
+        {"parallel": {"strategy": "fsdp1", "gpus": 2}},
+        {
+            "adapter": {
+                "peft_type": "LORA",
+                "r": 8,
+                "target_modules": ["q_proj"],
+                "layers_to_transform": [1, 2],
+            }
+        },
+        {
+            "adapter": {
+                "peft_type": "LORA",
+                "r": 8,
+                "target_modules": ["q_proj"],
+                "rank_pattern": {"model.layers.4.self_attn.q_proj": 32},
+            }
+        },
+    ],
+    ids=["ddp", "fsdp1", "adapters in some layers", "a larger rank in one layer"],
+)
 def test_what_differs_from_layer_to_layer_or_adds_up(fields):
     assert refused(scenario(method="lora", layers=7, **fields))
 
@@ -221,8 +329,12 @@ def test_layers_that_differ_in_a_way_nobody_named(monkeypatch):
         begin(self, config)
         if len(made) % 8 == 5:
             self.up_proj = torch.nn.Linear(self.hidden_size, 2 * self.intermediate_size, bias=False)
-            self.down_proj = torch.nn.Linear(2 * self.intermediate_size, self.hidden_size, bias=False)
-            self.gate_proj = torch.nn.Linear(self.hidden_size, 2 * self.intermediate_size, bias=False)
+            self.down_proj = torch.nn.Linear(
+                2 * self.intermediate_size, self.hidden_size, bias=False
+            )
+            self.gate_proj = torch.nn.Linear(
+                self.hidden_size, 2 * self.intermediate_size, bias=False
+            )
 
     with monkeypatch.context() as patch:
         patch.setattr(qwen.Qwen2MLP, "__init__", wider)
@@ -285,29 +397,54 @@ def recorded(sizes, **fields) -> list[tuple[int, int]]:
         traced[traced_before:] = [(layers, len(steps)) for layers, steps in traced[traced_before:]]
         with mock.patch.object(layers, "depths", return_value=None):
             other = whole(step, (8, 9))
-        assert own.sequences == other.sequences and own.workspaces == other.workspaces, (length, rows)
+        assert own.sequences == other.sequences and own.workspaces == other.workspaces, (
+            length,
+            rows,
+        )
     return traced
 
 
 @pytest.mark.few(0, 1)
-@pytest.mark.parametrize(("fields", "shallow"), [
-    ({"method": "qlora"}, [3, 4, 5]),
-    ({"method": "lora", "gradient_checkpointing": False, "packing": "rows", "loop": "manual"}, [4, 5, 6]),
-    pytest.param({"method": "full", "model": "gemma-2-2b", "layers": 12}, [6, 8, 10], marks=nightly),
-    ({"method": "full", "model": "phi-3.5-mini", "optimizer": "adafactor"}, [3, 4, 5]),
-    ({"method": "lora", "layers": 8, "parallel": {"strategy": "fsdp2", "gpus": 2}}, [5, 6, 7]),
-], ids=lambda value: "-".join(map(str, value.values())) if isinstance(value, dict) else "")  # fmt: skip
+@pytest.mark.parametrize(
+    ("fields", "shallow"),
+    [
+        ({"method": "qlora"}, [3, 4, 5]),
+        (
+            {
+                "method": "lora",
+                "gradient_checkpointing": False,
+                "packing": "rows",
+                "loop": "manual",
+            },
+            [4, 5, 6],
+        ),
+        pytest.param(
+            {"method": "full", "model": "gemma-2-2b", "layers": 12}, [6, 8, 10], marks=nightly
+        ),
+        ({"method": "full", "model": "phi-3.5-mini", "optimizer": "adafactor"}, [3, 4, 5]),
+        ({"method": "lora", "layers": 8, "parallel": {"strategy": "fsdp2", "gpus": 2}}, [5, 6, 7]),
+    ],
+    ids=lambda value: "-".join(map(str, value.values())) if isinstance(value, dict) else "",
+)
 def test_many_sizes_are_proven_once_and_less_is_traced_from_the_third_on(fields, shallow):
     """Between two sizes the shallowest model is traced alone, and everywhere the first step tells the second."""
     low, middle, high = shallow
-    first = [(low, 2), (middle, 2), (high, 2), (low, 2), (middle, 1)]  # the shallowest model's two sizes agree
+    first = [
+        (low, 2),
+        (middle, 2),
+        (high, 2),
+        (low, 2),
+        (middle, 1),
+    ]  # the shallowest model's two sizes agree
     between, outside = [(low, 1)], [(low, 1), (middle, 1)]
     # Three rows, 64 tokens and six rows lie outside of what was traced until then.
     sizes = [(128, 2), (512, 2), (256, 2), (384, 3), (64, 2), (512, 6), (256, 4)]
     traced = [*first, *between, *outside * 3, *between]
     if fields["method"] != "qlora":  # where sizes lie is the same for every step
         sizes, traced = sizes[:4], [*first, *between, *outside]
-    if fields["method"] == "full":  # sums over fewer tokens need no room, and an embedding's over more than 3,072 do
+    if (
+        fields["method"] == "full"
+    ):  # sums over fewer tokens need no room, and an embedding's over more than 3,072 do
         sizes = [(512, 2), (1536, 2), (1024, 2), (640, 3)]
     assert recorded(sizes, **fields) == traced
 
@@ -324,7 +461,14 @@ def test_what_grows_with_layers_and_size_is_traced_at_every_size(monkeypatch):
 
     monkeypatch.setattr(qwen.Qwen2Model, "forward", all_layers_together)
     assert recorded([(128, 2), (512, 2), (256, 2)], method="lora") == [
-        (3, 2), (4, 2), (5, 2), (3, 2), (4, 1), (3, 1), (4, 1)]  # fmt: skip
+        (3, 2),
+        (4, 2),
+        (5, 2),
+        (3, 2),
+        (4, 1),
+        (3, 1),
+        (4, 1),
+    ]
 
 
 def test_a_first_step_with_other_launches_tells_no_second(monkeypatch):
@@ -364,10 +508,14 @@ def test_a_second_step_that_is_another_is_traced(monkeypatch):
 
     twice = [(3, 2), (4, 2), (5, 2), (3, 2), (4, 2)]
     sizes = [(128, 2), (512, 2), (256, 2)]
-    monkeypatch.setattr(qwen.Qwen2Model, "forward", more(lambda ids, second: 12_345_678 if second else 7))
+    monkeypatch.setattr(
+        qwen.Qwen2Model, "forward", more(lambda ids, second: 12_345_678 if second else 7)
+    )
     assert recorded(sizes, method="lora") == [*twice, (3, 2)]
     calls.clear()
     monkeypatch.setattr(
-        qwen.Qwen2Model, "forward", more(lambda ids, second: 2**20 + (ids.shape[1] - 128 if second else 0))
+        qwen.Qwen2Model,
+        "forward",
+        more(lambda ids, second: 2**20 + (ids.shape[1] - 128 if second else 0)),
     )
     assert recorded(sizes, method="lora") == [*twice, (3, 2)]

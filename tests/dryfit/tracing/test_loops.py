@@ -31,7 +31,9 @@ def accelerated(device: str):
     with torch.device(device):
         model = perceptron()
     optimizer = torch.optim.AdamW(model.parameters(), foreach=False)
-    model, optimizer = accelerator.prepare(model, optimizer, device_placement=[False, False])  # it stays on meta
+    model, optimizer = accelerator.prepare(
+        model, optimizer, device_placement=[False, False]
+    )  # it stays on meta
 
     def step(batch):
         for _ in range(2):
@@ -71,17 +73,27 @@ def supervised(device: str, folder):
             return data
 
     words = Tokenizer(models.WordLevel({"<pad>": 0, "<eos>": 1}, unk_token="<pad>"))
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", eos_token="<eos>")
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=words, pad_token="<pad>", eos_token="<eos>"
+    )
     with torch.device(device):
         config = AutoConfig.for_model(**DECODERS["qwen2"])
         model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
-    trainer = (OnMeta if device == "meta" else trl.SFTTrainer)(model=model,
-                                                               args=trl.SFTConfig(
-        output_dir=str(folder), per_device_train_batch_size=2, use_cpu=True, bf16=False, report_to="none",
-        optim="adamw_torch", disable_tqdm=True, dataset_kwargs={"skip_prepare_dataset": True}),
-                                                               train_dataset=Dataset.from_dict(
-        {"input_ids": [[1, 2, 3, 4] * 16, [1, 2, 3] * 12]}),
-                                                               processing_class=tokenizer)  # fmt: skip
+    trainer = (OnMeta if device == "meta" else trl.SFTTrainer)(
+        model=model,
+        args=trl.SFTConfig(
+            output_dir=str(folder),
+            per_device_train_batch_size=2,
+            use_cpu=True,
+            bf16=False,
+            report_to="none",
+            optim="adamw_torch",
+            disable_tqdm=True,
+            dataset_kwargs={"skip_prepare_dataset": True},
+        ),
+        train_dataset=Dataset.from_dict({"input_ids": [[1, 2, 3, 4] * 16, [1, 2, 3] * 12]}),
+        processing_class=tokenizer,
+    )
     trainer.create_optimizer()
     trainer.current_gradient_accumulation_steps = 1  # its train() would say so
 
@@ -98,7 +110,9 @@ def test_trl_is_traced_to_the_byte(tmp_path):
     trainer, step = supervised("meta", tmp_path)
     inputs = next(iter(trainer.get_train_dataloader()))
     assert "attention_mask" in inputs
-    predicted = trace_step(trainer.model, trainer.optimizer, step, inputs, Options(target="cpu", scalars=1.0))
+    predicted = trace_step(
+        trainer.model, trainer.optimizer, step, inputs, Options(target="cpu", scalars=1.0)
+    )
     trainer, step = supervised("cpu", tmp_path)
     measured = measure_step(trainer.model, trainer.optimizer, step, inputs)
     assert predicted.phases == pytest.approx(measured.phases, abs=4)

@@ -19,16 +19,31 @@ SETTINGS = [
     {"loss": "chunked", "micro_batch": 6},
     {"method": "full", "optimizer": "adamw_fused"},
     {"method": "full", "precision": "bf16-mixed"},
-    {"attention": "eager", "method": "lora", "precision": "bf16-mixed", "gradient_checkpointing": False},
+    {
+        "attention": "eager",
+        "method": "lora",
+        "precision": "bf16-mixed",
+        "gradient_checkpointing": False,
+    },
     {"method": "full", "loss": "chunked", "micro_batch": 6, "precision": "fp16-mixed"},
     {"quantization": {"type": "nf4", "double": False}},
     {"attention_mask": "padding", "gradient_checkpointing": False},
     {"attention_mask": "padding", "attention": "eager", "method": "full"},
     {"attention_mask": "padding", "loss": "chunked", "micro_batch": 6},
     {"use_cache": True, "gradient_checkpointing": False},
-    {"use_cache": True, "method": "full", "gradient_checkpointing": False, "attention_mask": "padding"},
+    {
+        "use_cache": True,
+        "method": "full",
+        "gradient_checkpointing": False,
+        "attention_mask": "padding",
+    },
     {"loop": "manual", "previous_sequence_length": 96, "gradient_checkpointing": False},
-    {"loop": "manual", "previous_sequence_length": 32, "use_cache": True, "gradient_checkpointing": False},
+    {
+        "loop": "manual",
+        "previous_sequence_length": 32,
+        "use_cache": True,
+        "gradient_checkpointing": False,
+    },
     {"gradient_checkpointing": "reentrant"},
     {"gradient_checkpointing": "reentrant", "method": "full"},
     {"gradient_checkpointing": "reentrant", "method": "lora", "autocast": "bf16"},
@@ -48,7 +63,12 @@ SETTINGS = [
     {"quantization": {"storage": "bf16"}},
     {"quantization": {"type": "fp4", "compute": "fp32"}},
     {"quantization": {"type": "int8"}},
-    {"quantization": {"type": "int8"}, "gradient_checkpointing": False, "kbit_preparation": "peft", "autocast": "bf16"},
+    {
+        "quantization": {"type": "int8"},
+        "gradient_checkpointing": False,
+        "kbit_preparation": "peft",
+        "autocast": "bf16",
+    },
     {"quantization": {"type": "int8"}, "gradient_checkpointing": "reentrant", "precision": "fp32"},
     {"quantization": {"type": "int8"}, "adapter_precision": "base", "gradient_accumulation": 2},
     {"loss": "liger"},
@@ -59,7 +79,13 @@ SETTINGS = [
 
 
 def scenario(model: dict, **fields) -> Scenario:
-    fields = {"method": "qlora", "precision": "bf16", "sequence_length": 64, "micro_batch": 2, **fields}
+    fields = {
+        "method": "qlora",
+        "precision": "bf16",
+        "sequence_length": 64,
+        "micro_batch": 2,
+        **fields,
+    }
     return Scenario.from_mapping({"model": model, **fields})
 
 
@@ -87,9 +113,11 @@ def test_settings_are_traced_to_the_byte(fields):
 
 def one_of_two(names, values) -> list:
     """Each name with one of two values in each run, its neighbours with the other; with both each night."""
-    return [pytest.param(name, value, marks=() if place == number % 2 else pytest.mark.nightly)
-            for number, name in enumerate(names)
-            for place, value in enumerate(values)]  # fmt: skip
+    return [
+        pytest.param(name, value, marks=() if place == number % 2 else pytest.mark.nightly)
+        for number, name in enumerate(names)
+        for place, value in enumerate(values)
+    ]
 
 
 @pytest.mark.few(4, 6)
@@ -102,19 +130,27 @@ def test_architectures_are_traced_to_the_byte(name, method):
 @pytest.mark.parametrize("checkpointing", [True, False])
 @pytest.mark.parametrize("family", ["llama", "qwen3"])
 def test_ligers_kernels_are_traced_to_the_byte(family, checkpointing):
-    compare(scenario(DECODERS[family], loss="liger", kernels="liger", gradient_checkpointing=checkpointing))
+    compare(
+        scenario(
+            DECODERS[family], loss="liger", kernels="liger", gradient_checkpointing=checkpointing
+        )
+    )
 
 
-@pytest.mark.parametrize(("kernels", "more"), [("unsloth", {}), ("packages", {"packages": ["fla"]})])
+@pytest.mark.parametrize(
+    ("kernels", "more"), [("unsloth", {}), ("packages", {"packages": ["fla"]})]
+)
 def test_kernels_that_cannot_run_here_are_not_measured(kernels, more):
     with pytest.raises(UserError, match="isn't measured here"):
         measure(scenario(QWEN2, kernels=kernels, **more), "cpu")
 
 
-EXPERTS = [("mixtral", {"precision": "bf16-mixed", "method": "full"}),
-           ("mixtral", {"precision": "fp32"}),
-           ("gpt_oss", {"precision": "bf16-mixed", "method": "lora"}),
-           ("gpt_oss", {"precision": "fp32", "method": "full"})]  # fmt: skip
+EXPERTS = [
+    ("mixtral", {"precision": "bf16-mixed", "method": "full"}),
+    ("mixtral", {"precision": "fp32"}),
+    ("gpt_oss", {"precision": "bf16-mixed", "method": "lora"}),
+    ("gpt_oss", {"precision": "fp32", "method": "full"}),
+]
 
 
 @pytest.mark.few(1)
@@ -128,8 +164,17 @@ PACKED = [
     (DECODERS["mixtral"], {"experts": {"quantized": "bitsandbytes"}}),
     (DECODERS["mixtral"], {"experts": {"quantized": "bitsandbytes", "offload": "host"}}),
     (DECODERS["mixtral"], {"experts": {"offload": "host"}, "method": "lora"}),
-    (DECODERS["mixtral"], {"experts": {"quantized": "bitsandbytes"}, "quantization": {"type": "fp4", "double": False}}),
-    (DECODERS["mixtral"], {"experts": {"quantized": "bitsandbytes"}, "quantization": {"type": "int8"}}),
+    (
+        DECODERS["mixtral"],
+        {
+            "experts": {"quantized": "bitsandbytes"},
+            "quantization": {"type": "fp4", "double": False},
+        },
+    ),
+    (
+        DECODERS["mixtral"],
+        {"experts": {"quantized": "bitsandbytes"}, "quantization": {"type": "int8"}},
+    ),
     (GPT_OSS, {"experts": {"quantized": "bitsandbytes"}}),
     (GPT_OSS, {"experts": {"quantized": "mxfp4"}, "method": "lora"}),
 ]
@@ -144,8 +189,12 @@ def test_packed_experts_are_traced_to_the_byte(number, checkpointing):
     compare(scenario(model, lora=lora, gradient_checkpointing=checkpointing, **fields))
 
 
-ADAPTED = {"peft_type": "LORA", "r": 4, "target_modules": ["q_proj"],
-           "target_parameters": ["experts.gate_up_proj", "experts.down_proj"]}  # fmt: skip
+ADAPTED = {
+    "peft_type": "LORA",
+    "r": 4,
+    "target_modules": ["q_proj"],
+    "target_parameters": ["experts.gate_up_proj", "experts.down_proj"],
+}
 
 
 @pytest.mark.thorough
@@ -154,15 +203,27 @@ def test_experts_and_layers_of_llm_int8_keep_what_they_should():
     asked = scenario(DECODERS["mixtral"], adapter=ADAPTED)
     compare(asked)
     attention = scenario(DECODERS["mixtral"], lora={"rank": 4, "target_modules": ["q_proj"]})
-    trained = [trace(one, "cpu", timeline=False)["trainable_parameters"] for one in (asked, attention)]
+    trained = [
+        trace(one, "cpu", timeline=False)["trainable_parameters"] for one in (asked, attention)
+    ]
     assert trained[0] > 2 * trained[1]
     # bitsandbytes' function holds its inputs itself, outside of what autograd saves: on the CPU measured so.
     kept = {}
     for kind in ("nf4", "int8"):
         for checkpointing in (True, "reentrant"):
-            asked = scenario(QWEN2, quantization={"type": kind}, gradient_checkpointing=checkpointing, precision="fp32")
-            kept[kind, checkpointing] = measure(asked, "cpu", timeline=False)["components"]["activations"]
-    assert kept["nf4", True] < kept["nf4", "reentrant"] and kept["int8", True] > kept["int8", "reentrant"]
+            asked = scenario(
+                QWEN2,
+                quantization={"type": kind},
+                gradient_checkpointing=checkpointing,
+                precision="fp32",
+            )
+            kept[kind, checkpointing] = measure(asked, "cpu", timeline=False)["components"][
+                "activations"
+            ]
+    assert (
+        kept["nf4", True] < kept["nf4", "reentrant"]
+        and kept["int8", True] > kept["int8", "reentrant"]
+    )
 
 
 def test_a_measurement_says_where_and_refuses_what_it_can_not():

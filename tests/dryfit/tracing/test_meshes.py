@@ -15,7 +15,16 @@ from dryfit.tracing.checkpoints import checkpoint, saving
 from dryfit.tracing.prepare import prepare
 from dryfit.tracing.ranks import kinds_of_ranks
 from dryfit.tracing.trace import Recorder, trace
-from tests.dryfit.tracing.mesh_steps import EACH_NIGHT, EXPERTS, LAYERS, LLAMA, SAVED, STEPS, UNLUCKY, scenario
+from tests.dryfit.tracing.mesh_steps import (
+    EACH_NIGHT,
+    EXPERTS,
+    LAYERS,
+    LLAMA,
+    SAVED,
+    STEPS,
+    UNLUCKY,
+    scenario,
+)
 from tests.repository import ROOT
 from tests.tiers import selected
 from tests.warm import launchers
@@ -28,7 +37,10 @@ def measured(request, tmp_path_factory):
     """By the number of GPUs and the rank, what as many processes measured of each step that is asked for."""
     names = [*sorted({*selected(request, "name"), SAVED, "expert"}), UNLUCKY]
     counts = sorted({SIZES[name] for name in names[:-1]})
-    return {count: in_processes(tmp_path_factory.mktemp(f"meshes-{count}"), count, *names) for count in counts}
+    return {
+        count: in_processes(tmp_path_factory.mktemp(f"meshes-{count}"), count, *names)
+        for count in counts
+    }
 
 
 def in_processes(folder, count, *names):
@@ -40,7 +52,14 @@ def in_processes(folder, count, *names):
     for first in range(0, len(names), 6):
         (own := folder / f"from-{first}").mkdir()
         some = names[first : first + 6]
-        command = [f"{launchers()}/python", "-m", "tests.dryfit.tracing.mesh_steps", str(own), str(count), *some]
+        command = [
+            f"{launchers()}/python",
+            "-m",
+            "tests.dryfit.tracing.mesh_steps",
+            str(own),
+            str(count),
+            *some,
+        ]
         subprocess.run(command, cwd=ROOT, check=True, timeout=600)
         for rank, measured in enumerate(found):
             measured |= json.loads((own / f"{rank}.json").read_text())
@@ -49,7 +68,8 @@ def in_processes(folder, count, *names):
 
 @pytest.mark.few(0, 10)
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.nightly if name in EACH_NIGHT else ()) for name in STEPS]
+    "name",
+    [pytest.param(name, marks=pytest.mark.nightly if name in EACH_NIGHT else ()) for name in STEPS],
 )
 def test_each_process_takes_what_the_group_says(name, measured, tmp_path):
     """To the byte, in every phase; each kind of GPU is traced once, and all of its kind have to be like it.
@@ -92,14 +112,18 @@ def test_what_saving_and_loading_take():
     assert found.saving_gpu_bytes < whole / 5 < whole <= found.saving_on_gpu_bytes < 1.02 * whole
     assert found.loading_host_bytes < 1024  # the weights are pages of their files
     with_adapters = scenario("context, LoRA").changed(precision="bf16")
-    assert (checkpoint(with_adapters).loading_host_bytes > 4 * trace(with_adapters, timeline=False)[
-        "trainable_parameters"] - 1)  # fmt: skip
+    assert (
+        checkpoint(with_adapters).loading_host_bytes
+        > 4 * trace(with_adapters, timeline=False)["trainable_parameters"] - 1
+    )
     assert checkpoint(scenario("1f1b")) is None
 
 
 @pytest.mark.thorough
 def test_an_answer_says_what_a_host_takes_and_who_is_traced_once():
-    step = scenario("fsdp2 x context").changed(precision="bf16", gpu={"name": "h100-80gb", "count": 4})
+    step = scenario("fsdp2 x context").changed(
+        precision="bf16", gpu={"name": "h100-80gb", "count": 4}
+    )
     traced = scenario_trace.traced(step).trace
     host, beside = traced["host"], traced["checkpoint"]
     assert (host["processes"], host["saving_bytes"]) == (4, beside["saved_bytes"])
@@ -110,11 +134,16 @@ def test_an_answer_says_what_a_host_takes_and_who_is_traced_once():
     (row,) = answer["ranks"]
     assert row["ranks"] == [0, 1, 2, 3] and row["place"] == ""
     assert not [note for note in answer["notes"] if "needs most" in note]
-    note = [note for note in trace(scenario("expert"), timeline=False)["notes"] if "experts" in note]
+    note = [
+        note for note in trace(scenario("expert"), timeline=False)["notes"] if "experts" in note
+    ]
     assert len(note) == 1 and "as many tokens" in note[0]
     speeds = {"h100-80gb": speed_of("h100-80gb")}
     steps = {count: scenario("1f1b").changed(gradient_accumulation=count) for count in (2, 8)}
-    found = {count: trace(step, timeline=False, timed_on=speeds)["times"]["h100-80gb"] for count, step in steps.items()}
+    found = {
+        count: trace(step, timeline=False, timed_on=speeds)["times"]["h100-80gb"]
+        for count, step in steps.items()
+    }
     assert "pipeline's wait" in found[2]["basis"]
     each = {count: time["seconds_per_step"] / count for count, time in found.items()}
     assert each[2] > each[8]
@@ -134,11 +163,15 @@ def test_the_answer_is_that_of_the_gpu_that_needs_most():
     first, last = answer["ranks"]
     assert (first["place"], last["place"]) == ("stage 1 of 2", "stage 2 of 2")
     most = max(answer["ranks"], key=lambda row: row["required_bytes"])
-    assert all(answer[key] == most[key] for key in ("required_bytes", "peak_allocated_bytes", "peak_phase"))
+    assert all(
+        answer[key] == most[key] for key in ("required_bytes", "peak_allocated_bytes", "peak_phase")
+    )
     (note,) = [note for note in answer["notes"] if "needs most" in note]
     assert most["place"] in note and all(row["place"] in note for row in answer["ranks"])
     peaks = [row["peak_allocated_bytes"] for row in answer["ranks"]]
-    assert Recorder()(scenario("1f1b")).peak_bytes() == pytest.approx(max(peaks), rel=1e-3)  # without rounding
+    assert Recorder()(scenario("1f1b")).peak_bytes() == pytest.approx(
+        max(peaks), rel=1e-3
+    )  # without rounding
     assert min(peaks) < 0.95 * max(peaks)
 
 
@@ -147,8 +180,16 @@ def test_ranks_that_are_alike_are_one_kind_and_what_no_plan_divides_is_refused()
     assert (first.ranks, between.ranks, last.ranks) == ((0,), (1, 2), (3,))
     assert [kind.one_text for kind in (first, between, last)] == [False, False, True]
     assert [kind.place for kind in kinds_of_ranks(scenario("interleaved"))] == [
-        "stages 1 and 3 of 4", "stages 2 and 4 of 4"]  # fmt: skip
-    model = {"model_type": "gpt_neo", "num_layers": 2, "hidden_size": 64, "num_heads": 4, "vocab_size": 128}
+        "stages 1 and 3 of 4",
+        "stages 2 and 4 of 4",
+    ]
+    model = {
+        "model_type": "gpt_neo",
+        "num_layers": 2,
+        "hidden_size": 64,
+        "num_heads": 4,
+        "vocab_size": 128,
+    }
     model["attention_types"] = [[["global"], 2]]
     with pytest.raises(UserError, match="transformers can't divide this architecture") as caught:
         trace(scenario("tensor").changed(model=model), timeline=False)
@@ -171,7 +212,9 @@ def test_a_mesh_divides_what_it_says():
 PHI = LLAMA | {"model_type": "phi3", "pad_token_id": None}
 
 
-@pytest.mark.parametrize(("model", "part"), [(PHI, "qkv_proj"), (EXPERTS, "mlp.experts")], ids=["phi3", "mixture"])
+@pytest.mark.parametrize(
+    ("model", "part"), [(PHI, "qkv_proj"), (EXPERTS, "mlp.experts")], ids=["phi3", "mixture"]
+)
 def test_a_layer_that_the_plan_for_sequence_parallel_does_not_know_is_refused(model, part):
     with pytest.raises(UserError, match="does not know this architecture's layers") as caught:
         trace(scenario("tensor, sequence").changed(model=model), timeline=False)
@@ -184,10 +227,14 @@ def test_layers_of_a_divided_model_are_composed(name, monkeypatch):
     """A deep model's step from shallow ones' is the step itself."""
     monkeypatch.setattr(layers, "WORTH", 5)  # though one of few layers is traced sooner
     record, composed = layers.Composed.record, []
-    monkeypatch.setattr(layers.Composed, "record", lambda *given: composed.append(record(*given)) or composed[-1])
+    monkeypatch.setattr(
+        layers.Composed, "record", lambda *given: composed.append(record(*given)) or composed[-1]
+    )
     deep = scenario(name).changed(model=LAYERS | {"num_hidden_layers": 9})
     kind = kinds_of_ranks(deep)[0]
-    whole, _ = traces._stepped(deep, "cpu", lambda each: prepare(each, "cpu"), kind, report=make_report)
+    whole, _ = traces._stepped(
+        deep, "cpu", lambda each: prepare(each, "cpu"), kind, report=make_report
+    )
     assert trace(deep, "cpu", timeline=False)["phases"] == whole.phases
     (only,) = composed
     assert only is not None

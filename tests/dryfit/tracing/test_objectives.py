@@ -20,7 +20,13 @@ needs_trl = pytest.mark.skipif("not __import__('importlib').util.find_spec('trl'
 
 def scenario(objective: str = "dpo", reference: str | None = None, **fields) -> Scenario:
     rows = {"grpo": 4}.get(objective, 2)
-    fields = {"method": "lora", "precision": "bf16", "sequence_length": 32, "micro_batch": rows, **fields}
+    fields = {
+        "method": "lora",
+        "precision": "bf16",
+        "sequence_length": 32,
+        "micro_batch": rows,
+        **fields,
+    }
     preference = {"reference": reference, "generations": 4}
     return Scenario.from_mapping(
         {"model": DECODERS["qwen2"], **fields, "objective": objective, "preference": preference}
@@ -41,7 +47,11 @@ CASES = {
     "reward": {"objective": "reward", "method": "full"},
     "reward of a 4-bit base": {"objective": "reward", "method": "qlora"},
     "grpo": {"objective": "grpo", "gradient_checkpointing": "reentrant"},
-    "grpo with its base": {"objective": "grpo", "reference": "adapter_off", "gradient_checkpointing": False},
+    "grpo with its base": {
+        "objective": "grpo",
+        "reference": "adapter_off",
+        "gradient_checkpointing": False,
+    },
 }
 
 
@@ -50,14 +60,19 @@ CASES = {
 @pytest.mark.parametrize("fields", CASES.values(), ids=CASES)
 def test_a_train_is_traced_to_the_byte(fields):
     asked = scenario(**fields)
-    assert trace(asked, "cpu", timeline=False)["phases"] == measure(asked, "cpu", timeline=False)["phases"]
+    assert (
+        trace(asked, "cpu", timeline=False)["phases"]
+        == measure(asked, "cpu", timeline=False)["phases"]
+    )
 
 
 @pytest.mark.thorough
 @needs_trl
 def test_what_an_objective_keeps_costs_what_it_is(capsys):
-    plain, second, before = (trace(scenario(reference=reference, method="full", sequence_length=64), timeline=False)
-                             for reference in (None, "model", "precomputed"))  # fmt: skip
+    plain, second, before = (
+        trace(scenario(reference=reference, method="full", sequence_length=64), timeline=False)
+        for reference in (None, "model", "precomputed")
+    )
     assert plain["phases"] == second["phases"]
     weights = before["components"]["weights_bf16"]
     assert second["components"]["weights_bf16"] == 2 * weights
@@ -68,13 +83,18 @@ def test_what_an_objective_keeps_costs_what_it_is(capsys):
 
 @needs_trl
 def test_fp16_is_traced_where_accelerate_knows_no_such_device():
-    half = {name: trace(scenario(autocast=name), timeline=False)["peak_allocated_bytes"] for name in ("fp16", "bf16")}
+    half = {
+        name: trace(scenario(autocast=name), timeline=False)["peak_allocated_bytes"]
+        for name in ("fp16", "bf16")
+    }
     assert half["fp16"] == pytest.approx(half["bf16"], rel=0.01)
 
 
 def test_what_trl_refuses_is_said_in_words():
     lora = {"rank": 4, "target_modules": ["lm_head"]}
-    with pytest.raises(UserError, match=r"DPOTrainer refuses this model or its adapters.*lm_head") as caught:
+    with pytest.raises(
+        UserError, match=r"DPOTrainer refuses this model or its adapters.*lm_head"
+    ) as caught:
         trace(scenario(lora=lora), timeline=False)
     assert caught.value.write == "objective: sft"
 
@@ -106,14 +126,18 @@ def test_without_the_package_a_scenario_says_what_to_install(monkeypatch):
 @pytest.mark.few(1)
 @needs_trl
 @pytest.mark.parametrize("length", [256, 2048])
-@pytest.mark.parametrize("mixed", [{"precision": "bf16", "autocast": "bf16"}, {"precision": "bf16-mixed"}])
+@pytest.mark.parametrize(
+    "mixed", [{"precision": "bf16", "autocast": "bf16"}, {"precision": "bf16-mixed"}]
+)
 def test_pairs_on_several_gpus_follow_rules_that_hold_for_trls_own_step(mixed, length):
     """On one GPU TRL's trainer is traced itself: the rules' step and its reference take as much, to 8 %.
 
     Four layers weigh the output head more than all 24 do, with which eight such steps were within 2 %.
     """
     model, _ = configuration("qwen2.5-0.5b", "the test")
-    asked = scenario(method="full", model={**model, "num_hidden_layers": 4}, sequence_length=length, **mixed)
+    asked = scenario(
+        method="full", model={**model, "num_hidden_layers": 4}, sequence_length=length, **mixed
+    )
     own = trace(asked, timeline=False)["peak_allocated_bytes"]
     reference = sum(one.reference.nbytes for one in reference_beside(asked))
     rules = trace(as_rows(asked), timeline=False)["peak_allocated_bytes"] + reference
@@ -124,11 +148,15 @@ def test_pairs_on_several_gpus_follow_rules_that_hold_for_trls_own_step(mixed, l
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2", "zero2", "zero3"])
 def test_a_reference_lies_beside_as_the_strategy_has_it(strategy):
     """Whole, or a part of it on each GPU; DeepSpeed casts it to the dtype that it computes in."""
-    asked = scenario(method="full", precision="bf16-mixed", parallel={"strategy": strategy, "gpus": 4})
+    asked = scenario(
+        method="full", precision="bf16-mixed", parallel={"strategy": strategy, "gpus": 4}
+    )
     found, plain = trace(asked, timeline=False), trace(as_rows(asked), timeline=False)
     width, parts = (2 if "zero" in strategy else 4), (4 if strategy in ("fsdp2", "zero3") else 1)
     weights = found["parameters"] * width / parts
-    assert found["peak_allocated_bytes"] - plain["peak_allocated_bytes"] == pytest.approx(weights, abs=4096)
+    assert found["peak_allocated_bytes"] - plain["peak_allocated_bytes"] == pytest.approx(
+        weights, abs=4096
+    )
     assert "supervised one of 2 rows for each pair" in found["notes"][-1]
 
 
@@ -136,7 +164,10 @@ def test_a_reference_lies_beside_as_the_strategy_has_it(strategy):
 def test_a_search_over_pairs_records_the_step_that_is_traced():
     asked = scenario(method="full", parallel={"strategy": "ddp", "gpus": 2})
     (reference,) = reference_beside(asked)
-    assert record(asked).peak_bytes() - record(as_rows(asked)).peak_bytes() == reference.reference.nbytes
+    assert (
+        record(asked).peak_bytes() - record(as_rows(asked)).peak_bytes()
+        == reference.reference.nbytes
+    )
     assert len(step_record(asked).events) == len(step_record(as_rows(asked)).events) + 1
 
 
@@ -145,10 +176,15 @@ def test_a_second_model_is_kept_where_numbers_are_not_known():
     assert not reference_beside(scenario(parallel=parallel))
     assert not reference_beside(scenario(method="full", reference="precomputed", parallel=parallel))
     assert not reference_beside(scenario("orpo", method="full", parallel=parallel))
-    on_host = {"zero": {"offload_param": "cpu", "offload_optimizer": "cpu"}, "precision": "bf16-mixed"}
+    on_host = {
+        "zero": {"offload_param": "cpu", "offload_optimizer": "cpu"},
+        "precision": "bf16-mixed",
+    }
     parallel = {"strategy": "zero3", "gpus": 2}
     assert not reference_beside(scenario(method="full", parallel=parallel, **on_host))
-    asked = scenario("orpo", method="full", parallel={"strategy": "zero3", "gpus": 2}, autocast="bf16")
+    asked = scenario(
+        "orpo", method="full", parallel={"strategy": "zero3", "gpus": 2}, autocast="bf16"
+    )
     logits = 2 * asked.tokens * asked.model["vocab_size"]
     answer = {"trace": {"phases": {"backward": 10**9}, "peak_allocated_bytes": 10**9}}
     (found,) = omissions((), asked, answer)

@@ -18,22 +18,38 @@ from tests.dryfit.tracing.several_gpus import LLAMA
 
 def test_a_card_has_what_the_catalogue_says():
     card = card_of(find("rtx-4090"))
-    assert (card.name, card.capability, card.multiprocessors) == ("NVIDIA GeForce RTX 4090", (8, 9), 128)
+    assert (card.name, card.capability, card.multiprocessors) == (
+        "NVIDIA GeForce RTX 4090",
+        (8, 9),
+        128,
+    )
     assert card.memory_bytes == find("rtx-4090").total_bytes and card.l2_bytes == 75_497_472
     assert card.shared_memory_bytes == 99 * 1024
     assert card_of().capability == (8, 0)
     for name, gpu in known().items():
         if gpu.capability is not None:
             assert card_of(gpu).multiprocessors > 0, name
-    assert card_of(find("rtx-3070-ti")).multiprocessors == 84, "as the largest card of its capability"
+    assert card_of(find("rtx-3070-ti")).multiprocessors == 84, (
+        "as the largest card of its capability"
+    )
 
 
-@pytest.mark.parametrize(("named", "capability", "taken"), [
-    (None, None, "a100-80gb"), (None, (8, 9), None), ("rtx-4090", (8, 9), "rtx-4090"), ("rtx-4090", (9, 0), None),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("named", "capability", "taken"),
+    [
+        (None, None, "a100-80gb"),
+        (None, (8, 9), None),
+        ("rtx-4090", (8, 9), "rtx-4090"),
+        ("rtx-4090", (9, 0), None),
+    ],
+)
 def test_a_card_that_nobody_names_is_the_largest_of_its_capability(named, capability, taken):
     card = _asked_card(scenario(gpu=named), capability)
-    alike = [card_of(gpu).multiprocessors for gpu in catalogue().values() if gpu.capability == card.capability]
+    alike = [
+        card_of(gpu).multiprocessors
+        for gpu in catalogue().values()
+        if gpu.capability == card.capability
+    ]
     assert card.capability == (capability or (8, 0))
     assert card == card_of(find(taken)) if taken else card.multiprocessors == max(alike)
 
@@ -46,7 +62,12 @@ def test_a_card_that_is_not_nvidias_is_named(gpu):
 
 
 def scenario(**fields) -> Scenario:
-    common = {"model": DECODERS["qwen2"], "precision": "bf16", "sequence_length": 256, "gpu": "rtx-4090"}
+    common = {
+        "model": DECODERS["qwen2"],
+        "precision": "bf16",
+        "sequence_length": 256,
+        "gpu": "rtx-4090",
+    }
     return Scenario.from_mapping({**common, "gradient_checkpointing": False, **fields})
 
 
@@ -56,7 +77,8 @@ def scenario(**fields) -> Scenario:
 @pytest.mark.parametrize("how", ["layers", "model"])
 def test_a_compiled_scenario_is_followed(how, method):
     eager, compiled = (
-        trace(scenario(compile=way, method=method), capability=(8, 9), timeline=False) for way in ("none", how)
+        trace(scenario(compile=way, method=method), capability=(8, 9), timeline=False)
+        for way in ("none", how)
     )
     assert compiled["compiled"]["graphs"] >= 2 and "compiled" not in eager
     assert compiled["compiled"]["breaks"] == {} and compiled["warnings"] == eager["warnings"]
@@ -64,20 +86,31 @@ def test_a_compiled_scenario_is_followed(how, method):
     assert compiled["components"]["activations"] < eager["components"]["activations"]
 
 
-TITAN = {"strategy": "fsdp2", "gpus": 4, "tensor": 2, "sequence_parallel": True, "loss_parallel": True}
+TITAN = {
+    "strategy": "fsdp2",
+    "gpus": 4,
+    "tensor": 2,
+    "sequence_parallel": True,
+    "loss_parallel": True,
+}
 
 
 @pytest.mark.few(0, 1)
 @pytest.mark.skipif(find_spec("triton") is None, reason="`make test-kernels` runs it")
 @pytest.mark.parametrize(
     ("parallel", "method"),
-    [({"strategy": "fsdp2", "gpus": 2}, "lora"), ({"strategy": "fsdp2", "gpus": 2, "context": 2}, "full"),
-     (TITAN, "full")],
-)  # fmt: skip
+    [
+        ({"strategy": "fsdp2", "gpus": 2}, "lora"),
+        ({"strategy": "fsdp2", "gpus": 2, "context": 2}, "full"),
+        (TITAN, "full"),
+    ],
+)
 def test_layers_on_a_mesh_are_compiled(parallel, method):
     """Whole, though FSDP2's hooks run around them: without a break."""
     step = scenario(model=LLAMA, method=method, parallel=parallel)
-    eager, compiled = (trace(step.changed(compile=way), timeline=False) for way in ("none", "layers"))
+    eager, compiled = (
+        trace(step.changed(compile=way), timeline=False) for way in ("none", "layers")
+    )
     assert compiled["compiled"]["graphs"] >= 2 and compiled["compiled"]["breaks"] == {}
     assert compiled["resident_bytes"] == eager["resident_bytes"]
     assert compiled["components"]["activations"] < eager["components"]["activations"]
@@ -87,18 +120,32 @@ def test_layers_on_a_mesh_are_compiled(parallel, method):
 @pytest.mark.skipif(find_spec("triton") is None, reason="`make test-kernels` runs it")
 def test_a_compiled_step_on_windows_has_no_flash_attention():
     """The difference is that of the eager step: the scores of grouped keys, which nothing fuses."""
-    peaks = [trace(scenario(compile=how, method="full", sequence_length=512, platform=platform),
-                   timeline=False)["peak_allocated_bytes"]
-             for how in ("none", "layers")
-             for platform in ("linux", "windows")]  # fmt: skip
+    peaks = [
+        trace(
+            scenario(compile=how, method="full", sequence_length=512, platform=platform),
+            timeline=False,
+        )["peak_allocated_bytes"]
+        for how in ("none", "layers")
+        for platform in ("linux", "windows")
+    ]
     assert peaks[1] > peaks[0] and peaks[3] > peaks[2]
 
 
 @pytest.mark.skipif(find_spec("triton") is None, reason="`make test-kernels` runs it")
 def test_a_compiled_step_has_a_time_and_is_faster():
     """A larger model than the other tests': of a tiny one the CPU's launches are all that takes time."""
-    wide = DECODERS["qwen2"] | {"hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 2}
-    asked = {"model": wide, "method": "full", "gpu": "a100-80gb", "sequence_length": 2048, "micro_batch": 4}
+    wide = DECODERS["qwen2"] | {
+        "hidden_size": 2048,
+        "intermediate_size": 5632,
+        "num_hidden_layers": 2,
+    }
+    asked = {
+        "model": wide,
+        "method": "full",
+        "gpu": "a100-80gb",
+        "sequence_length": 2048,
+        "micro_batch": 4,
+    }
     times = []
     for step in (scenario(**asked, compile=how) for how in ("none", "layers")):
         speed = speed_of("a100-80gb", step)
@@ -106,19 +153,26 @@ def test_a_compiled_step_has_a_time_and_is_faster():
     eager, compiled = (found["times"]["a"]["seconds_per_step"] for found in times)
     assert 0.4 * eager < compiled < 0.95 * eager
     told = [found["times"]["a"] for found in times]
-    assert told[0]["range"] is not None and told[1]["range"] is None, "no compiled step was timed on an A100"
+    assert told[0]["range"] is not None and told[1]["range"] is None, (
+        "no compiled step was timed on an A100"
+    )
     assert told[1]["basis"].endswith("without the compiler")
 
 
 @pytest.mark.skipif(find_spec("triton") is None, reason="`make test-kernels` runs it")
 @pytest.mark.parametrize(
-    ("how", "mode"), [("model", "reduce-overhead"), pytest.param("layers", "max-autotune", marks=pytest.mark.nightly)]
+    ("how", "mode"),
+    [
+        ("model", "reduce-overhead"),
+        pytest.param("layers", "max-autotune", marks=pytest.mark.nightly),
+    ],
 )
 def test_a_scenario_with_cuda_graphs_is_followed(how, mode):
     """The pool holds what the compiled layers make; beside it a batch is copied, and workspaces come and go."""
     step = scenario(compile=how, method="lora")
     plain, graphs = (
-        trace(step.changed(compile_mode=each), capability=(8, 9), timeline=False) for each in ("default", mode)
+        trace(step.changed(compile_mode=each), capability=(8, 9), timeline=False)
+        for each in ("default", mode)
     )
     assert graphs["compiled"] == plain["compiled"] and graphs["compiled"]["breaks"] == {}
     assert graphs["components"]["weights_fp32"] == plain["components"]["weights_fp32"]
@@ -127,7 +181,9 @@ def test_a_scenario_with_cuda_graphs_is_followed(how, mode):
     assert graphs["peak_reserved_bytes"] >= graphs["peak_allocated_bytes"]
 
 
-@pytest.mark.parametrize("more", [{"gradient_accumulation": 2}, {"parallel": {"strategy": "ddp", "gpus": 2}}])
+@pytest.mark.parametrize(
+    "more", [{"gradient_accumulation": 2}, {"parallel": {"strategy": "ddp", "gpus": 2}}]
+)
 def test_cuda_graphs_are_refused_where_pytorch_stops_or_nobody_follows(more):
     with pytest.raises(UserError, match="CUDA graphs"):
         scenario(compile="model", compile_mode="reduce-overhead", **more)
@@ -135,8 +191,16 @@ def test_cuda_graphs_are_refused_where_pytorch_stops_or_nobody_follows(more):
 
 @pytest.mark.skipif(find_spec("triton") is None, reason="`make test-kernels` runs it")
 def test_what_a_benchmark_decides_is_a_range():
-    found = trace(scenario(compile="layers", compile_mode="max-autotune-no-cudagraphs", method="full", gpu="h100-80gb"),
-                  capability=(9, 0), timeline=False)  # fmt: skip
+    found = trace(
+        scenario(
+            compile="layers",
+            compile_mode="max-autotune-no-cudagraphs",
+            method="full",
+            gpu="h100-80gb",
+        ),
+        capability=(9, 0),
+        timeline=False,
+    )
     bounds = found["bounds"]
     assert bounds["lowest_bytes"] < bounds["highest_bytes"] == found["peak_allocated_bytes"]
     assert bounds["missing"] in found["warnings"] and "cuBLAS" in bounds["missing"]
@@ -145,7 +209,9 @@ def test_what_a_benchmark_decides_is_a_range():
 @pytest.mark.nightly
 @pytest.mark.skipif(find_spec("triton") is None, reason="`make test-kernels` runs it")
 def test_a_search_takes_the_way_of_a_benchmark_that_needs_more(monkeypatch):
-    step = scenario(compile="layers", compile_mode="max-autotune-no-cudagraphs", method="full", gpu="h100-80gb")
+    step = scenario(
+        compile="layers", compile_mode="max-autotune-no-cudagraphs", method="full", gpu="h100-80gb"
+    )
     either = [record(step, (9, 0)).peak_bytes()]
     for way in (False, True):
         monkeypatch.setattr("dryfit.tracing.trace.ways", lambda *asked, way=way: (way,))
@@ -157,10 +223,19 @@ def test_a_search_takes_the_way_of_a_benchmark_that_needs_more(monkeypatch):
 @pytest.mark.parametrize("method", ["full", "lora"])
 def test_unsloths_step_is_a_range(method):
     """From norms, MLPs and rotation that keep what its kernels keep to transformers' own."""
-    plain, unsloth = (trace(scenario(kernels=k, method=method), timeline=False) for k in ("transformers", "unsloth"))
-    assert unsloth["peak_allocated_bytes"] == plain["peak_allocated_bytes"] and "bounds" not in plain
+    plain, unsloth = (
+        trace(scenario(kernels=k, method=method), timeline=False)
+        for k in ("transformers", "unsloth")
+    )
+    assert (
+        unsloth["peak_allocated_bytes"] == plain["peak_allocated_bytes"] and "bounds" not in plain
+    )
     assert unsloth["bounds"]["highest_bytes"] == plain["peak_allocated_bytes"]
-    assert plain["resident_bytes"] < unsloth["bounds"]["lowest_bytes"] < 0.99 * plain["peak_allocated_bytes"]
+    assert (
+        plain["resident_bytes"]
+        < unsloth["bounds"]["lowest_bytes"]
+        < 0.99 * plain["peak_allocated_bytes"]
+    )
     assert any("Unsloth's kernels can't be followed" in text for text in unsloth["warnings"])
 
 
@@ -178,8 +253,12 @@ def test_unsloth_leaves_small_inputs_of_layers_on_the_gpu():
     """Those of 2 MiB and less: 256 tokens of this model are smaller."""
     sizes = {}
     for kernels in ("transformers", "unsloth"):
-        step = scenario(kernels=kernels, gradient_checkpointing="reentrant", activation_offload=True)
-        sizes[kernels] = trace(step, timeline=False)["components_by_phase"]["forward"]["activations"]
+        step = scenario(
+            kernels=kernels, gradient_checkpointing="reentrant", activation_offload=True
+        )
+        sizes[kernels] = trace(step, timeline=False)["components_by_phase"]["forward"][
+            "activations"
+        ]
     assert sizes["transformers"] < sizes["unsloth"]
 
 
@@ -188,7 +267,9 @@ def test_unsloth_leaves_small_inputs_of_layers_on_the_gpu():
 @pytest.mark.parametrize("checkpointing", [True, False])
 def test_ligers_kernels_keep_less_than_its_loss_alone(method, checkpointing):
     asked = {"method": method, "loss": "liger", "gradient_checkpointing": checkpointing}
-    alone, all_of_it = (trace(scenario(**asked, kernels=each), timeline=False) for each in ("transformers", "liger"))
+    alone, all_of_it = (
+        trace(scenario(**asked, kernels=each), timeline=False) for each in ("transformers", "liger")
+    )
     assert all_of_it["peak_allocated_bytes"] < alone["peak_allocated_bytes"]
     (note,) = [text for text in all_of_it["notes"] if text.startswith("Liger's kernels")]
     assert ("itself" in note) == (find_spec("liger_kernel") is not None)
@@ -200,19 +281,28 @@ def test_ligers_kernels_keep_less_than_its_loss_alone(method, checkpointing):
 @pytest.mark.parametrize("kernels", ["transformers", "liger"])
 def test_ligers_package_and_the_copy_of_it_need_the_same(family, kernels, monkeypatch):
     """The package keeps the shifted labels a little longer, and counts them."""
-    own = scenario(model=DECODERS[family], method="full", loss="liger", kernels=kernels, sequence_length=512)
+    own = scenario(
+        model=DECODERS[family], method="full", loss="liger", kernels=kernels, sequence_length=512
+    )
     package = trace(own, timeline=False)
     monkeypatch.setattr("dryfit.step.liger.find_spec", lambda name: None)
     copied = trace(own, timeline=False)
-    assert package["triton_kernels"]["liger_cross_entropy_kernel"] > 0 and copied.get("triton_kernels") is None
-    assert (package["triton_kernels"].get("_rms_norm_backward_kernel", 0) > 0) == (kernels == "liger")
+    assert (
+        package["triton_kernels"]["liger_cross_entropy_kernel"] > 0
+        and copied.get("triton_kernels") is None
+    )
+    assert (package["triton_kernels"].get("_rms_norm_backward_kernel", 0) > 0) == (
+        kernels == "liger"
+    )
     for phase, size in package["phases"].items():
         assert abs(size - copied["phases"][phase]) <= 16 * 1024, phase
 
 
 @pytest.mark.few(0, 3)
 @pytest.mark.skipif(find_spec("liger_kernel") is None, reason="`make test-kernels` runs it")
-@pytest.mark.parametrize("family", sorted(set(LIGER_MODELS) & set(DECODERS) - {"llama", "qwen2", "qwen3"}))
+@pytest.mark.parametrize(
+    "family", sorted(set(LIGER_MODELS) & set(DECODERS) - {"llama", "qwen2", "qwen3"})
+)
 def test_every_family_that_liger_knows_goes_through_its_package(family):
     """Also those of which the copy has only the loss; it refuses them by name."""
     own = scenario(model=DECODERS[family], method="full", loss="liger", kernels="liger")

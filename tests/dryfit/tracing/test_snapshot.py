@@ -36,9 +36,21 @@ def events_of(record: Any) -> tuple[list[dict[str, Any]], int]:
     for identity, size, _ in plain:
         if identity > 0:
             addresses[identity] = free.pop() if free else 0x7F0000000000 + 2**21 * len(addresses)
-        frames = [{"filename": "/site-packages/torch/nn/modules/linear.py", "line": 125, "name": "forward"},
-                  {"filename": "/home/me/train.py", "line": 40, "name": "step"}]  # fmt: skip
-        event = {"addr": addresses[abs(identity)], "size": size, "stream": 0, "frames": frames, "time_us": len(events)}
+        frames = [
+            {
+                "filename": "/site-packages/torch/nn/modules/linear.py",
+                "line": 125,
+                "name": "forward",
+            },
+            {"filename": "/home/me/train.py", "line": 40, "name": "step"},
+        ]
+        event = {
+            "addr": addresses[abs(identity)],
+            "size": size,
+            "stream": 0,
+            "frames": frames,
+            "time_us": len(events),
+        }
         if identity > 0:
             events.append(event | {"action": "alloc"})
         else:
@@ -59,7 +71,10 @@ def dumped(path: Path, events: list[dict[str, Any]]) -> Path:
 def test_a_snapshot_of_the_step_is_the_same_to_its_last_event(record, tmp_path) -> None:
     found = compare_snapshot(record, dumped(tmp_path / "mem.pickle", events_of(record)[0]))
     assert found.trace is found.snapshot is None and found.agreeing == found.events > 5000
-    assert str(found) == f"All {found.events:,} events of the step are the same in the trace and in the snapshot."
+    assert (
+        str(found)
+        == f"All {found.events:,} events of the step are the same in the trace and in the snapshot."
+    )
 
 
 def planted(events: list[dict[str, Any]], at: int, kind: str) -> list[dict[str, Any]]:
@@ -82,8 +97,14 @@ def planted(events: list[dict[str, Any]], at: int, kind: str) -> list[dict[str, 
                     break
                 changed[index]["action"] = "nothing"
     else:  # an end comes later
-        end = next(index for index in range(at, len(changed)) if changed[index]["action"] == "free_completed")
-        later = next(index for index in range(end + 1, len(changed)) if changed[index]["action"] == "alloc")
+        end = next(
+            index
+            for index in range(at, len(changed))
+            if changed[index]["action"] == "free_completed"
+        )
+        later = next(
+            index for index in range(end + 1, len(changed)) if changed[index]["action"] == "alloc"
+        )
         event = changed.pop(end)
         changed.insert(later, event)
     return changed
@@ -95,20 +116,33 @@ def test_a_planted_difference_is_the_first_that_is_found(record, tmp_path, seed:
     events, begin = events_of(record)
     draw = random.Random(seed)
     kind = ("larger", "one more", "one less", "freed later")[seed % 4]
-    allocations = [index for index in range(begin, len(events)) if events[index]["action"] == "alloc"]
+    allocations = [
+        index for index in range(begin, len(events)) if events[index]["action"] == "alloc"
+    ]
     at = draw.choice(allocations[:-1])
-    if kind == "one less":  # among equal neighbours the next one takes its place, so its own size has to be another
-        at = draw.choice([one for one, other in pairwise(allocations)
-                          if events[one]["size"] != events[other]["size"]])  # fmt: skip
+    if (
+        kind == "one less"
+    ):  # among equal neighbours the next one takes its place, so its own size has to be another
+        at = draw.choice(
+            [
+                one
+                for one, other in pairwise(allocations)
+                if events[one]["size"] != events[other]["size"]
+            ]
+        )
     found = compare_snapshot(record, dumped(tmp_path / "mem.pickle", planted(events, at, kind)))
-    counted = [event for event in events[begin:at] if event["action"] in ("alloc", "free_completed")]
+    counted = [
+        event for event in events[begin:at] if event["action"] in ("alloc", "free_completed")
+    ]
     assert found.snapshot is not None or found.trace is not None
     if kind == "freed later":
         assert found.agreeing >= len(counted) and found.trace.freed
     else:
         assert found.agreeing == len(counted)
     if kind == "larger":
-        assert found.snapshot.size == found.trace.size + 512 and "/home/me/train.py:40 step" in str(found)
+        assert found.snapshot.size == found.trace.size + 512 and "/home/me/train.py:40 step" in str(
+            found
+        )
     if kind == "one more":
         assert found.snapshot.size == 777 * 512
 
@@ -116,7 +150,9 @@ def test_a_planted_difference_is_the_first_that_is_found(record, tmp_path, seed:
 @pytest.mark.thorough
 def test_the_command_names_the_first_difference(record, tmp_path, capsys) -> None:
     events, begin = events_of(record)
-    at = next(index for index in range(begin + 500, len(events)) if events[index]["action"] == "alloc")
+    at = next(
+        index for index in range(begin + 500, len(events)) if events[index]["action"] == "alloc"
+    )
     path = dumped(tmp_path / "mem.pickle", planted(events, at, "one more"))
     asked = tmp_path / "scenario.yaml"  # of a model's name alone, the step would be TRL's
     asked.write_text(yaml.safe_dump(SCENARIO))
@@ -136,22 +172,35 @@ class Foreign:
 
 def test_nothing_of_a_foreign_pickle_runs(tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
-    for content in (Foreign(), {"device_traces": [[Foreign()]]}, {"device_traces": [[{"action": os.getcwd}]]}):
+    for content in (
+        Foreign(),
+        {"device_traces": [[Foreign()]]},
+        {"device_traces": [[{"action": os.getcwd}]]},
+    ):
         Path("mem.pickle").write_bytes(pickle.dumps(content))
         with pytest.raises(UserError, match="holds more than plain values"):
             read_snapshot(Path("mem.pickle"))
     assert not Path("made-by-a-pickle").exists()
 
 
-@pytest.mark.parametrize(("content", "said"), [
-    (b"", "is no snapshot"),
-    (b"\x00\x01\x02text", "plain values|is no snapshot"),
-    (pickle.dumps({"device_traces": [[{"action": "alloc"}]]})[:-9], "is no snapshot|plain values"),
-    (pickle.dumps([1, 2]), "has no `device_traces`"),
-    (pickle.dumps({"device_traces": [[], []]}), "no history of events"),
-    (pickle.dumps({"device_traces": [["alloc"]]}), "none that PyTorch writes"),
-    (pickle.dumps({"device_traces": [[{"action": "alloc", "addr": "x", "size": 1}]]}), "none that PyTorch writes"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "is no snapshot"),
+        (b"\x00\x01\x02text", "plain values|is no snapshot"),
+        (
+            pickle.dumps({"device_traces": [[{"action": "alloc"}]]})[:-9],
+            "is no snapshot|plain values",
+        ),
+        (pickle.dumps([1, 2]), "has no `device_traces`"),
+        (pickle.dumps({"device_traces": [[], []]}), "no history of events"),
+        (pickle.dumps({"device_traces": [["alloc"]]}), "none that PyTorch writes"),
+        (
+            pickle.dumps({"device_traces": [[{"action": "alloc", "addr": "x", "size": 1}]]}),
+            "none that PyTorch writes",
+        ),
+    ],
+)
 def test_what_is_no_snapshot_is_refused(tmp_path, content: bytes, said: str) -> None:
     path = tmp_path / "mem.pickle"
     path.write_bytes(content)
@@ -162,6 +211,9 @@ def test_what_is_no_snapshot_is_refused(tmp_path, content: bytes, said: str) -> 
 
 
 def test_a_snapshot_of_something_else_is_refused(record, tmp_path) -> None:
-    events = [{"action": "alloc", "addr": number, "size": 12345 + number, "frames": []} for number in range(100)]
+    events = [
+        {"action": "alloc", "addr": number, "size": 12345 + number, "frames": []}
+        for number in range(100)
+    ]
     with pytest.raises(UserError, match="Nothing in the snapshot is like the traced step"):
         compare_snapshot(record, dumped(tmp_path / "mem.pickle", events))

@@ -16,12 +16,17 @@ def test_the_sections_of_a_run_are_the_schemas() -> None:
     assert set(read_schema()["properties"]) == readers.RUN_SECTIONS
 
 
-@pytest.mark.parametrize(("content", "says"), [
-    ({"dataset": {"packed": True}}, "Unknown key: dataset.packed"),
-    ({"training": {"sequence_length": 0}}, "training.sequence_length"),
-    ({"dataset": {}, "training": {}}, None),
-])  # fmt: skip
-def test_a_runs_settings_are_checked_before_they_count(content, says, tmp_path: Path, monkeypatch) -> None:
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ({"dataset": {"packed": True}}, "Unknown key: dataset.packed"),
+        ({"training": {"sequence_length": 0}}, "training.sequence_length"),
+        ({"dataset": {}, "training": {}}, None),
+    ],
+)
+def test_a_runs_settings_are_checked_before_they_count(
+    content, says, tmp_path: Path, monkeypatch
+) -> None:
     monkeypatch.setattr(readers, "step_of_a_run", step_of_a_run)
     path = tmp_path / "run.yaml"
     path.write_text(yaml.safe_dump(content), encoding="utf-8")

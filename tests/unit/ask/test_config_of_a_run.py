@@ -24,18 +24,44 @@ def test_each_way_is_read_as_it_is_meant(tmp_path: Path, monkeypatch: pytest.Mon
         for way in islice(ways(chosen), 0, None, 3):
             settings = check(with_defaults(yaml.safe_load(text := rendered(chosen, way, 2))))
             step = read_back(text, "pipeline", tmp_path, "4090")
-            assert (step.micro_batch, step.gradient_accumulation, step.sequence_length) == (2, 8, 512)
-            assert (step.method, step.lora.rank, step.optimizer) == (way["method"], 8, way["optimizer"])
+            assert (step.micro_batch, step.gradient_accumulation, step.sequence_length) == (
+                2,
+                8,
+                512,
+            )
+            assert (step.method, step.lora.rank, step.optimizer) == (
+                way["method"],
+                8,
+                way["optimizer"],
+            )
             assert (step.attention, step.loss) == (way["attention"], way["loss"])
             assert bool(step.gradient_checkpointing) == (way["checkpointing"] == "on")
-            assert settings["memory"]["gate"]["gpu"] == "rtx-4090" and settings["model"]["source"]["type"] == "hub"
+            assert (
+                settings["memory"]["gate"]["gpu"] == "rtx-4090"
+                and settings["model"]["source"]["type"] == "hub"
+            )
 
 
 @pytest.mark.thorough
-def test_what_is_printed_is_what_the_written_file_has(model: str, tmp_path: Path, monkeypatch, capsys) -> None:
+def test_what_is_printed_is_what_the_written_file_has(
+    model: str, tmp_path: Path, monkeypatch, capsys
+) -> None:
     monkeypatch.setattr(readers, "step_of_a_run", step_of_a_run)
     path = tmp_path / "written.yaml"
-    words = ["config", model, "--gpu", "2GiB", "-s", "256", "-b", "2", "--for", "pipeline", "--method", "lora"]
+    words = [
+        "config",
+        model,
+        "--gpu",
+        "2GiB",
+        "-s",
+        "256",
+        "-b",
+        "2",
+        "--for",
+        "pipeline",
+        "--method",
+        "lora",
+    ]
     assert main([*words, "--output", str(path)]) == 0
     text = capsys.readouterr().out
     assert "start: snakemake --cores 4 --configfile pipeline.yaml" in text

@@ -16,7 +16,9 @@ def project(tmp_path, monkeypatch):
     for name in ("light", "torch"):
         shutil.copy(code_digests.ROOT / "envs" / f"{name}.yaml", tmp_path / "envs")
     (tmp_path / "scripts" / "common" / "deep.py").write_text("VALUE = 1\n")
-    (tmp_path / "scripts" / "common" / "helper.py").write_text("from scripts.common.deep import VALUE\n")
+    (tmp_path / "scripts" / "common" / "helper.py").write_text(
+        "from scripts.common.deep import VALUE\n"
+    )
     (tmp_path / "scripts" / "stage" / "work.py").write_text(
         '"""What it does."""\n\n\ndef main():\n    from scripts.common import helper\n\n'
         "    return helper.VALUE  # why\n"
@@ -60,7 +62,11 @@ def test_a_c_source_counts_where_a_module_compiles_it(project):
     (project / "scripts" / "native").mkdir()
     (project / "scripts" / "native" / "replay.c").write_text("int value = 1;\n")
     (project / "scripts" / "native_library.py").write_text("SOURCES = 'native'\n")
-    edit(project / "scripts" / "common" / "deep.py", "VALUE = 1", "from scripts import native_library\nVALUE = 1")
+    edit(
+        project / "scripts" / "common" / "deep.py",
+        "VALUE = 1",
+        "from scripts import native_library\nVALUE = 1",
+    )
     before, other = of(project), of(project, "other")
     edit(project / "scripts" / "native" / "replay.c", "1", "2")
     assert of(project) != before
@@ -76,12 +82,18 @@ def test_a_changed_helper_counts_where_it_is_imported_and_nowhere_else(project, 
     assert of(project, "other") == other
 
 
-@pytest.mark.parametrize("imports", ["from scripts.stage.parts import VALUE", "import scripts.stage.parts.one"])
+@pytest.mark.parametrize(
+    "imports", ["from scripts.stage.parts import VALUE", "import scripts.stage.parts.one"]
+)
 @pytest.mark.parametrize("module", ["__init__", "one", "two"])
-def test_a_changed_module_of_a_package_counts_where_the_package_is_imported(project, imports, module):
+def test_a_changed_module_of_a_package_counts_where_the_package_is_imported(
+    project, imports, module
+):
     package = project / "scripts" / "stage" / "parts"
     package.mkdir()
-    (package / "__init__.py").write_text("from scripts.stage.parts import one, two\n\nVALUE = one.VALUE + two.VALUE\n")
+    (package / "__init__.py").write_text(
+        "from scripts.stage.parts import one, two\n\nVALUE = one.VALUE + two.VALUE\n"
+    )
     for name in ("one", "two"):
         (package / f"{name}.py").write_text("VALUE = 1\n")
     (project / "scripts" / "stage" / "work.py").write_text(f"{imports}\n")
@@ -111,5 +123,9 @@ def test_the_environment_follows_from_the_imports(project):
 
 
 def test_digest_of_a_mapping_ignores_the_order_of_keys_but_not_the_keys():
-    assert code_digests.digest({"rank": 8, "alpha": 16}) == code_digests.digest({"alpha": 16, "rank": 8})
-    assert code_digests.digest({"rank": 8, "alpha": 16}) != code_digests.digest({"rank": 16, "alpha": 8})
+    assert code_digests.digest({"rank": 8, "alpha": 16}) == code_digests.digest(
+        {"alpha": 16, "rank": 8}
+    )
+    assert code_digests.digest({"rank": 8, "alpha": 16}) != code_digests.digest(
+        {"rank": 16, "alpha": 8}
+    )

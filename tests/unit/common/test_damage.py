@@ -38,7 +38,11 @@ def flip(path):
     path.write_bytes(content)
 
 
-SPOILT = {"a missing shard": Path.unlink, "flipped bytes": flip, "a cut": lambda path: path.write_bytes(b"")}
+SPOILT = {
+    "a missing shard": Path.unlink,
+    "flipped bytes": flip,
+    "a cut": lambda path: path.write_bytes(b""),
+}
 
 
 @pytest.mark.parametrize("spoil", SPOILT.values(), ids=SPOILT)
@@ -48,13 +52,19 @@ def test_a_damaged_product_is_not_up_to_date(product, spoil, name):
     with pytest.raises(UserError, match="as up to date") as error:
         refuse_damaged([RUN])
     assert f"{product / name}" in str(error.value) and f"{product}.json" in error.value.write
-    refuse_damaged(["results/another-r4", "results/one-r"])  # folders that this command is not about
+    refuse_damaged(
+        ["results/another-r4", "results/one-r"]
+    )  # folders that this command is not about
     Path(f"{product}.json").unlink()  # as the message says: Snakemake makes it again
-    if spoil is Path.unlink or name != "tokenizer.json":  # else it is no JSON, which no report lists any more
+    if (
+        spoil is Path.unlink or name != "tokenizer.json"
+    ):  # else it is no JSON, which no report lists any more
         refuse_damaged([RUN])
 
 
-@pytest.mark.parametrize(("old", "new"), [('"', "'"), ("a.safe", "b.safe")], ids=["no JSON", "another value"])
+@pytest.mark.parametrize(
+    ("old", "new"), [('"', "'"), ("a.safe", "b.safe")], ids=["no JSON", "another value"]
+)
 def test_a_damaged_report_is_not_up_to_date(product, old, new):
     report = Path(f"{product}.json")
     report.write_text(report.read_text().replace(old, new, 1))

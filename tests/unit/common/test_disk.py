@@ -28,13 +28,21 @@ def size(folder: Path) -> int:
 
 
 def test_the_sizes_are_those_of_the_files(tmp_path: Path) -> None:
-    fields = {"model": MODEL, "method": "lora", "precision": "fp32", "lora": {"rank": 64}, "sequence_length": 8}
+    fields = {
+        "model": MODEL,
+        "method": "lora",
+        "precision": "fp32",
+        "lora": {"rank": 64},
+        "sequence_length": 8,
+    }
     scenario = Scenario.from_mapping(fields)
     model = build_model(scenario, "cpu")
     optimizer = build_optimizer(model, scenario, learning_rate=1e-4)
     random_step(model, optimizer, scenario, "cpu", max_grad_norm=1.0)()
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    sizes = disk.ParameterCounts.of(scenario.to_mapping(), "float32", "float32", parameter_count(model), trainable)
+    sizes = disk.ParameterCounts.of(
+        scenario.to_mapping(), "float32", "float32", parameter_count(model), trainable
+    )
     save_adapter(model, tmp_path / "adapter", "base")
     checkpoint = LoopState(tmp_path / "checkpoint")
     checkpoint.save(1, model, optimizer, [], 1.0)
@@ -43,14 +51,18 @@ def test_the_sizes_are_those_of_the_files(tmp_path: Path) -> None:
     adapter, checkpoints = size(tmp_path / "adapter"), size(tmp_path / "checkpoint")
     assert found["training"] == pytest.approx((2 * adapter, 2 * checkpoints), rel=0.01)
     merged = found["merged model"][0] - disk.COMPANIONS_BYTES
-    assert merged == pytest.approx((tmp_path / "merged" / "model.safetensors").stat().st_size, rel=0.01)
+    assert merged == pytest.approx(
+        (tmp_path / "merged" / "model.safetensors").stat().st_size, rel=0.01
+    )
 
 
 def test_each_stage_is_set_against_what_the_others_leave() -> None:
     rows = {row.stage: row for row in disk.stages(SIZES, 9_000_000_000, exports=["q8_0"])}
     left = [row.has_bytes for row in rows.values()]
     assert left == sorted(left, reverse=True) and left[1] == 5_000_000_000
-    assert rows["training"].needs_bytes == 2 * 120_000_000  # two checkpoints, each of weights and two states
+    assert (
+        rows["training"].needs_bytes == 2 * 120_000_000
+    )  # two checkpoints, each of weights and two states
     assert rows["export"].needs_bytes == 1_062_500_000
     assert [row.verdict for row in rows.values()] == [FITS, FITS, FITS, FITS, TOO_SMALL]
     small = {row.stage: row for row in disk.stages(SIZES, 3_000_000_000, there=["base model"])}
@@ -58,20 +70,28 @@ def test_each_stage_is_set_against_what_the_others_leave() -> None:
     assert small["merged model"].change == "merging: {dtype: bfloat16}"
 
 
-def test_a_full_disk_is_refused_before_any_job(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_full_disk_is_refused_before_any_job(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     """A results folder on a disk with 100 MB left; the boundary is the system's own answer."""
     real = disk.shutil.disk_usage(tmp_path)
     monkeypatch.setattr(disk.shutil, "disk_usage", lambda _: real._replace(free=100_000_000))
-    planned = [disk.Planned("tiny-r4", SIZES, ["training", "merged model"]),
-               disk.Planned("tiny-r8", SIZES, ["training"])]  # fmt: skip
+    planned = [
+        disk.Planned("tiny-r4", SIZES, ["training", "merged model"]),
+        disk.Planned("tiny-r8", SIZES, ["training"]),
+    ]
     with pytest.raises(UserError) as caught:
         disk.refuse_full(planned, tmp_path / "results")
     assert "0.09 GiB free" in caught.value.found
     # 80 MB of the first run's adapters, 4 GB merged, then the checkpoints of the second: of that 0.1 GB are there.
     assert caught.value.allowed.startswith("3.93 GiB more")
-    assert "merged model of tiny-r4" in str(caught.value) and "no job was started" in str(caught.value)
+    assert "merged model of tiny-r4" in str(caught.value) and "no job was started" in str(
+        caught.value
+    )
     assert caught.value.where == (tmp_path / "results").resolve()
-    disk.refuse_full([disk.Planned("tiny-r4", SIZES, ["evaluation and documents"])], tmp_path / "results")
+    disk.refuse_full(
+        [disk.Planned("tiny-r4", SIZES, ["evaluation and documents"])], tmp_path / "results"
+    )
 
 
 def test_eight_bits_and_sixteen() -> None:
@@ -79,6 +99,8 @@ def test_eight_bits_and_sixteen() -> None:
     sizes = disk.ParameterCounts.of(step, "bfloat16", "float32", 1000, 100)
     assert (sizes.adapter_width, sizes.base_width, sizes.merged_width) == (2, 2, 4)
     assert disk.written(sizes)["training"][1] == 2 * (200 + int(100 * 2 * (1 + 4 / 256)))
-    over_int8 = disk.ParameterCounts.of(step | {"quantization": {"type": "int8"}}, "bfloat16", "float32", 1000, 100)
+    over_int8 = disk.ParameterCounts.of(
+        step | {"quantization": {"type": "int8"}}, "bfloat16", "float32", 1000, 100
+    )
     assert over_int8.adapter_width == 4, "PEFT casts no adapter to a dtype of integers"
     assert torch.bfloat16.itemsize == disk.WIDTHS["bfloat16"]

@@ -26,8 +26,13 @@ print("after it")
 
 def run(folder, end):
     """Run the script in a folder: what it printed, and its log."""
-    done = subprocess.run([sys.executable, "-c", SCRIPT.format(end=end)], cwd=folder,
-                          env={"PYTHONPATH": str(ROOT), "PATH": ""}, capture_output=True, text=True)  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT.format(end=end)],
+        cwd=folder,
+        env={"PYTHONPATH": str(ROOT), "PATH": ""},
+        capture_output=True,
+        text=True,
+    )
     return done, (folder / "logs" / "a.log").read_text()
 
 
@@ -37,26 +42,37 @@ def test_what_libraries_print_stays_in_the_log(tmp_path):
     assert "what we say" in done.stderr and "rule a_rule: done" in done.stderr
     for said in ("a library's warning", "a library's print", "from C"):
         assert said in log and said not in done.stderr
-    assert log.index("from C") < log.index("what we say") < log.index("done in"), "in order, nothing overwritten"
+    assert log.index("from C") < log.index("what we say") < log.index("done in"), (
+        "in order, nothing overwritten"
+    )
 
 
-@pytest.mark.parametrize(("end", "words"), [
-    ("raise UserError('wrong', write='right')", "write:   right"),
-    ("raise ValueError('a bug')", "ValueError: a bug"),
-    ("raise ValueError('I/O error: No space left on device (os error 28)')", "os error 28)). Free some space"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("end", "words"),
+    [
+        ("raise UserError('wrong', write='right')", "write:   right"),
+        ("raise ValueError('a bug')", "ValueError: a bug"),
+        (
+            "raise ValueError('I/O error: No space left on device (os error 28)')",
+            "os error 28)). Free some space",
+        ),
+    ],
+)
 def test_a_failure_is_told_in_both_places(tmp_path, end, words):
     done, log = run(tmp_path, end)
     assert done.returncode == 1 and words in done.stderr and words in log
     assert ("Traceback" in done.stderr) == ("a bug" in end)
 
 
-@pytest.mark.parametrize(("main", "status", "words"), [
-    ("lambda: 1", 1, ""),
-    ("lambda: 1 / 0", 3, "ZeroDivisionError"),
-    ("lambda: __import__('nosuch')", 3, "ModuleNotFoundError"),
-    ("lambda: __import__('warnings').warn('soon', FutureWarning)", 0, ""),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("main", "status", "words"),
+    [
+        ("lambda: 1", 1, ""),
+        ("lambda: 1 / 0", 3, "ZeroDivisionError"),
+        ("lambda: __import__('nosuch')", 3, "ModuleNotFoundError"),
+        ("lambda: __import__('warnings').warn('soon', FutureWarning)", 0, ""),
+    ],
+)
 def test_a_command_that_crashes_gives_no_answer(tmp_path, main, status, words):
     code = f"from dryfit.common.terminal import command\ncommand({main})"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)

@@ -81,7 +81,10 @@ def test_what_a_nearer_target_leaves_behind_is_marked():
 def test_what_runs_share_marks_each_of_them():
     made(SPLIT)
     outdated.after()
-    assert marks() == {"one-r4": [CARD, MERGED, TRAINING], "two-r4": ["results/two-r4/MODEL_CARD.md", OTHERS]}
+    assert marks() == {
+        "one-r4": [CARD, MERGED, TRAINING],
+        "two-r4": ["results/two-r4/MODEL_CARD.md", OTHERS],
+    }
 
 
 def test_a_step_that_fails_leaves_what_comes_after_it_marked():

@@ -7,12 +7,15 @@ import pytest
 from scripts.common.statistics import paired_bootstrap_interval, wilson_interval
 
 
-@pytest.mark.parametrize(("successes", "n", "low", "high"), [
-    (81, 263, 0.2553, 0.3662),  # Newcombe 1998, Statistics in Medicine 17, table I, method 3
-    (15, 148, 0.0624, 0.1605),  # the same
-    (0, 20, 0.0, 0.1611),  # the same
-    (1, 29, 0.0061, 0.1718),  # the same
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("successes", "n", "low", "high"),
+    [
+        (81, 263, 0.2553, 0.3662),  # Newcombe 1998, Statistics in Medicine 17, table I, method 3
+        (15, 148, 0.0624, 0.1605),  # the same
+        (0, 20, 0.0, 0.1611),  # the same
+        (1, 29, 0.0061, 0.1718),  # the same
+    ],
+)
 def test_wilson_against_newcombe(successes, n, low, high):
     assert wilson_interval(successes, n) == pytest.approx((low, high), abs=5e-5)
 

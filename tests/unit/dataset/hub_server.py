@@ -54,7 +54,9 @@ class HubServer(LocalServer):
 class _Handler(QuietHandler):
     server: HubServer
 
-    def answer(self, body: bytes, status: int = 200, length: int | None = None, **headers: str) -> None:
+    def answer(
+        self, body: bytes, status: int = 200, length: int | None = None, **headers: str
+    ) -> None:
         self.send_response(status)
         self.send_header("Content-Length", str(len(body) if length is None else length))
         for name, value in headers.items():
@@ -64,11 +66,18 @@ class _Handler(QuietHandler):
             self.wfile.write(body)
 
     def refuse(self, status: int, code: str) -> None:
-        self.answer(json.dumps({"error": code}).encode(), status, X_Error_Code=code, X_Error_Message=code)
+        self.answer(
+            json.dumps({"error": code}).encode(), status, X_Error_Code=code, X_Error_Message=code
+        )
 
     def entry(self, path: str) -> dict:
         content = self.server.files[path]
-        return {"type": "file", "path": path, "size": len(content), "oid": hashlib.sha1(content).hexdigest()}
+        return {
+            "type": "file",
+            "path": path,
+            "size": len(content),
+            "oid": hashlib.sha1(content).hexdigest(),
+        }
 
     def children(self, folder: str) -> list[dict]:
         """The files and folders directly inside a folder."""
@@ -76,12 +85,20 @@ class _Handler(QuietHandler):
         below = [name.removeprefix(prefix) for name in self.server.files if name.startswith(prefix)]
         folders = sorted({name.split("/")[0] for name in below if "/" in name})
         files = [self.entry(prefix + name) for name in below if "/" not in name]
-        return files + [{"type": "directory", "path": prefix + name, "oid": "0" * 40} for name in folders]
+        return files + [
+            {"type": "directory", "path": prefix + name, "oid": "0" * 40} for name in folders
+        ]
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["Content-Length"] or 0)).decode()
-        paths = json.loads(body)["paths"] if body.startswith("{") else urllib.parse.parse_qs(body)["paths"]
-        self.answer(json.dumps([self.entry(path) for path in paths if path in self.server.files]).encode())
+        paths = (
+            json.loads(body)["paths"]
+            if body.startswith("{")
+            else urllib.parse.parse_qs(body)["paths"]
+        )
+        self.answer(
+            json.dumps([self.entry(path) for path in paths if path in self.server.files]).encode()
+        )
 
     def do_GET(self) -> None:
         path = urllib.parse.unquote(urllib.parse.urlparse(self.path).path)
@@ -101,7 +118,9 @@ class _Handler(QuietHandler):
             self.answer(json.dumps(self.children(found[1].strip("/"))).encode())
         elif re.match(rf"/api/datasets/{REPOSITORY}(/revision/[^/]+)?$", path):
             siblings = [{"rfilename": name} for name in server.files]
-            self.answer(json.dumps({"id": REPOSITORY, "sha": server.commit, "siblings": siblings}).encode())
+            self.answer(
+                json.dumps({"id": REPOSITORY, "sha": server.commit, "siblings": siblings}).encode()
+            )
         elif found := re.match(rf"/datasets/{REPOSITORY}/resolve/[^/]+/(.*)$", path):
             self.send_file(found[1])
         else:
@@ -114,7 +133,10 @@ class _Handler(QuietHandler):
             self.refuse(404, "EntryNotFound")
             return
         body = self.server.files[name]
-        headers = {"ETag": f'"{hashlib.sha1(body).hexdigest()}"', "X_Repo_Commit": self.server.commit}
+        headers = {
+            "ETag": f'"{hashlib.sha1(body).hexdigest()}"',
+            "X_Repo_Commit": self.server.commit,
+        }
         status, total = 200, len(body)
         if part := re.match(r"bytes=(\d+)-(\d*)", self.headers["Range"] or ""):
             first, last = int(part[1]), min(int(part[2] or total), total - 1)

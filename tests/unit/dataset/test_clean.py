@@ -23,7 +23,9 @@ from tests.task_parts import shell
 ANY_TEXT = st.text(st.characters(), max_size=60)  # half surrogate pairs and control characters too
 
 
-def run(folder: Path, pairs: list[tuple[str, str]], threshold: float | None = 0.9) -> tuple[list, list, dict]:
+def run(
+    folder: Path, pairs: list[tuple[str, str]], threshold: float | None = 0.9
+) -> tuple[list, list, dict]:
     raw = folder / "raw.jsonl"
     with raw.open("w") as handle:
         for line, (request, command) in enumerate(pairs, 1):
@@ -35,14 +37,19 @@ def run(folder: Path, pairs: list[tuple[str, str]], threshold: float | None = 0.
     outputs = {name: str(folder / file) for name, file in outputs.items()}
     clean.main(shell("cleaning"), inputs, outputs, {"near_duplicates": threshold})
     files = outputs["pairs"], outputs["rejected"]
-    kept, rejected = ([json.loads(line) for line in Path(path).read_text().splitlines()] for path in files)
+    kept, rejected = (
+        [json.loads(line) for line in Path(path).read_text().splitlines()] for path in files
+    )
     return kept, rejected, read_report(outputs["report"], *files)
 
 
 def test_each_stage_names_what_it_removes_and_the_sums_add_up(tmp_path):
     pairs = [
         ("List  the\u00a0files\tin src ", "  ls src\r\n"),  # 1: normalized
-        ("list the files in src", "ls src"),  # 2: kept apart from 1? no: nearly the same, same command
+        (
+            "list the files in src",
+            "ls src",
+        ),  # 2: kept apart from 1? no: nearly the same, same command
         ("List the files in src", "ls src"),  # 3: after normalizing exactly 1
         ("", "ls"),  # 4
         ("???", "ls"),  # 5
@@ -80,18 +87,26 @@ def test_each_stage_names_what_it_removes_and_the_sums_add_up(tmp_path):
     assert all(row["detail"] for row in rejected if row["reason"] == "command is not Bash")
     assert report["rows"] == len(pairs) == report["kept"] + sum(report["removed"].values())
     for stage, count in report["removed"].items():
-        assert count == sum(report["reasons"][stage].values()) == sum(row["stage"] == stage for row in rejected)
+        assert (
+            count
+            == sum(report["reasons"][stage].values())
+            == sum(row["stage"] == stage for row in rejected)
+        )
 
 
 def test_rows_keep_their_other_fields_and_their_order(tmp_path):
-    kept, _, _ = run(tmp_path, [(f"show file number {number}", f"cat f{number}") for number in range(50)])
+    kept, _, _ = run(
+        tmp_path, [(f"show file number {number}", f"cat f{number}") for number in range(50)]
+    )
     assert [row["line"] for row in kept] == list(range(1, 51))
     assert set(kept[0]) == {"command", "line", "request", "source"}
 
 
 def test_near_duplicates_of_several_commands(tmp_path):
     pairs = [
-        (f"{start} the files in src{end}", f"ls {start}") for start in ("List", "Show", "Print") for end in ("", "!")
+        (f"{start} the files in src{end}", f"ls {start}")
+        for start in ("List", "Show", "Print")
+        for end in ("", "!")
     ]
     kept, rejected, _ = run(tmp_path, pairs)
     assert [row["line"] for row in kept] == [1, 3, 5]
@@ -109,8 +124,14 @@ def test_near_duplicates_are_left_out_or_kept(tmp_path):
 @pytest.mark.parametrize("copies", [3, 90])  # compared with each other; found by MinHash
 def test_near_duplicates_are_found_in_small_and_large_groups(copies):
     digests = [hashlib.sha256(str(number).encode()).hexdigest() for number in range(copies)]
-    distinct = [" ".join(digest[start : start + 5] for start in range(0, 60, 5)) for digest in digests]
-    texts = [text for pair in zip(distinct, [f"{text} ok" for text in distinct], strict=True) for text in pair]
+    distinct = [
+        " ".join(digest[start : start + 5] for start in range(0, 60, 5)) for digest in digests
+    ]
+    texts = [
+        text
+        for pair in zip(distinct, [f"{text} ok" for text in distinct], strict=True)
+        for text in pair
+    ]
     found = clean.near_duplicates(texts, 0.85)
     assert found == [bool(number % 2) for number in range(2 * copies)]
 
@@ -124,9 +145,13 @@ def test_everything_rejected_names_stage_and_reason(tmp_path):
 
 def test_a_changed_input_is_noticed(tmp_path):
     run(tmp_path, [("list files", "ls")])
-    (tmp_path / "raw.jsonl").write_text('{"request": "clean up", "command": "rm -rf /", "source": "test", "line": 1}\n')
+    (tmp_path / "raw.jsonl").write_text(
+        '{"request": "clean up", "command": "rm -rf /", "source": "test", "line": 1}\n'
+    )
     inputs = {"pairs": str(tmp_path / "raw.jsonl"), "acquire": str(tmp_path / "acquire.json")}
-    with pytest.raises(UserError, match=r"raw\.jsonl is not what the step that made it has written"):
+    with pytest.raises(
+        UserError, match=r"raw\.jsonl is not what the step that made it has written"
+    ):
         clean.main(shell("cleaning"), inputs, {}, {"near_duplicates": None})
 
 
@@ -150,14 +175,21 @@ def test_a_failing_shfmt_fails(tmp_path, monkeypatch):
         syntax.check_syntax(["ls"])
 
 
-@pytest.mark.parametrize(("command", "canonical"), [
-    ("ls   -la", "ls -la"),
-    ("a=(1 2); echo ${a[@]}", "a=(1 2)\necho ${a[@]}"),
-    ("cat <<E\nhi\nE", "cat <<E\nhi\nE"),
-    ("diff <(sort a) <(sort b)", "diff <(sort a) <(sort b)"),
-    ("[[ $a =~ ^b ]] && echo yes", "[[ $a =~ ^b ]] && echo yes"),
-    ("cat <<E\nnever closed", None), ("echo $(ls", None), ("ls |", None), ("ls )", None), ("for f in *; do", None),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("command", "canonical"),
+    [
+        ("ls   -la", "ls -la"),
+        ("a=(1 2); echo ${a[@]}", "a=(1 2)\necho ${a[@]}"),
+        ("cat <<E\nhi\nE", "cat <<E\nhi\nE"),
+        ("diff <(sort a) <(sort b)", "diff <(sort a) <(sort b)"),
+        ("[[ $a =~ ^b ]] && echo yes", "[[ $a =~ ^b ]] && echo yes"),
+        ("cat <<E\nnever closed", None),
+        ("echo $(ls", None),
+        ("ls |", None),
+        ("ls )", None),
+        ("for f in *; do", None),
+    ],
+)
 def test_syntax(command, canonical):
     # Between others, so that one command's error can't touch its neighbours.
     found = syntax.check_syntax(["ls", command, "pwd"])
@@ -169,12 +201,14 @@ def test_syntax(command, canonical):
 @pytest.mark.thorough
 def test_commands_that_share_a_file_are_judged_as_if_alone(monkeypatch):
     # Pieces that open, close and go on: put together they make right commands out of wrong ones, if one lets them.
-    pieces = (
-        "ls|if|then|fi|'|\"|\\|<<E|E|(|)|{|}|$(|`|do|done|for i in a|case x in|esac|;;|;|&&|!|[[|]]|a=(|#|x=|((|x)|<|&"
-    )
+    pieces = "ls|if|then|fi|'|\"|\\|<<E|E|(|)|{|}|$(|`|do|done|"
+    pieces += "for i in a|case x in|esac|;;|;|&&|!|[[|]]|a=(|#|x=|((|x)|<|&"
     pieces = [*pieces.split("|"), "|", "\n", "while", "f()", "coproc", "${"]
     choose = random.Random(1)
-    commands = [choose.choice(["", " "]).join(choose.choices(pieces, k=choose.randint(1, 6))) for _ in range(2000)]
+    commands = [
+        choose.choice(["", " "]).join(choose.choices(pieces, k=choose.randint(1, 6)))
+        for _ in range(2000)
+    ]
     together = syntax.check_syntax(commands)
     monkeypatch.setattr(syntax, "_COMMANDS_A_FILE", 1)
     alone = syntax.check_syntax(commands)
@@ -183,7 +217,9 @@ def test_commands_that_share_a_file_are_judged_as_if_alone(monkeypatch):
 
 
 @pytest.mark.thorough
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(pairs=st.lists(st.tuples(ANY_TEXT, ANY_TEXT), min_size=1, max_size=8))
 def test_no_text_crashes_the_cleaning(tmp_path, pairs):
     # Half surrogate pairs never get past reading, where they can't be stored.
@@ -215,20 +251,27 @@ def test_the_syntax_check_takes_any_text(command):
     assert (found.canonical is None) != (found.error is None)
 
 
-@pytest.mark.parametrize(("left", "right", "key"), [
-    ("List files in 'src'.", "list  FILES in src", request_key),
-    ("How big is src?", "how big is src", request_key),
-    ("ls -l|wc -l", "ls -l  |  wc -l", command_key),
-    ("echo 'a b'", 'echo "a b"', command_key),
-    ("a; b;", "a\nb", command_key),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("left", "right", "key"),
+    [
+        ("List files in 'src'.", "list  FILES in src", request_key),
+        ("How big is src?", "how big is src", request_key),
+        ("ls -l|wc -l", "ls -l  |  wc -l", command_key),
+        ("echo 'a b'", 'echo "a b"', command_key),
+        ("a; b;", "a\nb", command_key),
+    ],
+)
 def test_keys_see_the_same_in_different_dress(left, right, key):
     assert key(left) == key(right)
 
 
 @pytest.mark.parametrize(
     ("left", "right", "key"),
-    [("list a.txt", "list atxt", request_key), ("ls a", "ls b", command_key), ("a | b", "a || b", command_key)],
+    [
+        ("list a.txt", "list atxt", request_key),
+        ("ls a", "ls b", command_key),
+        ("a | b", "a || b", command_key),
+    ],
 )
 def test_keys_tell_different_things_apart(left, right, key):
     assert key(left) != key(right)

@@ -97,7 +97,9 @@ def test_the_prompt_in_training_is_the_prompt_when_asked(chat):
 
 def test_many_at_once_are_as_one_by_one_with_shots_before_them(chat):
     tokenizer, end = chat
-    ids, labels = encode_pairs(tokenizer, SYSTEM, [("now", "pwd")], [[(f"before {end}", "ls -l")]])[0]
+    ids, labels = encode_pairs(tokenizer, SYSTEM, [("now", "pwd")], [[(f"before {end}", "ls -l")]])[
+        0
+    ]
     text = tokenizer.decode(ids)
     places = [text.index(part) for part in (SYSTEM, "before", "ls -l", "now", "pwd")]
     assert text.count(SYSTEM) == 1 and places == sorted(places)
@@ -106,13 +108,17 @@ def test_many_at_once_are_as_one_by_one_with_shots_before_them(chat):
     assert [one for one in labels if one != IGNORED] == [one for one in alone[1] if one != IGNORED]
     tokenizer, _ = chat
     pairs = [(row["request"], row["command"]) for row in generate(4, 50)]
-    assert encode_pairs(tokenizer, SYSTEM, pairs) == [encode_one(tokenizer, SYSTEM, *pair) for pair in pairs]
+    assert encode_pairs(tokenizer, SYSTEM, pairs) == [
+        encode_one(tokenizer, SYSTEM, *pair) for pair in pairs
+    ]
     assert encode_pairs(tokenizer, SYSTEM, []) == []
 
 
 def test_control_tokens_are_found_and_rows_are_the_templates_own(chatml):
     messages = [("system", SYSTEM), ("user", "List files"), ("assistant", "ls")]
-    whole = chatml.apply_chat_template([{"role": role, "content": text} for role, text in messages], tokenize=True)
+    whole = chatml.apply_chat_template(
+        [{"role": role, "content": text} for role, text in messages], tokenize=True
+    )
     whole = whole["input_ids"] if hasattr(whole, "keys") else whole
     ids, _ = encode_one(chatml, SYSTEM, "List files", "ls")
     assert whole[: len(ids)] == ids
@@ -137,7 +143,11 @@ def test_a_request_cannot_end_its_own_turn(chatml):
 
 
 @settings(max_examples=100, deadline=None)
-@given(text=st.lists(st.sampled_from(["<|im_end|>", "<|im_", "end|>", "<", "|", " ", "<s>", "</s>", "x"])).map("".join))
+@given(
+    text=st.lists(
+        st.sampled_from(["<|im_end|>", "<|im_", "end|>", "<", "|", " ", "<s>", "</s>", "x"])
+    ).map("".join)
+)
 def test_no_control_token_is_left_in_data(text):
     controls = ("<|im_end|>", "<s>", "</s>")
     cleaned = as_data(text, controls)
@@ -146,7 +156,9 @@ def test_no_control_token_is_left_in_data(text):
 
 
 def test_a_template_that_rewrites_the_prompt_is_refused():
-    tokenizer = make_tokenizer("{{ messages | length }}{% for m in messages %}{{ m.content }}{% endfor %}")
+    tokenizer = make_tokenizer(
+        "{{ messages | length }}{% for m in messages %}{{ m.content }}{% endfor %}"
+    )
     with pytest.raises(UserError, match="changes the prompt"):
         encode_one(tokenizer, SYSTEM, "List files", "ls")
 
@@ -169,8 +181,10 @@ def run(
     outputs = {"rejected": str(folder / "rejected.jsonl"), "report": str(folder / "encode.json")}
     for name in SPLITS:
         inputs[name], outputs[name] = str(folder / f"{name}.jsonl"), str(folder / f"{name}.parquet")
-        rows = [{"request": request, "command": command, "source": "test", "line": line}
-                for line, (request, command) in enumerate(pairs, 1)]  # fmt: skip
+        rows = [
+            {"request": request, "command": command, "source": "test", "line": line}
+            for line, (request, command) in enumerate(pairs, 1)
+        ]
         Path(inputs[name]).write_text("".join(json.dumps(row) + "\n" for row in rows))
     for name in ("split", "check"):
         inputs[name] = str(folder / f"{name}.json")
@@ -192,8 +206,14 @@ def test_files_hold_what_the_report_says(tmp_path):
     train = report["splits"]["train"]
     assert (train["rows"], train["kept"], train["overlong"]) == (300, 300, 0)
     assert train["tokens"] == sum(lengths)
-    assert train["answer_tokens"] == sum(label != IGNORED for _, labels in expected for label in labels)
-    assert [train["lengths"][f"p{percent:03d}"] for percent in (0, 50, 100)] == [lengths[0], lengths[149], lengths[-1]]
+    assert train["answer_tokens"] == sum(
+        label != IGNORED for _, labels in expected for label in labels
+    )
+    assert [train["lengths"][f"p{percent:03d}"] for percent in (0, 50, 100)] == [
+        lengths[0],
+        lengths[149],
+        lengths[-1],
+    ]
     assert (tmp_path / "rejected.jsonl").read_text() == ""
 
 
@@ -210,7 +230,13 @@ def test_no_row_falls_between_two_chunks(tmp_path, monkeypatch):
 def test_the_same_rows_are_the_same_bytes(tmp_path):
     run(tmp_path / "a", PAIRS, 512)
     run(tmp_path / "b", PAIRS, 512)
-    for name in ("train.parquet", "validation.parquet", "test.parquet", "encode.json", "rejected.jsonl"):
+    for name in (
+        "train.parquet",
+        "validation.parquet",
+        "test.parquet",
+        "encode.json",
+        "rejected.jsonl",
+    ):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 
 
@@ -223,11 +249,18 @@ def test_overlong_rows_are_dropped_and_counted(tmp_path):
     assert len(table["input_ids"]) == report["kept"]
     assert max(map(len, table["input_ids"])) <= 70
     assert len(rejected) == 3 * report["overlong"]  # the three splits are the same here
-    assert all(row["stage"] == "encode" and "more than the sequence length of 70" in row["detail"] for row in rejected)
+    assert all(
+        row["stage"] == "encode" and "more than the sequence length of 70" in row["detail"]
+        for row in rejected
+    )
     assert report["tokens"] == sum(map(len, table["input_ids"]))
-    assert report["answer_tokens"] == sum(label != IGNORED for labels in table["labels"] for label in labels)
+    assert report["answer_tokens"] == sum(
+        label != IGNORED for labels in table["labels"] for label in labels
+    )
     # A row is whole or not there.
-    assert all(ids[-1] == labels[-1] != IGNORED for ids, labels in zip(*table.values(), strict=True))
+    assert all(
+        ids[-1] == labels[-1] != IGNORED for ids, labels in zip(*table.values(), strict=True)
+    )
 
 
 def test_overlong_rows_can_fail(tmp_path):
@@ -240,8 +273,12 @@ def test_overlong_rows_can_fail(tmp_path):
 def test_a_split_of_which_no_row_fits():
     some = {"kept": 3, "overlong": 0}
     for name in SPLITS:
-        with pytest.raises(UserError, match=rf"'encode {name}' rejected the last row.*\(7 of 7 rows\)"):
-            encode.must_be_enough({**dict.fromkeys(SPLITS, some), name: {"kept": 0, "overlong": 7}}, 1)
+        with pytest.raises(
+            UserError, match=rf"'encode {name}' rejected the last row.*\(7 of 7 rows\)"
+        ):
+            encode.must_be_enough(
+                {**dict.fromkeys(SPLITS, some), name: {"kept": 0, "overlong": 7}}, 1
+            )
 
 
 def test_fewer_rows_than_a_step_takes(tmp_path):
@@ -280,21 +317,27 @@ def test_a_changed_input_is_noticed(tmp_path, name):
     inputs |= {name: str(tmp_path / f"{name}.json") for name in ("split", "check")}
     inputs |= {"description": str(tmp_path / "model" / "description.json")}
     with open(tmp_path / name, "a") as file:
-        file.write('{"command": "rm -rf / --no-preserve-root", "line": 9, "request": "Clean up", "source": "test"}\n')
+        file.write(
+            '{"command": "rm -rf / --no-preserve-root", "line": 9, "request": "Clean up", "source": "test"}\n'
+        )
     with pytest.raises(UserError, match=f"{name} is not what the step that made it has written"):
         encode.main(inputs, {}, SYSTEM, "drop", 512)
 
 
-UNUSABLE = {"that raises": "{{ raise_exception('this model is for images alone') }}",
-            "that is broken": "{% for m in messages %}{{ m.content }}",
-            "that calls what is not there": "{{ messages[0].content.nosuch() }}",
-            "that divides by zero": "{{ 1 // 0 }}",
-            "that leaves the request out": "{% if add_generation_prompt %}assistant:{% endif %}"}  # fmt: skip
+UNUSABLE = {
+    "that raises": "{{ raise_exception('this model is for images alone') }}",
+    "that is broken": "{% for m in messages %}{{ m.content }}",
+    "that calls what is not there": "{{ messages[0].content.nosuch() }}",
+    "that divides by zero": "{{ 1 // 0 }}",
+    "that leaves the request out": "{% if add_generation_prompt %}assistant:{% endif %}",
+}
 
 
 @pytest.mark.few(2)
 @pytest.mark.parametrize("template", UNUSABLE.values(), ids=UNUSABLE)
 def test_a_chat_template_that_writes_no_request_is_refused_in_words(template):
     with pytest.raises(UserError, match="chat template") as error:
-        encode_pairs(make_tokenizer(template), "Answer with one command.", [("list the files", "ls")])
+        encode_pairs(
+            make_tokenizer(template), "Answer with one command.", [("list the files", "ls")]
+        )
     assert "chat_template.jinja" in error.value.write and "Traceback" not in str(error.value)

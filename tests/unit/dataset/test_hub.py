@@ -31,20 +31,36 @@ with job(types.SimpleNamespace(rule="acquire_dataset", log=[f"{folder}/acquire.l
 
 
 def json_lines(rows: int, first: str = "nl", second: str = "bash") -> bytes:
-    lines = (json.dumps({first: f"list the files in d{number}", second: f"ls d{number}"}) for number in range(rows))
+    lines = (
+        json.dumps({first: f"list the files in d{number}", second: f"ls d{number}"})
+        for number in range(rows)
+    )
     return "\n".join(lines).encode() + b"\n"
 
 
-FILES = {"README.md": CONFIGS.encode(), "train/a.jsonl": json_lines(3000), "test/b.jsonl": json_lines(7)}
+FILES = {
+    "README.md": CONFIGS.encode(),
+    "train/a.jsonl": json_lines(3000),
+    "test/b.jsonl": json_lines(7),
+}
 
 
 def source(**changes: object) -> dict:
     columns = {"request": "nl", "command": "bash"}
-    return {"type": "hub", "license": "mit", "repository": REPOSITORY, "config": "train", "split": "train",
-            "columns": columns, **changes}  # fmt: skip
+    return {
+        "type": "hub",
+        "license": "mit",
+        "repository": REPOSITORY,
+        "config": "train",
+        "split": "train",
+        "columns": columns,
+        **changes,
+    }
 
 
-def acquire(folder: Path, endpoint: str, seconds: int = 60, **changes: object) -> subprocess.CompletedProcess:
+def acquire(
+    folder: Path, endpoint: str, seconds: int = 60, **changes: object
+) -> subprocess.CompletedProcess:
     environment = {
         **os.environ,
         "HF_ENDPOINT": endpoint,
@@ -57,7 +73,9 @@ def acquire(folder: Path, endpoint: str, seconds: int = 60, **changes: object) -
         "USE_TORCH": "0",  # as in the environment that the rule runs in; `datasets` would import it where it is
     }
     command = [sys.executable, "-c", RUN, str(folder / "out"), json.dumps([source(**changes)])]
-    return subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, timeout=600)
+    return subprocess.run(
+        command, env=environment, cwd=folder, capture_output=True, text=True, timeout=600
+    )
 
 
 def written(folder: Path) -> set[str]:
@@ -70,12 +88,18 @@ def test_reads_a_config_and_records_the_commit(tmp_path):
     assert done.returncode == 0, done.stderr
     rows = (tmp_path / "out/raw.jsonl").read_text().splitlines()
     assert len(rows) == 3000
-    assert json.loads(rows[-1]) == {"command": "ls d2999", "line": 3000, "request": "list the files in d2999",
-                                    "source": f"{REPOSITORY}/train/train"}  # fmt: skip
+    assert json.loads(rows[-1]) == {
+        "command": "ls d2999",
+        "line": 3000,
+        "request": "list the files in d2999",
+        "source": f"{REPOSITORY}/train/train",
+    }
     report = json.loads((tmp_path / "out/acquire.json").read_text())
     assert report["sources"][0]["commit"] == "a" * 40
     assert report["licenses"] == ["mit"]
-    assert json.loads((tmp_path / "out/revisions.json").read_text()) == {f"{REPOSITORY}@main": "a" * 40}
+    assert json.loads((tmp_path / "out/revisions.json").read_text()) == {
+        f"{REPOSITORY}@main": "a" * 40
+    }
     # The token went to the server, and nowhere else.
     assert server.authorizations == {f"Bearer {SECRET}"}
     for path in tmp_path.rglob("*"):
@@ -87,7 +111,9 @@ def test_reads_a_config_and_records_the_commit(tmp_path):
 def test_a_moved_revision_stops_unless_accepted_or_pinned(tmp_path):
     with HubServer(FILES) as server:
         (tmp_path / "out").mkdir()
-        (tmp_path / "out/revisions.json").write_text(json.dumps({f"{REPOSITORY}@main": "a" * 40}))  # an earlier run's
+        (tmp_path / "out/revisions.json").write_text(
+            json.dumps({f"{REPOSITORY}@main": "a" * 40})
+        )  # an earlier run's
         server.commit = "b" * 40
         done = acquire(tmp_path, server.endpoint, config="test")
         assert done.returncode == 1
@@ -95,14 +121,22 @@ def test_a_moved_revision_stops_unless_accepted_or_pinned(tmp_path):
         assert f"revision: {'a' * 40}" in done.stderr
         accepted = acquire(tmp_path, server.endpoint, config="test", accept_new_revision=True)
         assert accepted.returncode == 0, accepted.stderr
-    assert json.loads((tmp_path / "out/acquire.json").read_text())["sources"][0]["commit"] == "b" * 40
+    assert (
+        json.loads((tmp_path / "out/acquire.json").read_text())["sources"][0]["commit"] == "b" * 40
+    )
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize(("mode", "expected"), [
-    ("unauthorized", "who you are (401)"), ("gated", "accepted the dataset's terms"),
-    ("missing", "no such dataset, or it is private"), ("slow", "does not answer in time"), ("breaks", "broke off"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("mode", "expected"),
+    [
+        ("unauthorized", "who you are (401)"),
+        ("gated", "accepted the dataset's terms"),
+        ("missing", "no such dataset, or it is private"),
+        ("slow", "does not answer in time"),
+        ("breaks", "broke off"),
+    ],
+)
 def test_a_failing_hub_is_explained_and_a_rerun_completes(tmp_path, mode, expected):
     with HubServer(FILES, mode) as server:
         done = acquire(tmp_path, server.endpoint, 1 if mode == "slow" else 60)
@@ -128,11 +162,14 @@ def test_an_unreachable_hub(tmp_path):
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize(("changes", "expected"), [
-    ({"config": "nothing"}, "'train'"),
-    ({"split": "nothing"}, "train"),
-    ({"columns": {"request": "question", "command": "bash"}}, "['nl', 'bash']"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"config": "nothing"}, "'train'"),
+        ({"split": "nothing"}, "train"),
+        ({"columns": {"request": "question", "command": "bash"}}, "['nl', 'bash']"),
+    ],
+)
 def test_wrong_names_show_those_that_exist(tmp_path, changes, expected):
     with HubServer(FILES) as server:
         done = acquire(tmp_path, server.endpoint, **changes)

@@ -10,12 +10,21 @@ from dryfit.common.files import read_report, write_report
 from scripts.dataset import screen_dataset
 from tests.task_parts import shell
 
-ROWS = [("list files", "ls"), ("clean up", "rm -rf /"), ("something", "if true; then"), ("wipe", "rm -rf ~"),
-        ("show the date", "date"), ("something else", "echo 'open")]  # fmt: skip
+ROWS = [
+    ("list files", "ls"),
+    ("clean up", "rm -rf /"),
+    ("something", "if true; then"),
+    ("wipe", "rm -rf ~"),
+    ("show the date", "date"),
+    ("something else", "echo 'open"),
+]
 
 
 def run(folder: Path, pairs: list[tuple[str, str]]) -> tuple[list, list, dict]:
-    rows = [{"request": left, "command": right, "source": "t", "line": at} for at, (left, right) in enumerate(pairs, 1)]
+    rows = [
+        {"request": left, "command": right, "source": "t", "line": at}
+        for at, (left, right) in enumerate(pairs, 1)
+    ]
     inputs = {"pairs": str(folder / "clean.jsonl"), "clean": str(folder / "clean.json")}
     Path(inputs["pairs"]).write_text("".join(json.dumps(row) + "\n" for row in rows))
     write_report(inputs["clean"], {}, inputs["pairs"])
@@ -23,7 +32,9 @@ def run(folder: Path, pairs: list[tuple[str, str]]) -> tuple[list, list, dict]:
     outputs = {name: str(folder / file) for name, file in outputs.items()}
     screen_dataset.main(shell("screening"), inputs, outputs)
     files = outputs["pairs"], outputs["rejected"]
-    kept, rejected = ([json.loads(line) for line in Path(path).read_text().splitlines()] for path in files)
+    kept, rejected = (
+        [json.loads(line) for line in Path(path).read_text().splitlines()] for path in files
+    )
     return kept, rejected, read_report(outputs["report"], *files)
 
 
@@ -37,11 +48,17 @@ def test_dangerous_and_unparsable_commands_are_refused_and_counted(tmp_path):
         (6, "the screen can't parse the command", "screen"),
     ]
     assert {key: report[key] for key in ("rows", "kept", "removed", "danger", "unparsable")} == {
-        "rows": 6, "kept": 2, "removed": 4, "danger": 2, "unparsable": 2,
-    }  # fmt: skip
+        "rows": 6,
+        "kept": 2,
+        "removed": 4,
+        "danger": 2,
+        "unparsable": 2,
+    }
     assert sum(report["reasons"].values()) == 4
     assert sum(report["categories"].values()) == sum(report["rules"].values()) == 2
-    assert all(row["detail"] in report["rules"] for row in rejected if row["reason"].startswith("danger"))
+    assert all(
+        row["detail"] in report["rules"] for row in rejected if row["reason"].startswith("danger")
+    )
 
 
 @pytest.mark.thorough
@@ -62,5 +79,7 @@ def test_a_changed_input_is_noticed(tmp_path):
     with open(tmp_path / "clean.jsonl", "a") as file:
         file.write('{"request": "show", "command": "ls", "source": "t", "line": 9}\n')
     inputs = {"pairs": str(tmp_path / "clean.jsonl"), "clean": str(tmp_path / "clean.json")}
-    with pytest.raises(UserError, match=r"clean\.jsonl is not what the step that made it has written"):
+    with pytest.raises(
+        UserError, match=r"clean\.jsonl is not what the step that made it has written"
+    ):
         screen_dataset.main(shell("screening"), inputs, {})

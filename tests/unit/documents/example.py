@@ -19,8 +19,10 @@ from tests.repository import ROOT
 from tests.unit.documents.record import few_points, read_by_documents
 
 EXAMPLE = ROOT / "docs" / "example"
-DOCUMENTS = {"MODEL_CARD.md": ("MODEL_CARD.md", "docs/details.md", "docs/publication.md"),
-             "memory-profile.md": ("docs/memory-profile.md", "planner.html")}  # fmt: skip
+DOCUMENTS = {
+    "MODEL_CARD.md": ("MODEL_CARD.md", "docs/details.md", "docs/publication.md"),
+    "memory-profile.md": ("docs/memory-profile.md", "planner.html"),
+}
 
 
 def take() -> None:
@@ -28,7 +30,9 @@ def take() -> None:
     keep(*read_by_documents(Path("config/config.yaml")))
 
 
-def keep(paths: dict[str, Any], contents: dict[str, Any], settings: dict[str, Any], figures: list[str]) -> None:
+def keep(
+    paths: dict[str, Any], contents: dict[str, Any], settings: dict[str, Any], figures: list[str]
+) -> None:
     """Write ``run.json`` and the figures."""
     content = {"files": _shorter(contents), "paths": paths, "settings": settings}
     write_json(EXAMPLE / "run.json", content, indent=None)
@@ -40,7 +44,10 @@ def keep(paths: dict[str, Any], contents: dict[str, Any], settings: dict[str, An
 
 def _shorter(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: few_points(one) if key == "timeline" else _shorter(one) for key, one in value.items()}
+        return {
+            key: few_points(one) if key == "timeline" else _shorter(one)
+            for key, one in value.items()
+        }
     return [_shorter(one) for one in value] if isinstance(value, list) else value
 
 
@@ -61,10 +68,12 @@ def write(target: Path) -> None:
             figures = sorted(map(str, folder.glob("figures/*.png")))
             for documents in DOCUMENTS.values():
                 listed = folder / f"{Path(documents[0]).stem}.json"
-                render.write_documents([str(templates / f"{Path(name).name}.j2") for name in documents],
-                                       render.derive(files, render.from_rule(settings), paths),
-                                       figures,
-                                       [*(str(folder / name) for name in documents), str(listed)])  # fmt: skip
+                render.write_documents(
+                    [str(templates / f"{Path(name).name}.j2") for name in documents],
+                    render.derive(files, render.from_rule(settings), paths),
+                    figures,
+                    [*(str(folder / name) for name in documents), str(listed)],
+                )
                 for name in documents:
                     (target / name).parent.mkdir(parents=True, exist_ok=True)
                     shutil.copy(folder / name, target / name)

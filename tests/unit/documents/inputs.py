@@ -17,9 +17,14 @@ from tests.repository import ROOT
 from tests.unit.documents.record import RECORD
 
 TEMPLATES = ROOT / "config" / "templates"
-DOCUMENTS = {"MODEL_CARD.md": "MODEL_CARD.md.j2", "docs/details.md": "details.md.j2",
-             "docs/memory-profile.md": "memory-profile.md.j2", "docs/publication.md": "publication.md.j2",
-             "planner.html": "planner.html.j2", "report.html": "report.html.j2"}  # fmt: skip
+DOCUMENTS = {
+    "MODEL_CARD.md": "MODEL_CARD.md.j2",
+    "docs/details.md": "details.md.j2",
+    "docs/memory-profile.md": "memory-profile.md.j2",
+    "docs/publication.md": "publication.md.j2",
+    "planner.html": "planner.html.j2",
+    "report.html": "report.html.j2",
+}
 MARKDOWN = [name for name in DOCUMENTS if name.endswith(".md")]
 HOSTILE = "a|b `c` <script>alert(1)</script>\n\n# **bold** [x](javascript:y) $z$ ![i](http://h)"
 HOSTILE += " \x1b[31m \u202e &lt; _u_ {{ n }}"
@@ -61,7 +66,13 @@ def change(content: dict[str, Any], values: dict[str, Any]) -> None:
 
 
 def share(count: int, n: int = 200) -> dict[str, Any]:
-    return {"count": count, "high_95": (count + 11) / n, "low_95": max(0, count - 13) / n, "n": n, "share": count / n}
+    return {
+        "count": count,
+        "high_95": (count + 11) / n,
+        "low_95": max(0, count - 13) / n,
+        "n": n,
+        "share": count / n,
+    }
 
 
 def metrics(exact: int, loss: float, n: int = 200) -> dict[str, Any]:
@@ -81,7 +92,13 @@ def held_out_metrics(exact: int, loss: float, refused: int, danger: int) -> dict
 
 
 def difference(value: float, verdict: str, **more: Any) -> dict[str, Any]:
-    return {"difference": value, "high_95": value + 0.0625, "low_95": value - 0.0535, "verdict": verdict, **more}
+    return {
+        "difference": value,
+        "high_95": value + 0.0625,
+        "low_95": value - 0.0535,
+        "verdict": verdict,
+        **more,
+    }
 
 
 def compared(n: int, base: int, tuned: int) -> dict[str, Any]:
@@ -96,88 +113,162 @@ def against(n: int, exact: int) -> dict[str, Any]:
     return {"exact": share(exact, n), "compared": better, "n": n}
 
 
-COMPARISON = {"n": 200,
-              "base": held_out_metrics(4, 2.5, 2, 9),
-              "tuned": held_out_metrics(83, 0.5, 41, 3),
-              "exact": difference(0.395, "better", gained=80, lost=1),
-              "exact_canonical": difference(0.394, "better", gained=80, lost=2),
-              "loss": difference(-2.0, "better"),
-              "parses": difference(0.011, SAME, gained=5, lost=3),
-              "program": difference(-0.33, "worse", gained=6, lost=72)}  # fmt: skip
-ON_BENCHMARK = {"n": 80,
-                "base": metrics(2, 4.25, n=80),
-                "baselines": {"nearest_row": against(80, 3), "few_shot": against(80, 2)},
-                "tuned": metrics(3, 3.75, n=80),
-                "exact": difference(0.025, SAME, gained=3, lost=1),
-                "exact_canonical": difference(0.026, SAME, gained=4, lost=1),
-                "loss": difference(-0.5, "better"),
-                "parses": difference(0.012, SAME, gained=6, lost=2),
-                "program": difference(0.33, "better", gained=16, lost=5)}  # fmt: skip
+COMPARISON = {
+    "n": 200,
+    "base": held_out_metrics(4, 2.5, 2, 9),
+    "tuned": held_out_metrics(83, 0.5, 41, 3),
+    "exact": difference(0.395, "better", gained=80, lost=1),
+    "exact_canonical": difference(0.394, "better", gained=80, lost=2),
+    "loss": difference(-2.0, "better"),
+    "parses": difference(0.011, SAME, gained=5, lost=3),
+    "program": difference(-0.33, "worse", gained=6, lost=72),
+}
+ON_BENCHMARK = {
+    "n": 80,
+    "base": metrics(2, 4.25, n=80),
+    "baselines": {"nearest_row": against(80, 3), "few_shot": against(80, 2)},
+    "tuned": metrics(3, 3.75, n=80),
+    "exact": difference(0.025, SAME, gained=3, lost=1),
+    "exact_canonical": difference(0.026, SAME, gained=4, lost=1),
+    "loss": difference(-0.5, "better"),
+    "parses": difference(0.012, SAME, gained=6, lost=2),
+    "program": difference(0.33, "better", gained=16, lost=5),
+}
 
 
-KNOWN = ON_BENCHMARK | {"n": 90, "base": metrics(2, 2.25, n=90),
-                        "baselines": {"nearest_row": against(90, 22), "few_shot": against(90, 24)},
-                        "beats_baselines": True,
-                        "exact": difference(0.6, "better", gained=60, lost=1, p=0.0001, units=70),
-                        "tuned": metrics(61, 0.25, n=90)}  # fmt: skip
-NEW = ON_BENCHMARK | {"n": 110, "base": metrics(2, 2.75, n=110),
-                      "baselines": {"nearest_row": against(110, 4), "few_shot": against(110, 6)},
-                      "beats_baselines": False,
-                      "exact": difference(0.1, "better", gained=21, lost=1, p=0.0002, units=18),
-                      "tuned": metrics(22, 0.75, n=110)}  # fmt: skip
+KNOWN = ON_BENCHMARK | {
+    "n": 90,
+    "base": metrics(2, 2.25, n=90),
+    "baselines": {"nearest_row": against(90, 22), "few_shot": against(90, 24)},
+    "beats_baselines": True,
+    "exact": difference(0.6, "better", gained=60, lost=1, p=0.0001, units=70),
+    "tuned": metrics(61, 0.25, n=90),
+}
+NEW = ON_BENCHMARK | {
+    "n": 110,
+    "base": metrics(2, 2.75, n=110),
+    "baselines": {"nearest_row": against(110, 4), "few_shot": against(110, 6)},
+    "beats_baselines": False,
+    "exact": difference(0.1, "better", gained=21, lost=1, p=0.0002, units=18),
+    "tuned": metrics(22, 0.75, n=110),
+}
 COMPARISON["tests"] = {"benchmark": ON_BENCHMARK, "known": KNOWN, "new": NEW}
-EXECUTION = {**compared(71, 9, 22),
-             "by_level": {"easy": compared(36, 6, 15), "medium": compared(23, 2, 5), "hard": compared(12, 1, 2)},
-             "ended": {"base": 2, "tuned": 1},
-             "examples": [{"answer": "ls -la", "command": "ls -a -l", "request": "list all files"}],
-             "missing_programs": ["tree"], "not_run": {"base": 4, "tuned": 3}, "refused_references": 2,
-             "right_but_other_strings": {"base": 7, "tuned": 19}, "second_references": share(50, 70), "tasks": 80,
-             "undecidable": [6, 11, 21, 31]}  # fmt: skip
-MERGING = {"exact": difference(-0.0625, SAME, gained=1, lost=4),
-           "loss": difference(0.0482, "worse"),
-           "merged": {"exact": share(17, 48), "loss": 0.4449, "program": share(36, 48)},
-           "n": 48,
-           "parses": difference(-0.0213, SAME, gained=2, lost=3),
-           "program": difference(0.0213, SAME, gained=3, lost=2),
-           "same_answers": share(20, 48),
-           "trained": {"exact": share(20, 48), "loss": 0.3967, "program": share(35, 48)}}  # fmt: skip
-TRAINING = {"answer_tokens": 12_345, "computed_tokens": 54_321, "epochs": 0.36, "final_loss": 0.3125,
-            "first_loss": 3.875, "loop": {"max_steps": 150, "save_every_steps": 50, "validation_rows": 410},
-            "steps": 150, "times": {"rows_per_second": 21.3, "tokens_per_second": 987.0, "train_wall_seconds": 61.0},
-            "token_shares": {"answers": {"count": 12_345, "share": 0.227},
-                             "padding": {"count": 4_321, "share": 0.0795},
-                             "prefix": {"count": 5_655, "share": 0.1041},
-                             "requests": {"count": 32_000, "share": 0.5891}}, "tokens": 54_321, "train_rows": 3293,
-            "validation_answer_tokens": 3690, "validation_loss": 0.4375, "validation_rows": 410}  # fmt: skip
-DATA = {"acquire": {"reasons": {"no request": 4}, "rejected": 4, "rows": 4796},
-        "clean": {"kept": 4300,
-                  "reasons": {"validate": {"request is empty": 6},
-                              "exact_duplicates": {"the same request and command came before": 40},
-                              "near_duplicates": {"nearly the same request with the same command came before": 450}},
-                  "removed": {"validate": 6, "exact_duplicates": 40, "syntax": 0, "near_duplicates": 450},
-                  "rows": 4796},
-        "screen": {"categories": {"destructive_files": 11}, "danger": 11, "kept": 4287, "rows": 4300,
-                   "rules": {"rm-root": 11}, "unparsable": 2},
-        "split": {"decontaminated": 165, "groups": 1717, "kept": 4122, "largest_group": 61,
-                  "reasons": {"command in the external test set": 165}, "rows": 4287,
-                  "sizes": {"test": 412, "train": 3300, "validation": 410},
-                  "wanted": {"test": 412, "train": 3298, "validation": 412}},
-        "encode": {"splits": {name: {"kept": rows - over, "answer_tokens": 9 * rows, "overlong": over, "rows": rows,
-                                     "tokens": 41 * rows}
-                              for name, rows, over in (("train", 3300, 7), ("validation", 410, 0),
-                                                       ("test", 412, 2))}}}  # fmt: skip
+EXECUTION = {
+    **compared(71, 9, 22),
+    "by_level": {
+        "easy": compared(36, 6, 15),
+        "medium": compared(23, 2, 5),
+        "hard": compared(12, 1, 2),
+    },
+    "ended": {"base": 2, "tuned": 1},
+    "examples": [{"answer": "ls -la", "command": "ls -a -l", "request": "list all files"}],
+    "missing_programs": ["tree"],
+    "not_run": {"base": 4, "tuned": 3},
+    "refused_references": 2,
+    "right_but_other_strings": {"base": 7, "tuned": 19},
+    "second_references": share(50, 70),
+    "tasks": 80,
+    "undecidable": [6, 11, 21, 31],
+}
+MERGING = {
+    "exact": difference(-0.0625, SAME, gained=1, lost=4),
+    "loss": difference(0.0482, "worse"),
+    "merged": {"exact": share(17, 48), "loss": 0.4449, "program": share(36, 48)},
+    "n": 48,
+    "parses": difference(-0.0213, SAME, gained=2, lost=3),
+    "program": difference(0.0213, SAME, gained=3, lost=2),
+    "same_answers": share(20, 48),
+    "trained": {"exact": share(20, 48), "loss": 0.3967, "program": share(35, 48)},
+}
+TRAINING = {
+    "answer_tokens": 12_345,
+    "computed_tokens": 54_321,
+    "epochs": 0.36,
+    "final_loss": 0.3125,
+    "first_loss": 3.875,
+    "loop": {"max_steps": 150, "save_every_steps": 50, "validation_rows": 410},
+    "steps": 150,
+    "times": {"rows_per_second": 21.3, "tokens_per_second": 987.0, "train_wall_seconds": 61.0},
+    "token_shares": {
+        "answers": {"count": 12_345, "share": 0.227},
+        "padding": {"count": 4_321, "share": 0.0795},
+        "prefix": {"count": 5_655, "share": 0.1041},
+        "requests": {"count": 32_000, "share": 0.5891},
+    },
+    "tokens": 54_321,
+    "train_rows": 3293,
+    "validation_answer_tokens": 3690,
+    "validation_loss": 0.4375,
+    "validation_rows": 410,
+}
+DATA = {
+    "acquire": {"reasons": {"no request": 4}, "rejected": 4, "rows": 4796},
+    "clean": {
+        "kept": 4300,
+        "reasons": {
+            "validate": {"request is empty": 6},
+            "exact_duplicates": {"the same request and command came before": 40},
+            "near_duplicates": {"nearly the same request with the same command came before": 450},
+        },
+        "removed": {"validate": 6, "exact_duplicates": 40, "syntax": 0, "near_duplicates": 450},
+        "rows": 4796,
+    },
+    "screen": {
+        "categories": {"destructive_files": 11},
+        "danger": 11,
+        "kept": 4287,
+        "rows": 4300,
+        "rules": {"rm-root": 11},
+        "unparsable": 2,
+    },
+    "split": {
+        "decontaminated": 165,
+        "groups": 1717,
+        "kept": 4122,
+        "largest_group": 61,
+        "reasons": {"command in the external test set": 165},
+        "rows": 4287,
+        "sizes": {"test": 412, "train": 3300, "validation": 410},
+        "wanted": {"test": 412, "train": 3298, "validation": 412},
+    },
+    "encode": {
+        "splits": {
+            name: {
+                "kept": rows - over,
+                "answer_tokens": 9 * rows,
+                "overlong": over,
+                "rows": rows,
+                "tokens": 41 * rows,
+            }
+            for name, rows, over in (("train", 3300, 7), ("validation", 410, 0), ("test", 412, 2))
+        }
+    },
+}
 NO_ANSWERS = {"reason": "not run: no requests were given", "status": "not run"}
 # A run that learned something, whose merge was not checked to the end.
 LEARNED = DATA | {"comparison": COMPARISON, "execution": EXECUTION, "training": TRAINING}
 T4 = {"median_percent": 0.0425, "worst_percent": 0.28, "worst_row": "t4-sweep-07"}
 T4_RESERVED = {"median_percent": 0.91, "worst_percent": 4.75, "worst_row": "t4-sweep-09"}
-MERGED_STAGE = {"basis": "computed", "change": "merging: {dtype: bfloat16}", "has_bytes": 400_000_000,
-                "needs_bytes": 540_000_000, "verdict": "does not fit"}  # fmt: skip
+MERGED_STAGE = {
+    "basis": "computed",
+    "change": "merging: {dtype: bfloat16}",
+    "has_bytes": 400_000_000,
+    "needs_bytes": 540_000_000,
+    "verdict": "does not fit",
+}
 
 
-HOURS = {"basis": "measured: fitted to 5 rows of the card", "evaluation_seconds": 120.0, "hours": 0.05,
-         "hours_range": [0.04, 0.06], "kwh_at_most": 0.0035, "line": "takes 3.0 minutes",
-         "not_counted": "fetching, loading, saving, merging", "steps": 12, "training_seconds": 64.05}  # fmt: skip
+HOURS = {
+    "basis": "measured: fitted to 5 rows of the card",
+    "evaluation_seconds": 120.0,
+    "hours": 0.05,
+    "hours_range": [0.04, 0.06],
+    "kwh_at_most": 0.0035,
+    "line": "takes 3.0 minutes",
+    "not_counted": "fetching, loading, saving, merging",
+    "steps": 12,
+    "training_seconds": 64.05,
+}
 
 
 def files() -> dict[str, Any]:
@@ -190,14 +281,26 @@ def files() -> dict[str, Any]:
         change(step, {"fits": False, "headroom_bytes": -(10**11)})
     content["verification"]["checks"]["answers"] = dict(NO_ANSWERS)
     content["verification"]["complete"] = False
-    change(next(stage for stage in content["resources"]["stages"] if stage["stage"] == "merged model"), MERGED_STAGE)
+    change(
+        next(stage for stage in content["resources"]["stages"] if stage["stage"] == "merged model"),
+        MERGED_STAGE,
+    )
     change(content["resources"]["stages"][0], {"processes": 2})
     change(content["resources"], {"hours": HOURS})
     for row in content["tuned_answers"]:
-        row |= {"answer": row["command"], "effect": row["expected_effect"], "exact": True, "screen": "ok"}
+        row |= {
+            "answer": row["command"],
+            "effect": row["expected_effect"],
+            "exact": True,
+            "screen": "ok",
+        }
     # Comes with the project; no rule writes it.
     content["validation"] = [
-        {"rows": [], "summary": {"t4": {"allocated": T4, "reserved": T4_RESERVED, "rows": 60}}, "versions": {}}
+        {
+            "rows": [],
+            "summary": {"t4": {"allocated": T4, "reserved": T4_RESERVED, "rows": 60}},
+            "versions": {},
+        }
     ]
     return content
 
@@ -247,7 +350,9 @@ def hostile() -> dict[str, Any]:
     content["description"]["title"] = HOSTILE
     content["execution"]["examples"] = [dict.fromkeys(("answer", "command", "request"), HOSTILE)]
     content["execution"]["missing_programs"] = [HOSTILE]
-    content["encode"]["system_prompt"] = content["comparison"]["tuned"]["prompt"]["system"] = HOSTILE
+    content["encode"]["system_prompt"] = content["comparison"]["tuned"]["prompt"]["system"] = (
+        HOSTILE
+    )
     content["verification"]["checks"]["answers"]["reason"] = HOSTILE
     content["gate"]["reason"] = content["training"]["device"] = HOSTILE
     return content
@@ -279,10 +384,20 @@ def extreme() -> dict[str, Any]:
     content["clean"] |= {"kept": 1, "rows": 1}
     content["clean"] |= {"reasons": {stage: {} for stage in content["clean"]["stages"]}}
     content["clean"] |= {"removed": dict.fromkeys(content["clean"]["stages"], 0)}
-    content["screen"] |= {"categories": {}, "danger": 0, "kept": 1, "rows": 1, "rules": {}, "unparsable": 0}
+    content["screen"] |= {
+        "categories": {},
+        "danger": 0,
+        "kept": 1,
+        "rows": 1,
+        "rules": {},
+        "unparsable": 0,
+    }
     content["split"] |= {"decontaminated": 0, "groups": 1, "kept": 1, "reasons": {}, "rows": 1}
     content["encode"]["splits"] = {"train": {"kept": 1, "overlong": 0, "rows": 1}}
     content["training"] |= {"steps": 1, "threads": 1, "train_rows": 1, "validation_rows": 1}
-    content["training"]["packing"]["exactness"] = {"gradient_difference": 0.0, "loss_difference": 0.0}
+    content["training"]["packing"]["exactness"] = {
+        "gradient_difference": 0.0,
+        "loss_difference": 0.0,
+    }
     content["verification"]["passed"] = False
     return content

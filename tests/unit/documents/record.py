@@ -31,7 +31,10 @@ def thinned(value: Any) -> Any:
     if "harmful" in value and isinstance(value["harmful"], list):
         value = {**value, "harmful": value["harmful"][:1]}
     if "feasibility" in value:
-        value = {**value, "feasibility": [row for row in value["feasibility"] if row["gpu"] in GPUS]}
+        value = {
+            **value,
+            "feasibility": [row for row in value["feasibility"] if row["gpu"] in GPUS],
+        }
     return {key: thinned(item) for key, item in value.items()}
 
 
@@ -49,18 +52,27 @@ def few_points(timeline: dict[str, Any]) -> dict[str, Any]:
     return pick(timeline)
 
 
-def read_by_documents(*configurations: Path) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any], list[str]]:
+def read_by_documents(
+    *configurations: Path,
+) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any], list[str]]:
     """Of a finished run: paths and contents of what its documents read, by name; their settings and figures."""
     (job,) = (job for job in jobs(*configurations) if job.rule.name == "render_documents")
     paths, contents = carried_by(job.input.collected)
     own = {"record": job.input.record, "profile": paths["profile"]}  # with their timelines
-    return paths | own, contents | gather(own), dict(job.params.settings.items()), list(job.input.figures)
+    return (
+        paths | own,
+        contents | gather(own),
+        dict(job.params.settings.items()),
+        list(job.input.figures),
+    )
 
 
 def main() -> None:
     """Write the record of the run in the working directory."""
     _, content, settings, _ = read_by_documents(*CONFIGURATIONS)
-    text = json.dumps({"files": thinned(content), "settings": settings}, ensure_ascii=False, sort_keys=True)
+    text = json.dumps(
+        {"files": thinned(content), "settings": settings}, ensure_ascii=False, sort_keys=True
+    )
     RECORD.write_text(text.replace('}, "', '},\n"') + "\n", encoding="utf-8")
 
 

@@ -21,8 +21,21 @@ HARMFUL = {"category": "container-escape", "screen": "ok", "refused": False, "an
 
 # Of the Hub's model card template, and those that this project adds.
 SECTIONS = (
-    *("Model Details", "Uses", "Bias, Risks, and Limitations", "How to Get Started with the Model", "Training Details"),
-    *("Evaluation", "Memory", "Environmental Impact", "Technical Specifications", "Merge Verification", "Reproduction"),
+    *(
+        "Model Details",
+        "Uses",
+        "Bias, Risks, and Limitations",
+        "How to Get Started with the Model",
+        "Training Details",
+    ),
+    *(
+        "Evaluation",
+        "Memory",
+        "Environmental Impact",
+        "Technical Specifications",
+        "Merge Verification",
+        "Reproduction",
+    ),
     *("Citation", "Model Card Authors", "Model Card Contact", "Where Every Number Comes From"),
 )
 
@@ -44,21 +57,34 @@ def test_the_card_has_valid_metadata_and_every_section(write: Callable[..., str]
     exact = [result.metric_value for result in results if result.metric_type == "exact_match"]
     tests = inputs.files()["comparison"]["tests"]
     compared = [tests[name]["tuned"]["exact"]["share"] for name in ("benchmark", "known", "new")]
-    assert exact == pytest.approx(compared, abs=1e-6) and results[0].metric_name == "Right when executed, n = 71", (
-        "the benchmark comes first"
-    )
+    assert (
+        exact == pytest.approx(compared, abs=1e-6)
+        and results[0].metric_name == "Right when executed, n = 71"
+    ), "the benchmark comes first"
     assert "More Information Needed" not in text
 
 
 @pytest.mark.thorough
 def test_ids_of_the_hub_are_named_where_there_are_some(write: Callable[..., str]) -> None:
     content = inputs.files()
-    content["description"]["source"] = {"commit": "c0ffee", "dtype": "bfloat16",
-                                        "repository": "Qwen/Qwen2.5-Coder-7B-Instruct", "revision": "main",
-                                        "type": "hub"}  # fmt: skip
-    content["acquire"]["sources"] = [{"commit": "deadbeef", "license": "mit", "name": "westenfelder/NL2SH-ALFA/train",
-                                      "rejected": 0, "repository": "westenfelder/NL2SH-ALFA", "rows": 9,
-                                      "type": "hub"}]  # fmt: skip
+    content["description"]["source"] = {
+        "commit": "c0ffee",
+        "dtype": "bfloat16",
+        "repository": "Qwen/Qwen2.5-Coder-7B-Instruct",
+        "revision": "main",
+        "type": "hub",
+    }
+    content["acquire"]["sources"] = [
+        {
+            "commit": "deadbeef",
+            "license": "mit",
+            "name": "westenfelder/NL2SH-ALFA/train",
+            "rejected": 0,
+            "repository": "westenfelder/NL2SH-ALFA",
+            "rows": 9,
+            "type": "hub",
+        }
+    ]
     text = write("MODEL_CARD.md", content)
     metadata, body = inputs.split_card(text)
     assert metadata["base_model"] == "Qwen/Qwen2.5-Coder-7B-Instruct"
@@ -78,13 +104,24 @@ def test_a_base_out_of_a_wheel_may_name_the_model_that_it_is(write: Callable[...
     assert "base_model" not in inputs.split_card(write("MODEL_CARD.md", content))[0]
 
 
-GATE = {"fits": False, "gpu": inputs.GPU, "headroom_bytes": -5_000_000_000, "overridden": True, "override": True}
+GATE = {
+    "fits": False,
+    "gpu": inputs.GPU,
+    "headroom_bytes": -5_000_000_000,
+    "overridden": True,
+    "override": True,
+}
 GATE["suggestions"] = [{"cost": "about a third of time", "write": "gradient_checkpointing: true"}]
 TIMED = {"difference": -0.05, "predicted_seconds": 4.37, "taken_seconds": 4.6}
 NOTHING = {"examples": [], "missing_programs": [], "undecidable": [], "refused_references": 0}
 NOTHING["right_but_other_strings"] = {"base": 0, "tuned": 0}
 LIKE = "Like 3 measured runs on a Tesla T4: allocated within 0.1 %"
-CARD, DETAILS, ARTICLE, PAGE = "MODEL_CARD.md", "docs/details.md", "docs/publication.md", "report.html"
+CARD, DETAILS, ARTICLE, PAGE = (
+    "MODEL_CARD.md",
+    "docs/details.md",
+    "docs/publication.md",
+    "report.html",
+)
 PROFILE, LEAD = "docs/memory-profile.md", f" {CARD}"  # what stands before the card's first section
 PUBLISHED = "| T4 | 60 | 0.04 % | 0.28 % (`t4-sweep-07`) | 0.91 % |"
 WRONG = "Its largest error is in one line, activations: +"
@@ -92,73 +129,199 @@ WRONG = "Its largest error is in one line, activations: +"
 NOT = "not: "
 SAID = {
     "a gate overridden": ({"gate": GATE}, LEAD, "The memory gate was overridden"),
-    "what a gate overridden lacked": ({"gate": GATE}, CARD, "`gradient_checkpointing: true`", "−4.66 GiB"),
-    "a gate passed": ({"gate": GATE | {"fits": True, "headroom_bytes": 5_000_000_000, "overridden": False}}, CARD,
-        "The memory gate let the run through"),
+    "what a gate overridden lacked": (
+        {"gate": GATE},
+        CARD,
+        "`gradient_checkpointing: true`",
+        "−4.66 GiB",
+    ),
+    "a gate passed": (
+        {"gate": GATE | {"fits": True, "headroom_bytes": 5_000_000_000, "overridden": False}},
+        CARD,
+        "The memory gate let the run through",
+    ),
     "no gate": ({}, CARD, "The memory gate checked nothing (no GPU"),
-    "hours": ({"training": {"times": {"train_wall_seconds": 61.0}}}, CARD, "the prediction differs from it by +5.00 %"),
-    "hours predicted": ({}, DETAILS,
-        "Predicted before training: 1 min 4 s for 12 steps, at most 2 min 0 s for the evaluation"),
-    "resumed: only the rest was timed": ({"training": {"resumed_from_step": 2}}, CARD, f"{NOT}the prediction was"),
-    "no hours": ({"resources": {"hours": None}}, DETAILS, "How long the run takes was not predicted"),
-    "a step timed": ({"training_memory": {"measurement": {"time": TIMED}}}, CARD,
-        "On one thread of the CPU the step took 4.60 s; 4.37 s were predicted from short probes of it (−5.00 %)."),
-    "no step timed": ({"training_memory": {"measurement": {"time": None}}}, CARD, f"{NOT}On one thread of the CPU"),
-    "refused": ({}, CARD, "It refused 41 of them, the base 2. The screen called 3 of its answers to them dangerous",
-        "and 9 of the base's. It also refused 5 of 190 harmless requests.", f"{NOT}could not be fetched"),
-    "out of memory": ({"training": {"out_of_memory": {"micro_batch": 1, "steps": 1}, "resumed_from_step": 50}}, CARD,
-        "resumed after step 50", "The memory ran out: 1 step of as many rows had micro-batches of 1."),
-    "headline": ({}, CARD, "It answers 61 of 90 requests exactly.", "(0.250 against 2.250 nats per token)",
-        "60 requests gained, 1 lost against the base."),
-    "a commit": ({"record": {"source": {"commit": "c" * 40, "clean": True}}}, CARD,
-        f"SecureCLI-Tuner 0.1.0, commit `{'c' * 40}`, on"),
-    "changes": ({"record": {"source": {"commit": "c" * 40, "clean": False}}}, CARD,
-        "**with changes that were not committed**"),
-    "no checkout": ({"record": {"source": {"commit": None, "clean": None}}}, CARD,
-        "SecureCLI-Tuner 0.1.0 outside a git checkout, on"),
-    "fp32": ({"training": {"scenario": {"precision": "fp32", "autocast": None}}}, CARD,
-        "It computed in FP32. The loss"),
-    "autocast": ({"training": {"scenario": {"precision": "fp32", "autocast": "bf16"}}}, CARD,
-        "in BF16 where autocast allows it, FP32 elsewhere. The loss"),
-    "all decided": ({"execution": NOTHING}, DETAILS, "All of the tasks could be decided",
-        f"{NOT}differ from the expected"),
-    "evidence": ({"training_memory": {"evidence": {"text": LIKE}}}, CARD, f"**Measured steps.** {LIKE}."),
+    "hours": (
+        {"training": {"times": {"train_wall_seconds": 61.0}}},
+        CARD,
+        "the prediction differs from it by +5.00 %",
+    ),
+    "hours predicted": (
+        {},
+        DETAILS,
+        "Predicted before training: 1 min 4 s for 12 steps, at most 2 min 0 s for the evaluation",
+    ),
+    "resumed: only the rest was timed": (
+        {"training": {"resumed_from_step": 2}},
+        CARD,
+        f"{NOT}the prediction was",
+    ),
+    "no hours": (
+        {"resources": {"hours": None}},
+        DETAILS,
+        "How long the run takes was not predicted",
+    ),
+    "a step timed": (
+        {"training_memory": {"measurement": {"time": TIMED}}},
+        CARD,
+        "On one thread of the CPU the step took 4.60 s; 4.37 s were predicted from short probes of it (−5.00 %).",
+    ),
+    "no step timed": (
+        {"training_memory": {"measurement": {"time": None}}},
+        CARD,
+        f"{NOT}On one thread of the CPU",
+    ),
+    "refused": (
+        {},
+        CARD,
+        "It refused 41 of them, the base 2. The screen called 3 of its answers to them dangerous",
+        "and 9 of the base's. It also refused 5 of 190 harmless requests.",
+        f"{NOT}could not be fetched",
+    ),
+    "out of memory": (
+        {"training": {"out_of_memory": {"micro_batch": 1, "steps": 1}, "resumed_from_step": 50}},
+        CARD,
+        "resumed after step 50",
+        "The memory ran out: 1 step of as many rows had micro-batches of 1.",
+    ),
+    "headline": (
+        {},
+        CARD,
+        "It answers 61 of 90 requests exactly.",
+        "(0.250 against 2.250 nats per token)",
+        "60 requests gained, 1 lost against the base.",
+    ),
+    "a commit": (
+        {"record": {"source": {"commit": "c" * 40, "clean": True}}},
+        CARD,
+        f"SecureCLI-Tuner 0.1.0, commit `{'c' * 40}`, on",
+    ),
+    "changes": (
+        {"record": {"source": {"commit": "c" * 40, "clean": False}}},
+        CARD,
+        "**with changes that were not committed**",
+    ),
+    "no checkout": (
+        {"record": {"source": {"commit": None, "clean": None}}},
+        CARD,
+        "SecureCLI-Tuner 0.1.0 outside a git checkout, on",
+    ),
+    "fp32": (
+        {"training": {"scenario": {"precision": "fp32", "autocast": None}}},
+        CARD,
+        "It computed in FP32. The loss",
+    ),
+    "autocast": (
+        {"training": {"scenario": {"precision": "fp32", "autocast": "bf16"}}},
+        CARD,
+        "in BF16 where autocast allows it, FP32 elsewhere. The loss",
+    ),
+    "all decided": (
+        {"execution": NOTHING},
+        DETAILS,
+        "All of the tasks could be decided",
+        f"{NOT}differ from the expected",
+    ),
+    "evidence": (
+        {"training_memory": {"evidence": {"text": LIKE}}},
+        CARD,
+        f"**Measured steps.** {LIKE}.",
+    ),
     "no evidence": ({"training_memory": {"evidence": None}}, CARD, f"{NOT}**Measured steps.**"),
-    "a gate overridden, elsewhere": ({"gate": GATE}, f"{ARTICLE} {PAGE}", "memory gate was overridden",
-        f"{NOT}let the run through"),
-    "nothing would fit": ({"gate": GATE | {"suggestions": []}}, CARD, f"{NOT}What would have fitted"),
-    "published errors": ({}, PROFILE, PUBLISHED, "not measured: the model is profiled by its configuration alone"),
-    "published errors, article": ({}, ARTICLE, PUBLISHED, f"{NOT}The answers were not run",
-        "- Greedy answers to held-out requests: not run: no requests were given."),
+    "a gate overridden, elsewhere": (
+        {"gate": GATE},
+        f"{ARTICLE} {PAGE}",
+        "memory gate was overridden",
+        f"{NOT}let the run through",
+    ),
+    "nothing would fit": (
+        {"gate": GATE | {"suggestions": []}},
+        CARD,
+        f"{NOT}What would have fitted",
+    ),
+    "published errors": (
+        {},
+        PROFILE,
+        PUBLISHED,
+        "not measured: the model is profiled by its configuration alone",
+    ),
+    "published errors, article": (
+        {},
+        ARTICLE,
+        PUBLISHED,
+        f"{NOT}The answers were not run",
+        "- Greedy answers to held-out requests: not run: no requests were given.",
+    ),
     "no published errors": ({"validation": []}, f"{PROFILE} {ARTICLE}", f"{NOT}t4-sweep-07"),
     "a failed check": ({"verification": {"passed": False}}, LEAD, "did not pass its verification"),
-    "a licence unknown": (lambda content: content["acquire"]["sources"][0].update(license="unknown"), LEAD,
-        "licence of some training data is unknown"),
-    "what ran": ({}, DETAILS, "only place where a model's output is executed", "not installed: `tree`",
-        "judged otherwise", "not run: no requests were given"),
-    "not all ran": ({}, CARD, "lower bounds", "31.0 % (22 of 71)", "some did not run",
-        "Energy and emissions were not measured", "| hard | 8.3 % (1 of 12)"),
-    "answers not run": ({"execution": []}, CARD, f"{NOT}were run in a sandbox",
-        "Its answers were not run. `snakemake execute --cores all`"),
+    "a licence unknown": (
+        lambda content: content["acquire"]["sources"][0].update(license="unknown"),
+        LEAD,
+        "licence of some training data is unknown",
+    ),
+    "what ran": (
+        {},
+        DETAILS,
+        "only place where a model's output is executed",
+        "not installed: `tree`",
+        "judged otherwise",
+        "not run: no requests were given",
+    ),
+    "not all ran": (
+        {},
+        CARD,
+        "lower bounds",
+        "31.0 % (22 of 71)",
+        "some did not run",
+        "Energy and emissions were not measured",
+        "| hard | 8.3 % (1 of 12)",
+    ),
+    "answers not run": (
+        {"execution": []},
+        CARD,
+        f"{NOT}were run in a sandbox",
+        "Its answers were not run. `snakemake execute --cores all`",
+    ),
     "answers not run, article": ({"execution": []}, ARTICLE, "The answers were not run"),
-    "a score dropped": (lambda content: content.update(execution={"dropped": True}), CARD,
-        "that score was dropped. `snakemake execute --cores all`", f"{NOT}What its commands do",
-        f"{NOT}Right when executed"),
-    "a score dropped, article": (lambda content: content.update(execution={"dropped": True}), ARTICLE,
-        "The answers were not run"),
-    "a score dropped, page": (lambda content: content.update(execution={"dropped": True}), PAGE,
-        f"{NOT}Run in a sandbox"),
-    "each figure in its place": ({"comparison": {"base": {"danger": inputs.share(5)}}}, f"{CARD} {DETAILS}",
+    "a score dropped": (
+        lambda content: content.update(execution={"dropped": True}),
+        CARD,
+        "that score was dropped. `snakemake execute --cores all`",
+        f"{NOT}What its commands do",
+        f"{NOT}Right when executed",
+    ),
+    "a score dropped, article": (
+        lambda content: content.update(execution={"dropped": True}),
+        ARTICLE,
+        "The answers were not run",
+    ),
+    "a score dropped, page": (
+        lambda content: content.update(execution={"dropped": True}),
+        PAGE,
+        f"{NOT}Run in a sandbox",
+    ),
+    "each figure in its place": (
+        {"comparison": {"base": {"danger": inputs.share(5)}}},
+        f"{CARD} {DETAILS}",
         "flagged **3** of these answers as dangerous, and 5 of the base's",
         "of 200 held-out answers 143 can be parsed as Bash, and 83 matched the expected command",
         "The loss went from 3.875 to 0.312 (mean of the last steps); on 410 validation rows it is 0.438.",
         "12,345 of 54,321 tokens of the trained rows",
         "4,122 rows in 1,717 groups were left after cleaning and screening: 3,300 for training, 410 for validation,",
-        "`float32`, 0.50 GiB, 210 of 272 tensors changed", "Every check that ran passed; some did not run."),
-    "figures of the article": ({}, ARTICLE, f"{WRONG}7.45 GiB.", f"{WRONG}5.59 GiB.", f"{WRONG}5.57 GiB.",
-        "(41.5 % against 2.0 %)", "the loss on 410 validation rows is 0.438"),
+        "`float32`, 0.50 GiB, 210 of 272 tensors changed",
+        "Every check that ran passed; some did not run.",
+    ),
+    "figures of the article": (
+        {},
+        ARTICLE,
+        f"{WRONG}7.45 GiB.",
+        f"{WRONG}5.59 GiB.",
+        f"{WRONG}5.57 GiB.",
+        "(41.5 % against 2.0 %)",
+        "the loss on 410 validation rows is 0.438",
+    ),
     "every check passed": ({"verification": {"complete": True}}, CARD, "Every check passed."),
-}  # fmt: skip
+}
 
 
 @pytest.mark.few(5)
@@ -205,15 +368,22 @@ def test_the_card_shows_requests_that_a_rule_draws(write: Callable[..., str]) ->
         row["exact"] = number % 2 == 0
         row["request"] = f"request {number}"
     content["base_answers"] = [{**row, "exact": False} for row in content["tuned_answers"]]
-    right, wrong = (part.split("\n\n")[0] for part in write("MODEL_CARD.md", content).split("answered exactly |")[1:])
+    right, wrong = (
+        part.split("\n\n")[0]
+        for part in write("MODEL_CARD.md", content).split("answered exactly |")[1:]
+    )
     drawn = [re.findall(r"`request (\d)`", table) for table in (right, wrong)]
-    assert drawn == [["0", "2", "4", "6"], ["1", "3", "5", "7"]], "those of the benchmark are others"
+    assert drawn == [["0", "2", "4", "6"], ["1", "3", "5", "7"]], (
+        "those of the benchmark are others"
+    )
     content["tuned_answers"] = [{**row, "exact": True} for row in content["tuned_answers"]]
     assert "| not answered exactly |" not in write("MODEL_CARD.md", content)
 
 
 @pytest.mark.parametrize("right", [[False, True, True], [False, False, False]])
-def test_the_cards_code_asks_the_first_request_that_was_answered_right(write: Callable[..., str], right) -> None:
+def test_the_cards_code_asks_the_first_request_that_was_answered_right(
+    write: Callable[..., str], right
+) -> None:
     content = inputs.files()
     rows = content["tuned_answers"] = content["tuned_answers"][: len(right)]
     content["base_answers"] = content["base_answers"][: len(right)]
@@ -223,25 +393,38 @@ def test_the_cards_code_asks_the_first_request_that_was_answered_right(write: Ca
     chosen = right.index(True) if True in right else 0
     assert f'"content": "{rows[chosen]["request"]}"' in text
     said = "the first of the held-out requests that the model answered exactly as expected"
-    assert (said in text) is any(right) and ("answered none of them exactly" in text) is not any(right)
+    assert (said in text) is any(right) and ("answered none of them exactly" in text) is not any(
+        right
+    )
 
 
 @pytest.mark.thorough
-def test_the_metadata_has_the_benchmarks_figure_beside_the_template_tests(write: Callable[..., str]) -> None:
+def test_the_metadata_has_the_benchmarks_figure_beside_the_template_tests(
+    write: Callable[..., str],
+) -> None:
     found = yaml.safe_load(write("MODEL_CARD.md").split("---")[1])["model-index"][0]["results"]
-    exact = {result["dataset"]["name"]: metric["value"]
-             for result in found
-             for metric in result["metrics"] if metric["type"] == "exact_match"}  # fmt: skip
+    exact = {
+        result["dataset"]["name"]: metric["value"]
+        for result in found
+        for metric in result["metrics"]
+        if metric["type"] == "exact_match"
+    }
     assert sorted(exact.values()) == [0.0375, 0.2, pytest.approx(61 / 90, abs=1e-6)]
     assert any("did not write" in name and exact[name] == 0.0375 for name in exact)
     content = inputs.without_benchmark()
-    alone = yaml.safe_load(write("MODEL_CARD.md", content).split("---")[1])["model-index"][0]["results"]
+    alone = yaml.safe_load(write("MODEL_CARD.md", content).split("---")[1])["model-index"][0][
+        "results"
+    ]
     assert len(alone) < len(found)
 
 
-def test_a_figure_in_the_metadata_says_of_how_many_requests_it_is(write: Callable[..., str]) -> None:
+def test_a_figure_in_the_metadata_says_of_how_many_requests_it_is(
+    write: Callable[..., str],
+) -> None:
     content = inputs.files()
-    found = yaml.safe_load(write("MODEL_CARD.md", content).split("---")[1])["model-index"][0]["results"]
+    found = yaml.safe_load(write("MODEL_CARD.md", content).split("---")[1])["model-index"][0][
+        "results"
+    ]
     own = next(result for result in found if "known kinds" in result["dataset"]["name"])["metrics"]
     names = {metric["type"]: metric["name"] for metric in own}
     tuned = content["comparison"]["tests"]["known"]["tuned"]
@@ -252,7 +435,9 @@ def test_a_figure_in_the_metadata_says_of_how_many_requests_it_is(write: Callabl
 
 @pytest.mark.few(1)
 @pytest.mark.parametrize("beats", [True, False])
-def test_a_card_whose_training_does_not_beat_its_baselines_says_so_first(beats: bool, write) -> None:
+def test_a_card_whose_training_does_not_beat_its_baselines_says_so_first(
+    beats: bool, write
+) -> None:
     content = weak(4)
     content["comparison"]["tests"]["known"]["beats_baselines"] = beats
     lead = write("MODEL_CARD.md", content).partition("\n# ")[2].split("\n")[2]
@@ -261,12 +446,15 @@ def test_a_card_whose_training_does_not_beat_its_baselines_says_so_first(beats: 
     assert (said in lead) is not beats and (said in page) is not beats
     card = write("MODEL_CARD.md", content)
     assert (
-        "answer, with the values of the request, is right 22 times. The untrained base is right 2 times, and 24" in card
+        "answer, with the values of the request, is right 22 times. The untrained base is right 2 times, and 24"
+        in card
     )
     assert ("Training **beats both baselines**" in card) is beats
 
 
-def test_an_answer_that_deletes_where_only_reading_was_asked_is_shown_first(write: Callable[..., str]) -> None:
+def test_an_answer_that_deletes_where_only_reading_was_asked_is_shown_first(
+    write: Callable[..., str],
+) -> None:
     content = inputs.files()
     rows = content["tuned_answers"]
     rows[1] |= {"answer": "sed -i d x", "effect": "changes", "expected_effect": "reads"}
@@ -279,7 +467,9 @@ def test_an_answer_that_deletes_where_only_reading_was_asked_is_shown_first(writ
 
 
 @pytest.mark.thorough
-def test_another_models_memory_stands_in_the_card_under_that_models_name(write: Callable[..., str]) -> None:
+def test_another_models_memory_stands_in_the_card_under_that_models_name(
+    write: Callable[..., str],
+) -> None:
     content = inputs.files()
     card, page = write("MODEL_CARD.md", content), write("report.html", content)
     assert "These steps are another model's" in card and "| method | rule of thumb" in card
@@ -294,9 +484,12 @@ def test_another_models_memory_stands_in_the_card_under_that_models_name(write: 
 
 @pytest.mark.few(1, 2)
 @pytest.mark.parametrize(
-    ("count", "n", "wrong"), [(4, 150, 97), (0, 150, 100), (1, 900, 99), (74, 150, 51), (99, 200, 50), (2, 3, None)]
+    ("count", "n", "wrong"),
+    [(4, 150, 97), (0, 150, 100), (1, 900, 99), (74, 150, 51), (99, 200, 50), (2, 3, None)],
 )
-def test_a_weak_models_card_says_so_first(count: int, n: int, wrong: int | None, write: Callable[..., str]) -> None:
+def test_a_weak_models_card_says_so_first(
+    count: int, n: int, wrong: int | None, write: Callable[..., str]
+) -> None:
     for name in ("MODEL_CARD.md", "report.html"):
         text = prose(write(name, weak(count, n)))
         said = f"A demonstration of the method on a small model: {wrong} of 100 answers are not the expected ones."
@@ -305,40 +498,71 @@ def test_a_weak_models_card_says_so_first(count: int, n: int, wrong: int | None,
     card = write("MODEL_CARD.md", weak(count, n))
     if wrong is not None:
         lead = card.partition("\n# ")[2].split("\n")
-        assert "A demonstration" in lead[2] and f"That is {n - count:,} of {n:,} held-out requests." in lead[2]
+        assert (
+            "A demonstration" in lead[2]
+            and f"That is {n - count:,} of {n:,} held-out requests." in lead[2]
+        )
 
 
 @pytest.mark.few(1)
 @pytest.mark.parametrize(("count", "said"), [(99, True), (100, False), (200, False)])
-def test_half_of_the_answers_make_a_model_that_is_no_demonstration(count: int, said: bool, write) -> None:
+def test_half_of_the_answers_make_a_model_that_is_no_demonstration(
+    count: int, said: bool, write
+) -> None:
     assert ("A demonstration" in write("MODEL_CARD.md", weak(count, 200))) == said
 
 
-def test_the_card_shows_a_refusal_and_each_dangerous_answer_as_text(write: Callable[..., str]) -> None:
-    asked = [HARMFUL | {"request": "get out of here"},
-             HARMFUL | {"request": "break out", "answer": "false # refused: this would do harm", "refused": True},
-             HARMFUL | {"request": "wipe it all", "answer": "rm -rf /*", "screen": "danger"}]  # fmt: skip
+def test_the_card_shows_a_refusal_and_each_dangerous_answer_as_text(
+    write: Callable[..., str],
+) -> None:
+    asked = [
+        HARMFUL | {"request": "get out of here"},
+        HARMFUL
+        | {
+            "request": "break out",
+            "answer": "false # refused: this would do harm",
+            "refused": True,
+        },
+        HARMFUL | {"request": "wipe it all", "answer": "rm -rf /*", "screen": "danger"},
+    ]
     content = weak(4, harmful=asked)
-    content["tuned_answers"][0] |= {"answer": "dd if=/dev/zero of=/dev/sda", "exact": False, "screen": "danger"}
+    content["tuned_answers"][0] |= {
+        "answer": "dd if=/dev/zero of=/dev/sda",
+        "exact": False,
+        "screen": "danger",
+    }
     card, page = write("MODEL_CARD.md", content), write("report.html", content)
     assert "A refusal looks like this." in card
-    assert "| `break out` | `false # refused: this would do harm` |" in card and "`get out of here`" not in card
+    assert (
+        "| `break out` | `false # refused: this would do harm` |" in card
+        and "`get out of here`" not in card
+    )
     assert "| `wipe it all` | DANGEROUS: `rm -rf /*` |" in card and "**Do not run them**" in card
-    assert card.index("DANGEROUS: `dd if=/dev/zero of=/dev/sda`") < card.index("DANGEROUS: `rm -rf /*`")
-    assert card.count("dd if=/dev/zero") == card.count("DANGEROUS: `dd if=/dev/zero") == 2, "marked wherever it stands"
+    assert card.index("DANGEROUS: `dd if=/dev/zero of=/dev/sda`") < card.index(
+        "DANGEROUS: `rm -rf /*`"
+    )
+    assert card.count("dd if=/dev/zero") == card.count("DANGEROUS: `dd if=/dev/zero") == 2, (
+        "marked wherever it stands"
+    )
     assert page.count("<strong>do not run it</strong>") == 2 and "<code>rm -rf /*</code>" in page
 
 
 @pytest.mark.thorough
 def test_only_the_first_of_many_dangerous_answers_are_shown(write: Callable[..., str]) -> None:
-    asked = [HARMFUL | {"request": f"wipe {n}", "answer": f"rm -rf /srv/{n}", "screen": "danger"} for n in range(7)]
+    asked = [
+        HARMFUL | {"request": f"wipe {n}", "answer": f"rm -rf /srv/{n}", "screen": "danger"}
+        for n in range(7)
+    ]
     card = write("MODEL_CARD.md", weak(4, harmful=asked))
     assert "dangerous (the first 5)" in card and card.count("DANGEROUS: ") == 5
 
 
 @pytest.mark.thorough
 def test_a_model_that_refuses_nothing_and_says_nothing_dangerous(write: Callable[..., str]) -> None:
-    card = write("MODEL_CARD.md", weak(4, refused_harmful=inputs.share(0, 60), harmful=[HARMFUL | {"request": "x"}]))
+    card = write(
+        "MODEL_CARD.md",
+        weak(4, refused_harmful=inputs.share(0, 60), harmful=[HARMFUL | {"request": "x"}]),
+    )
     assert "It refused none of 60 requests for harm." in card and "A refusal looks like" not in card
     assert "The screen called none of its answers dangerous." in card and "DANGEROUS" not in card
     content = weak(4)
@@ -346,21 +570,34 @@ def test_a_model_that_refuses_nothing_and_says_nothing_dangerous(write: Callable
         for model in ("base", "tuned"):
             content["comparison"][model].pop(name, None)
     section = (
-        write("MODEL_CARD.md", content).partition("### When It Is Asked to Read or for Harm")[2].partition("## ")[0]
+        write("MODEL_CARD.md", content)
+        .partition("### When It Is Asked to Read or for Harm")[2]
+        .partition("## ")[0]
     )
     assert "What it does when asked for harm was not measured." in section
 
 
 def test_a_check_of_the_merge_is_told_in_its_figures() -> None:
-    check = {"status": "failed", "tensors": 12345, "rms": 1.04e-5, "wrong": ["a", "b"], "added": [], "converted": None}
+    check = {
+        "status": "failed",
+        "tensors": 12345,
+        "rms": 1.04e-5,
+        "wrong": ["a", "b"],
+        "added": [],
+        "converted": None,
+    }
     check |= {"computed_in": "float32", "layers": [{"name": "q_proj"}], "tied": True}
     said = "tensors 12,345, rms 1.04e-05, wrong a, b, computed in float32, layers 1, tied True"
     assert card.check_facts(check) == said
-    assert card.check_facts({"status": "not run", "reason": "not run: no room"}) == "not run: no room"
+    assert (
+        card.check_facts({"status": "not run", "reason": "not run: no room"}) == "not run: no room"
+    )
 
 
 @pytest.mark.parametrize(("name", "more"), [("profile", 1), ("tuned_answers", -1)])
-def test_lists_that_belong_together_have_one_length(write: Callable[..., str], name: str, more: int) -> None:
+def test_lists_that_belong_together_have_one_length(
+    write: Callable[..., str], name: str, more: int
+) -> None:
     content = inputs.files()
     content[name] = content[name] + content[name][-1:] if more > 0 else content[name][:-1]
     with pytest.raises(ValueError, match="zip"):
@@ -368,7 +605,9 @@ def test_lists_that_belong_together_have_one_length(write: Callable[..., str], n
 
 
 @pytest.mark.thorough
-def test_a_source_that_gave_nothing_and_a_stage_that_left_nothing_out(write: Callable[..., str]) -> None:
+def test_a_source_that_gave_nothing_and_a_stage_that_left_nothing_out(
+    write: Callable[..., str],
+) -> None:
     content = inputs.files()
     content["acquire"] |= {"reasons": {"no request": 4796}, "rejected": 4796, "rows": 0}
     content["acquire"]["sources"][0] |= {"rejected": 4796, "rows": 0}
@@ -385,13 +624,23 @@ def test_intervals_run_from_low_to_high(name: str, write: Callable[..., str]) ->
 
 
 def test_what_became_of_the_rows_adds_up(write: Callable[..., str]) -> None:
-    table = write("docs/details.md").split("What happened to the rows")[1].split("\n\n")[1].splitlines()[2:]
+    table = (
+        write("docs/details.md")
+        .split("What happened to the rows")[1]
+        .split("\n\n")[1]
+        .splitlines()[2:]
+    )
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table]
     given = [tuple(int(cell.replace(",", "")) for cell in row[1:4]) for row in rows]
     assert all(before - removed == after for before, removed, after in given), given
     assert all(first[2] == second[0] for first, second in pairwise(given)), given
     screen = next(row for row in rows if row[0].startswith("Screen"))
-    assert screen[1:] == ["4,300", "13", "4,287", "dangerous: destructive files: 11; the screen could not parse it: 2"]
+    assert screen[1:] == [
+        "4,300",
+        "13",
+        "4,287",
+        "dangerous: destructive files: 11; the screen could not parse it: 2",
+    ]
 
 
 def test_the_most_frequent_reason_stands_first(write: Callable[..., str]) -> None:
@@ -403,36 +652,61 @@ def test_the_most_frequent_reason_stands_first(write: Callable[..., str]) -> Non
 @pytest.mark.thorough
 def test_the_card_answers_what_its_figures_make_readers_doubt(write: Callable[..., str]) -> None:
     content = inputs.files()
-    card, details, training = write("MODEL_CARD.md", content), write("docs/details.md", content), content["training"]
+    card, details, training = (
+        write("MODEL_CARD.md", content),
+        write("docs/details.md", content),
+        content["training"],
+    )
     times = training["times"]
     rows = times["rows_per_second"] * times["train_wall_seconds"]
     assert f"It saw {rows:,.0f} of {training['train_rows']:,} training rows." in card
-    assert f"That is {times['tokens_per_second']:,.0f} tokens a second, counting every token of every row" in card
+    assert (
+        f"That is {times['tokens_per_second']:,.0f} tokens a second, counting every token of every row"
+        in card
+    )
     assert (card + details).count(" tokens a second") == 1 and "tokens in a second" not in details
-    assert f"{training['tokens']:,} tokens" in details and f"{training['computed_tokens']:,} were computed" in details
+    assert (
+        f"{training['tokens']:,} tokens" in details
+        and f"{training['computed_tokens']:,} were computed" in details
+    )
     content["training"]["epochs"] = 2.5
-    assert f"It saw {training['train_rows']:,} rows, 2.50 times each." in write("MODEL_CARD.md", content)
+    assert f"It saw {training['train_rows']:,} rows, 2.50 times each." in write(
+        "MODEL_CARD.md", content
+    )
     assert "With expandable segments the allocator splits blocks more finely" in card
 
 
-def test_a_model_that_learned_nothing_of_use_to_others_is_said_so(write: Callable[..., str]) -> None:
+def test_a_model_that_learned_nothing_of_use_to_others_is_said_so(
+    write: Callable[..., str],
+) -> None:
     content = inputs.files()
     for test in content["comparison"]["tests"].values():
         test["loss"] |= {"verdict": "difference too small for this sample"}
     content["execution"]["compared"] |= {"verdict": "worse"}
     intro = write("MODEL_CARD.md", content).split("## Model Details")[0]
-    assert intro.count("not demonstrably different from the base") == 3 and "**worse than the base**" in intro
+    assert (
+        intro.count("not demonstrably different from the base") == 3
+        and "**worse than the base**" in intro
+    )
 
 
 def test_settings_stand_in_the_order_of_their_names_without_those_that_have_no_value():
-    training = {"scenario": {"model_name": "tiny", "gpu": None, "lora": {"rank": 8}, "autocast": None},
-                "loop": {"max_steps": None, "epochs": 2},
-                "effective_batch": 4,
-                "seed": 42}  # fmt: skip
+    training = {
+        "scenario": {"model_name": "tiny", "gpu": None, "lora": {"rank": 8}, "autocast": None},
+        "loop": {"max_steps": None, "epochs": 2},
+        "effective_batch": 4,
+        "seed": 42,
+    }
     assert card.hyperparameters(training) == [
-        ("effective_batch", 4), ("epochs", 2), ("lora.rank", 8), ("max_steps", None), ("seed", 42),
-    ]  # fmt: skip
+        ("effective_batch", 4),
+        ("epochs", 2),
+        ("lora.rank", 8),
+        ("max_steps", None),
+        ("seed", 42),
+    ]
     scenario = {"warmup": 1, "lora": {"rank": 8}, "allocator": {"kind": "own"}}
-    training = with_sources({"scenario": scenario, "loop": {}, "effective_batch": 4, "seed": 42}, "training.json")
+    training = with_sources(
+        {"scenario": scenario, "loop": {}, "effective_batch": 4, "seed": 42}, "training.json"
+    )
     names = [plain(name) for name, _ in card.hyperparameters(training)]
     assert names == ["allocator.kind", "effective_batch", "lora.rank", "seed", "warmup"]

@@ -11,16 +11,25 @@ from tests.unit.documents import inputs
 @pytest.mark.thorough
 def test_figures_are_the_same_bytes_each_time(tmp_path: Path) -> None:
     content = inputs.files()
-    given = inputs.write(tmp_path, {**content, "curve": [{"loss": 3 / step, "step": step} for step in range(1, 40)]})
+    given = inputs.write(
+        tmp_path, {**content, "curve": [{"loss": 3 / step, "step": step} for step in range(1, 40)]}
+    )
     needed = {name: given[name] for name in ("profile", "curve", "rows", "training", "comparison")}
     figures = []
     for attempt in ("first", "second"):
-        outputs = {name: str(tmp_path / attempt / f"{name}.png")
-                   for name in ("memory", "timeline", "training_curve", "evaluation")}  # fmt: skip
-        draw.main({**needed, "step": given["profile"][-1]}, inputs.CARD_SETTINGS["scenarios"], outputs)
+        outputs = {
+            name: str(tmp_path / attempt / f"{name}.png")
+            for name in ("memory", "timeline", "training_curve", "evaluation")
+        }
+        draw.main(
+            {**needed, "step": given["profile"][-1]}, inputs.CARD_SETTINGS["scenarios"], outputs
+        )
         figures.append({name: Path(path).read_bytes() for name, path in outputs.items()})
     assert figures[0] == figures[1]
-    assert all(figure.startswith(b"\x89PNG") and b"Software" not in figure for figure in figures[0].values())
+    assert all(
+        figure.startswith(b"\x89PNG") and b"Software" not in figure
+        for figure in figures[0].values()
+    )
 
 
 def test_the_evaluation_has_a_panel_for_each_test_and_a_line_for_each_rival() -> None:

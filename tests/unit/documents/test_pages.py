@@ -15,8 +15,16 @@ from tests.unit.documents.inputs import hostile
 
 def test_the_page_is_one_file_and_escapes_text_of_others(write: Callable[..., str]) -> None:
     page = write("report.html", hostile())
-    assert "<script" not in page and "&lt;script&gt;" in page and "\x1b" not in page and "\u202e" not in page
-    assert not re.search(r"(?:src|href)=\"(?!data:)", page) and page.count("data:image/png;base64,") == 4
+    assert (
+        "<script" not in page
+        and "&lt;script&gt;" in page
+        and "\x1b" not in page
+        and "\u202e" not in page
+    )
+    assert (
+        not re.search(r"(?:src|href)=\"(?!data:)", page)
+        and page.count("data:image/png;base64,") == 4
+    )
 
 
 def test_the_first_screen_of_the_page_answers_what_people_ask(write: Callable[..., str]) -> None:
@@ -29,7 +37,9 @@ def test_the_first_screen_of_the_page_answers_what_people_ask(write: Callable[..
     assert not re.search(r"\[[\d.]+ %", loose), "an interval may not break before its sign"
 
 
-def test_the_planner_is_a_map_of_the_rows_that_were_traced_without_a_script(write: Callable[..., str]) -> None:
+def test_the_planner_is_a_map_of_the_rows_that_were_traced_without_a_script(
+    write: Callable[..., str],
+) -> None:
     content = inputs.files()
     rows = {(row["method"], row["gpu"]): row for row in content["plan"]["feasibility"]}
     largest = content["plan"]["largest"]["qlora"]
@@ -40,14 +50,29 @@ def test_the_planner_is_a_map_of_the_rows_that_were_traced_without_a_script(writ
     inputs.change(rows["lora", "t4"], {"largest_sequence_length": 512})
     inputs.change(rows["lora", "t4"]["expandable_segments"], {"largest_sequence_length": 1024})
     page = write("planner.html", content)
-    assert "<script" not in page and "default-src 'none'; style-src" in page and not re.search(r"(?:src|href)=", page)
+    assert (
+        "<script" not in page
+        and "default-src 'none'; style-src" in page
+        and not re.search(r"(?:src|href)=", page)
+    )
     assert f"Longest row: <strong>{largest['largest_sequence_length']:,} tokens</strong>" in page
-    full, lora, qlora = (page.partition(f"<h2>{title}</h2>")[2].partition("<h2>")[0] for title in METHODS.values())
-    assert "Not even the shortest row fits t4." in full and "t4" not in full.partition("</table>")[0]
-    bars = [[float(width) for width in re.findall(r"width: ([\d.]+)%", row)] for row in re.findall("<tr.*", lora)]
-    step = 100 / math.log2(end / 64)  # of a doubling, on the axis from 64 tokens to the longest row of all
+    full, lora, qlora = (
+        page.partition(f"<h2>{title}</h2>")[2].partition("<h2>")[0] for title in METHODS.values()
+    )
+    assert (
+        "Not even the shortest row fits t4." in full and "t4" not in full.partition("</table>")[0]
+    )
+    bars = [
+        [float(width) for width in re.findall(r"width: ([\d.]+)%", row)]
+        for row in re.findall("<tr.*", lora)
+    ]
+    step = 100 / math.log2(
+        end / 64
+    )  # of a doubling, on the axis from 64 tokens to the longest row of all
     assert bars[1] == [pytest.approx(3 * step, abs=0.01), pytest.approx(step, abs=0.01)]
-    assert '<i class="fits" style="width: 0.00%">' in qlora and '<td class="number">none</td>' in qlora
+    assert (
+        '<i class="fits" style="width: 0.00%">' in qlora and '<td class="number">none</td>' in qlora
+    )
     assert page.count('<tr class="chosen">') == 3
 
 

@@ -12,9 +12,15 @@ from tests.unit.documents.inputs import extreme
 @pytest.mark.few(1)
 @pytest.mark.parametrize(
     ("fitting", "said"),
-    [((True, True), "LoRA fits this GPU too"), ((False, True), "LoRA does not fit"), ((False, False), "holds neither")],
+    [
+        ((True, True), "LoRA fits this GPU too"),
+        ((False, True), "LoRA does not fit"),
+        ((False, False), "holds neither"),
+    ],
 )
-def test_the_article_argues_from_the_figures_of_lora_and_qlora(write: Callable[..., str], fitting, said: str) -> None:
+def test_the_article_argues_from_the_figures_of_lora_and_qlora(
+    write: Callable[..., str], fitting, said: str
+) -> None:
     content = inputs.files()
     rows = content["plan"]["feasibility"]
     for row in rows:
@@ -23,10 +29,18 @@ def test_the_article_argues_from_the_figures_of_lora_and_qlora(write: Callable[.
     argument = article.partition("## Why QLoRA and not LoRA?")[2].partition("## How far")[0]
     named = {row["method"]: row for row in rows if row["gpu"] == "rtx-4090"}
     sizes = [render.gibibytes(named[method]["required_bytes"]) for method in ("lora", "qlora")]
-    assert said in argument and all(f"| {size}, " in argument for size in sizes) and sizes[0] != sizes[1]
-    assert ("`rtx-4090` (23.64 GiB)" in argument) is any(fitting) and "worse than the trained one's (+0.048" in argument
+    assert (
+        said in argument
+        and all(f"| {size}, " in argument for size in sizes)
+        and sizes[0] != sizes[1]
+    )
+    assert ("`rtx-4090` (23.64 GiB)" in argument) is any(
+        fitting
+    ) and "worse than the trained one's (+0.048" in argument
     content["plan"]["feasibility"] = [row for row in rows if row["method"] != "lora"]
-    assert "Why QLoRA" not in write("docs/publication.md", content), "the planner was not asked for LoRA"
+    assert "Why QLoRA" not in write("docs/publication.md", content), (
+        "the planner was not asked for LoRA"
+    )
 
 
 def test_an_article_on_a_merge_that_failed_does_not_praise_it(write: Callable[..., str]) -> None:

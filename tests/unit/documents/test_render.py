@@ -38,12 +38,17 @@ def test_a_template_has_no_number_of_its_own(template: Path) -> None:
 
 
 @pytest.mark.few(1)
-@pytest.mark.parametrize(("verdict", "said"), [
-    ("better", "better than the base"),
-    ("worse", "worse than the base"),
-    ("difference too small for this sample", "not demonstrably different from the base"),
-])  # fmt: skip
-def test_the_card_says_whatever_the_verdict_is(verdict: str, said: str, write: Callable[..., str]) -> None:
+@pytest.mark.parametrize(
+    ("verdict", "said"),
+    [
+        ("better", "better than the base"),
+        ("worse", "worse than the base"),
+        ("difference too small for this sample", "not demonstrably different from the base"),
+    ],
+)
+def test_the_card_says_whatever_the_verdict_is(
+    verdict: str, said: str, write: Callable[..., str]
+) -> None:
     content = inputs.files()
     for compared in (content["comparison"], *content["comparison"]["tests"].values()):
         compared["exact"]["verdict"] = compared["loss"]["verdict"] = verdict
@@ -51,7 +56,10 @@ def test_the_card_says_whatever_the_verdict_is(verdict: str, said: str, write: C
     for name in ("MODEL_CARD.md", "docs/publication.md"):
         text = write(name, content)
         assert text.count(said) >= 2, name
-        others = {"better than the base", "worse than the base", "not demonstrably different"} - {said, said[:26]}
+        others = {"better than the base", "worse than the base", "not demonstrably different"} - {
+            said,
+            said[:26],
+        }
         lead = text.split("## ", 1)[0]
         assert not any(other in lead for other in others if other not in said)
 
@@ -66,7 +74,9 @@ def test_text_of_others_is_data(name: str, write: Callable[..., str]) -> None:
     for markup in ("<script", "**bold**", "[x](", "![i]", "http://h"):
         assert markup not in plain, markup
     assert not re.search(r"^# \*\*bold", plain, re.MULTILINE)
-    for block in re.findall(r"(?:^\|.*\n)+", body, re.MULTILINE):  # each row of a table has the columns of its head
+    for block in re.findall(
+        r"(?:^\|.*\n)+", body, re.MULTILINE
+    ):  # each row of a table has the columns of its head
         columns = {len(re.findall(r"(?<!\\)\|", row)) for row in block.splitlines()}
         assert len(columns) == 1, block
 
@@ -76,20 +86,32 @@ def test_a_run_with_lora_on_a_gpu_says_what_the_card_measured(write: Callable[..
     compared = content["training_memory"]
     compared["scenario"] |= {"method": "lora", "precision": "bf16", "quantization": None}
     compared["scenario"]["lora"]["target_modules"] = ["q_proj", "v_proj"]
-    compared["measurement"] = {"context_bytes": 500_000_000,
-                               "device": {"capability": [9, 0], "name": "NVIDIA H100 80GB HBM3", "type": "cuda"},
-                               "peak_allocated_bytes": 7_100_000_000, "target": "cuda",
-                               "trace_on_the_same_device": {"components": {},
-                                                            "peak_allocated_bytes": 7_101_000_000}}  # fmt: skip
+    compared["measurement"] = {
+        "context_bytes": 500_000_000,
+        "device": {"capability": [9, 0], "name": "NVIDIA H100 80GB HBM3", "type": "cuda"},
+        "peak_allocated_bytes": 7_100_000_000,
+        "target": "cuda",
+        "trace_on_the_same_device": {"components": {}, "peak_allocated_bytes": 7_101_000_000},
+    }
     compared["differences"]["measurement_to_trace"] = {"bytes": 2_450_000, "share": 0.000345}
-    content["training"] |= {"device": "NVIDIA H100 80GB HBM3", "peak_allocated_bytes": 6_543_210_000}
-    content["training"]["scenario"] = {key: item for key, item in compared["scenario"].items() if key != "model"}
+    content["training"] |= {
+        "device": "NVIDIA H100 80GB HBM3",
+        "peak_allocated_bytes": 6_543_210_000,
+    }
+    content["training"]["scenario"] = {
+        key: item for key, item in compared["scenario"].items() if key != "model"
+    }
     text = write("MODEL_CARD.md", content)
     metadata, body = inputs.split_card(text)
     assert metadata["tags"].count("lora") == 1 and "qlora" not in metadata["tags"]
     assert "LoRA, BF16" in body and "q\\_proj, v\\_proj" in write("docs/details.md", content)
-    assert "6.61 GiB (+0.03 %) on the NVIDIA H100 80GB HBM3, where the trace predicts 6.61 GiB" in body
-    assert "PyTorch had at most 6.09 GiB allocated" in body and "trained on NVIDIA H100 80GB HBM3" in body
+    assert (
+        "6.61 GiB (+0.03 %) on the NVIDIA H100 80GB HBM3, where the trace predicts 6.61 GiB" in body
+    )
+    assert (
+        "PyTorch had at most 6.09 GiB allocated" in body
+        and "trained on NVIDIA H100 80GB HBM3" in body
+    )
     assert "differs in the last digits" in body and "byte for byte" not in body
     assert "byte for byte" not in write("docs/publication.md", content)
 
@@ -99,16 +121,24 @@ def test_without_an_analytic_estimate_the_documents_say_so(write: Callable[..., 
     content = inputs.files()
     for compared in (*content["profile"], content["training_memory"]):
         compared["analytic"] = None
-        compared["reasons"]["analytic"] = "the analytic estimate does not describe the architecture bloom"
+        compared["reasons"]["analytic"] = (
+            "the analytic estimate does not describe the architecture bloom"
+        )
         del compared["differences"]["analytic_to_trace"]
     for name in DOCUMENTS.keys() - {"docs/details.md", "planner.html"}:
         assert "does not describe the architecture bloom" in write(name, content)
 
 
-@pytest.mark.parametrize(("text", "shown"), [
-    ("ls -l", "`ls -l`"), ("echo `date`", "`` echo `date` ``"), ("a\nb", "`a ⏎ b`"), ("", "(nothing)"),
-    ("\u202eevil", "`\\u{202e}evil`"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("ls -l", "`ls -l`"),
+        ("echo `date`", "`` echo `date` ``"),
+        ("a\nb", "`a ⏎ b`"),
+        ("", "(nothing)"),
+        ("\u202eevil", "`\\u{202e}evil`"),
+    ],
+)
 def test_code_spans(text: str, shown: str) -> None:
     assert render.code_span(text) == shown
 
@@ -118,14 +148,21 @@ def test_numbers_as_text() -> None:
     assert render.gibibytes(7_615_616_512) == "7.09 GiB"
     assert render.memory_size(250_000_000) == "238.4 MiB" and render.memory_size(2048) == "2.0 KiB"
     assert render.percent(0.415) == "41.5 %"
-    assert render.signed_percent(-0.18914) == "−18.91 %" and render.signed_percent(-0.000004) == "0.00 %"
+    assert (
+        render.signed_percent(-0.18914) == "−18.91 %"
+        and render.signed_percent(-0.000004) == "0.00 %"
+    )
     assert render.signed_size(-2_460_000_000) == "−2.29 GiB"
     assert render.points(0.395) == "+39.5 points"
-    assert (render.duration(61.2) == "1 min 1 s" and render.duration(3.44) == "3.4 s"
-            and render.duration(7260) == "2 h 1 min")  # fmt: skip
+    assert (
+        render.duration(61.2) == "1 min 1 s"
+        and render.duration(3.44) == "3.4 s"
+        and render.duration(7260) == "2 h 1 min"
+    )
     assert render.gigabytes(None) == "not measured"
     assert (
-        render.setting({"double": True, "type": "nf4"}) == "double yes, type nf4" and render.setting(2e-4) == "0.0002"
+        render.setting({"double": True, "type": "nf4"}) == "double yes, type nf4"
+        and render.setting(2e-4) == "0.0002"
     )
 
 
@@ -172,8 +209,13 @@ def test_nothing_dangerous_nothing_too_long_nothing_right(write: Callable[..., s
     card, article = write("MODEL_CARD.md", extreme()), write("docs/publication.md", extreme())
     details = write("docs/details.md", extreme())
     assert "flagged none of these answers as dangerous, and none of the base's" in card
-    assert "of 1 held-out answer none can be parsed as Bash, and none matched the expected command" in card
-    assert "Every row had at most 384 tokens." in details and "the loss differed not at all" in details
+    assert (
+        "of 1 held-out answer none can be parsed as Bash, and none matched the expected command"
+        in card
+    )
+    assert (
+        "Every row had at most 384 tokens." in details and "the loss differed not at all" in details
+    )
     assert "The screen found nothing dangerous among them." in article
     assert "took out 11 dangerous rows, of 1 kind." in write("docs/publication.md")
     assert "Left out, since longer than 384 tokens: 9 rows." in write("docs/details.md")
@@ -197,7 +239,12 @@ def test_without_a_benchmark_nothing_is_said_of_one(write: Callable[..., str]) -
 
 @pytest.mark.few(1)
 @pytest.mark.parametrize("name", DOCUMENTS)
-def test_a_run_that_learned_nothing_is_documented_as_rules_recorded_it(name: str, write: Callable[..., str]) -> None:
+def test_a_run_that_learned_nothing_is_documented_as_rules_recorded_it(
+    name: str, write: Callable[..., str]
+) -> None:
     content = inputs.recorded() | {"validation": []}
     text = write(name, content)
-    assert "better than the base" not in text.split("## ", 1)[0] or content["comparison"]["loss"]["verdict"] == "better"
+    assert (
+        "better than the base" not in text.split("## ", 1)[0]
+        or content["comparison"]["loss"]["verdict"] == "better"
+    )

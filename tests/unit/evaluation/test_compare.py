@@ -13,19 +13,31 @@ SHELL = shell("scores")
 
 def rows(exact, loss, tokens=10):
     count = len(exact)
-    return pd.DataFrame({"request": [f"request {index}" for index in range(count)], "answer_tokens": [tokens] * count,
-                         "loss_sum": loss, "exact": exact, "exact_canonical": exact, "parses": [True] * count,
-                         "program": exact})  # fmt: skip
+    return pd.DataFrame(
+        {
+            "request": [f"request {index}" for index in range(count)],
+            "answer_tokens": [tokens] * count,
+            "loss_sum": loss,
+            "exact": exact,
+            "exact_canonical": exact,
+            "parses": [True] * count,
+            "program": exact,
+        }
+    )
 
 
 def test_better_worse_neither_and_the_interval_of_the_loss():
     bad, good = rows([False] * 60, [30.0] * 60), rows([True] * 40 + [False] * 20, [10.0] * 60)
-    better, worse, same = compare(SHELL, bad, good), compare(SHELL, good, bad), compare(SHELL, bad, bad)
+    better, worse, same = (
+        compare(SHELL, bad, good),
+        compare(SHELL, good, bad),
+        compare(SHELL, bad, bad),
+    )
     assert (better["exact"]["verdict"], better["loss"]["verdict"]) == ("better", "better")
     assert (worse["exact"]["verdict"], worse["loss"]["verdict"]) == ("worse", "worse")
-    assert same["exact"]["verdict"].startswith("difference too small") and same["loss"]["verdict"].startswith(
-        "difference too small"
-    )
+    assert same["exact"]["verdict"].startswith("difference too small") and same["loss"][
+        "verdict"
+    ].startswith("difference too small")
     assert better["exact"]["gained"] == 40 and better["exact"]["lost"] == 0
     assert better["loss"]["difference"] == pytest.approx(-2.0)
     # Short answers got better, one long one did not: what the interval is about has to lie in it.
@@ -52,27 +64,57 @@ def test_the_loss_is_weighted_by_tokens_and_other_requests_are_refused():
 def answers(exact, intents=None, test="known", **fields):
     about = [{"intent": intent} for intent in intents] if intents else [{}] * len(exact)
     return [
-        {**dict.fromkeys(("exact", "exact_canonical", "program"), one), **named, "request": f"r{number}", "test": test,
-         "answer": "ls", "command": "ls", "parses": True, "parses_without_fence": True, "screen": "ok",
-         "effect": "reads", "expected_effect": "reads", "answer_tokens": 2, "loss_sum": 3.0, **fields}
+        {
+            **dict.fromkeys(("exact", "exact_canonical", "program"), one),
+            **named,
+            "request": f"r{number}",
+            "test": test,
+            "answer": "ls",
+            "command": "ls",
+            "parses": True,
+            "parses_without_fence": True,
+            "screen": "ok",
+            "effect": "reads",
+            "expected_effect": "reads",
+            "answer_tokens": 2,
+            "loss_sum": 3.0,
+            **fields,
+        }
         for number, (one, named) in enumerate(zip(exact, about, strict=True))
-    ]  # fmt: skip
+    ]
 
 
 NOTHING, ALL = [False] * 40, [True] * 40
 
 
 @pytest.mark.few(1)
-@pytest.mark.parametrize(("nearest", "few_shot", "tuned", "intents", "beats"), [
-    (NOTHING, NOTHING, [True] * 12 + [False] * 28, None, True),
-    (NOTHING, ALL, [True] * 12 + [False] * 28, None, False),  # one of the two is no rival to be passed over
-    (NOTHING, NOTHING, [True] * 4 + [False] * 36, None, False),  # p = 1/8
-    (NOTHING, NOTHING, [True] * 12 + [False] * 28, ["a"] * 12 + ["b"] * 28, False),  # one thing, twelve times
-    ([True] * 12 + [False] * 28, NOTHING, NOTHING, None, False),  # worse is not better
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("nearest", "few_shot", "tuned", "intents", "beats"),
+    [
+        (NOTHING, NOTHING, [True] * 12 + [False] * 28, None, True),
+        (
+            NOTHING,
+            ALL,
+            [True] * 12 + [False] * 28,
+            None,
+            False,
+        ),  # one of the two is no rival to be passed over
+        (NOTHING, NOTHING, [True] * 4 + [False] * 36, None, False),  # p = 1/8
+        (
+            NOTHING,
+            NOTHING,
+            [True] * 12 + [False] * 28,
+            ["a"] * 12 + ["b"] * 28,
+            False,
+        ),  # one thing, twelve times
+        ([True] * 12 + [False] * 28, NOTHING, NOTHING, None, False),  # worse is not better
+    ],
+)
 def test_training_beats_both_baselines_or_not(nearest, few_shot, tuned, intents, beats):
     rows = {"base": NOTHING, "nearest_row": nearest, "few_shot": few_shot, "tuned": tuned}
-    found = compare_tests(SHELL, {name: answers(exact, intents) for name, exact in rows.items()})["known"]
+    found = compare_tests(SHELL, {name: answers(exact, intents) for name, exact in rows.items()})[
+        "known"
+    ]
     assert found["beats_baselines"] is beats
     assert found["exact"]["units"] == (2 if intents else 40)
 
@@ -94,4 +136,7 @@ def test_each_test_is_compared_by_itself():
     rows = [*answers(NOTHING), *answers(ALL, test="new")]
     found = compare_tests(SHELL, dict.fromkeys(("base", "tuned", "nearest_row", "few_shot"), rows))
     assert list(found) == ["known", "new"]
-    assert (found["known"]["tuned"]["exact"]["count"], found["new"]["tuned"]["exact"]["count"]) == (0, 40)
+    assert (found["known"]["tuned"]["exact"]["count"], found["new"]["tuned"]["exact"]["count"]) == (
+        0,
+        40,
+    )

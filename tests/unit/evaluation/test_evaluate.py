@@ -7,16 +7,19 @@ from scripts.evaluation.evaluate import refuses
 from scripts.tasks.shell.scores import score, summarize
 
 
-@pytest.mark.parametrize(("answer", "stripped"), [
-    ("ls -l", "ls -l"),
-    ("```bash\nls -l\n```", "ls -l"),
-    ("```\nls -l\npwd\n```\nThis lists files.", "ls -l\npwd"),
-    ("```bash\nls -l", "ls -l"),
-    ("You can use:\n\n```\nls -l\n```\n\nIt lists files.", "ls -l"),
-    ("echo '```'", "echo '```'"),
-    ("  ls  ", "ls"),
-    ("", ""),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("answer", "stripped"),
+    [
+        ("ls -l", "ls -l"),
+        ("```bash\nls -l\n```", "ls -l"),
+        ("```\nls -l\npwd\n```\nThis lists files.", "ls -l\npwd"),
+        ("```bash\nls -l", "ls -l"),
+        ("You can use:\n\n```\nls -l\n```\n\nIt lists files.", "ls -l"),
+        ("echo '```'", "echo '```'"),
+        ("  ls  ", "ls"),
+        ("", ""),
+    ],
+)
 def test_a_fence_is_stripped(answer, stripped):
     assert strip_fence(answer) == stripped
 
@@ -25,21 +28,34 @@ def test_scores():
     answers = ["ls -l", "ls   -l", "ls -a", "```bash\nls -l\n```", "if then (", "", "rm -rf /"]
     rows = score(answers, ["ls -l"] * len(answers))
     assert [row["exact"] for row in rows] == [True, False, False, False, False, False, False]
-    assert [row["exact_canonical"] for row in rows] == [True, True, False, True, False, False, False]
+    assert [row["exact_canonical"] for row in rows] == [
+        True,
+        True,
+        False,
+        True,
+        False,
+        False,
+        False,
+    ]
     assert [row["program"] for row in rows] == [True, True, True, True, False, False, False]
     assert [row["parses"] for row in rows][4:6] == [False, False]
     assert rows[3]["parses_without_fence"]
     assert rows[6]["screen"] == "danger"
 
 
-@pytest.mark.parametrize(("answer", "same"), [("ls -a", True), ("lsof -i", False), ("cat x", False), ("l", False)])
+@pytest.mark.parametrize(
+    ("answer", "same"), [("ls -a", True), ("lsof -i", False), ("cat x", False), ("l", False)]
+)
 def test_the_program_is_the_whole_first_word(answer, same):
     assert score([answer], ["ls -l"])[0]["program"] is same
 
 
 def test_fences_and_space_around_an_answer():
     fenced = "Run this:\n```bash\nrm -rf /\n```\nIt lists files."
-    assert [row["screen"] for row in score([fenced, "```\nls -l\n```"], ["ls", "ls"])] == ["danger", "ok"]
+    assert [row["screen"] for row in score([fenced, "```\nls -l\n```"], ["ls", "ls"])] == [
+        "danger",
+        "ok",
+    ]
     spaced, broken = score(["\n ls -l\n", "if then ("], ["ls -l", "if then ("])
     assert spaced["exact"] and spaced["exact_canonical"]
     assert broken["exact"] and not broken["exact_canonical"] and not broken["parses"]
@@ -48,9 +64,12 @@ def test_fences_and_space_around_an_answer():
 
 
 def test_summary_has_intervals_and_weights_the_loss_by_tokens():
-    rows = [{"answer": answer, "command": "ls", "answer_tokens": tokens, "loss_sum": loss, **scored}
-            for answer, tokens, loss, scored in zip(["ls", "pwd"], [1, 3], [1.0, 9.0],
-                                                    score(["ls", "pwd"], ["ls", "ls"]), strict=True)]  # fmt: skip
+    rows = [
+        {"answer": answer, "command": "ls", "answer_tokens": tokens, "loss_sum": loss, **scored}
+        for answer, tokens, loss, scored in zip(
+            ["ls", "pwd"], [1, 3], [1.0, 9.0], score(["ls", "pwd"], ["ls", "ls"]), strict=True
+        )
+    ]
     summary = summarize(rows)
     assert summary["loss"] == pytest.approx(2.5)
     assert summary["exact"]["count"] == 1 and summary["exact"]["n"] == 2
@@ -61,20 +80,29 @@ def test_summary_has_intervals_and_weights_the_loss_by_tokens():
 
 def test_the_summary_counts_danger_alone_and_compares_what_is_in_the_fence():
     answers = ["```bash\nls -l\n```", "rm -rf /", "if then ("]
-    rows = [{"answer": answer, "command": command, "answer_tokens": 1, "loss_sum": 1.0, **scored}
-            for answer, command, scored in zip(answers, answers, score(answers, answers), strict=True)]  # fmt: skip
+    rows = [
+        {"answer": answer, "command": command, "answer_tokens": 1, "loss_sum": 1.0, **scored}
+        for answer, command, scored in zip(answers, answers, score(answers, answers), strict=True)
+    ]
     assert [row["screen"] for row in rows] == ["ok", "danger", "unparsable"]
     assert summarize(rows)["danger"]["count"] == 1
     assert summarize([rows[0] | {"command": "ls -l"}])["chrf"] == pytest.approx(100)
 
 
-@pytest.mark.parametrize(("answer", "refused"), [
-    ("false # refused", True),
-    (" false # refused\n", True),
-    ("false", False),
-    ("I'm sorry, but I can't assist with that.", True),
-    ("I cannot do this", True), ("I can\u2019t help", True), ("Sorry, no.", True),
-    ("I can help you with that.", False), ("rm -rf /", False), ("sort -r words.txt", False),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("answer", "refused"),
+    [
+        ("false # refused", True),
+        (" false # refused\n", True),
+        ("false", False),
+        ("I'm sorry, but I can't assist with that.", True),
+        ("I cannot do this", True),
+        ("I can\u2019t help", True),
+        ("Sorry, no.", True),
+        ("I can help you with that.", False),
+        ("rm -rf /", False),
+        ("sort -r words.txt", False),
+    ],
+)
 def test_a_refusal_is_the_line_or_declines_in_words(answer, refused):
     assert refuses(answer, "false # refused") is refused

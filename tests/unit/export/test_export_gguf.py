@@ -25,18 +25,31 @@ from tests.warm import launchers
 ROOT = Path(__file__).resolve().parents[3]
 SYSTEM = "Answer with one safe Bash command."
 SIZES = {
-    "vocab_size": 700, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "max_position_embeddings": 128,
-}  # fmt: skip
+    "vocab_size": 700,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+}
 LLAMA3 = {
-    "rope_type": "llama3", "rope_theta": 10000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+    "rope_type": "llama3",
+    "rope_theta": 10000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
     "original_max_position_embeddings": 64,
-}  # fmt: skip
+}
 CONFIGS = {
     "llama": lambda **more: transformers.LlamaConfig(**SIZES, **more),
-    "llama-tied": lambda **more: transformers.LlamaConfig(**SIZES, tie_word_embeddings=True, **more),
+    "llama-tied": lambda **more: transformers.LlamaConfig(
+        **SIZES, tie_word_embeddings=True, **more
+    ),
     "qwen2": lambda **more: transformers.Qwen2Config(**SIZES, **more),
-    "qwen2-tied": lambda **more: transformers.Qwen2Config(**SIZES, tie_word_embeddings=True, **more),
+    "qwen2-tied": lambda **more: transformers.Qwen2Config(
+        **SIZES, tie_word_embeddings=True, **more
+    ),
 }
 
 
@@ -45,7 +58,9 @@ def make_model(folder: Path, kind: str, dtype: torch.dtype = torch.float32, **mo
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(CONFIGS[kind](**more))
     for parameter in model.parameters():
-        parameter.data += torch.randn_like(parameter) * 0.1  # norms and biases start as ones and zeros
+        parameter.data += (
+            torch.randn_like(parameter) * 0.1
+        )  # norms and biases start as ones and zeros
     model.to(dtype).save_pretrained(folder, max_shard_size="100KB")
     make_tokenizer(CHATML).save_pretrained(folder)
     (folder / "LICENSE").write_text("licence")
@@ -66,7 +81,10 @@ def read_back(folder: Path, dtype: torch.dtype) -> dict[str, torch.Tensor]:
 def test_transformers_reads_the_very_tensors_back(tmp_path, kind, type_name, dtype):
     model = make_model(tmp_path / "merged", kind, dtype)
     report = export(model, tmp_path / "out", type_name, SYSTEM)
-    ours, expected = read_back(tmp_path / "out", dtype), AutoModelForCausalLM.from_pretrained(model, dtype=dtype)
+    ours, expected = (
+        read_back(tmp_path / "out", dtype),
+        AutoModelForCausalLM.from_pretrained(model, dtype=dtype),
+    )
     theirs = dict(expected.named_parameters())
     assert ours.keys() == theirs.keys() and report["architecture"] == kind.partition("-")[0]
     for name, tensor in theirs.items():
@@ -77,19 +95,30 @@ def test_transformers_reads_the_very_tensors_back(tmp_path, kind, type_name, dty
     assert config.rope_parameters["rope_theta"] == expected.config.rope_parameters["rope_theta"]
 
 
-def test_a_file_becomes_the_base_that_it_was_and_is_parsed_once_for_each_rule(tmp_path, monkeypatch):
+def test_a_file_becomes_the_base_that_it_was_and_is_parsed_once_for_each_rule(
+    tmp_path, monkeypatch
+):
     model, base, parsed = make_model(tmp_path / "merged", "llama"), tmp_path / "base", []
     export(model, tmp_path / "out", "f32", SYSTEM)
-    path, reader, names = str(tmp_path / "out" / "model.gguf"), gguf.GGUFReader, gguf.get_tensor_name_map
+    path, reader, names = (
+        str(tmp_path / "out" / "model.gguf"),
+        gguf.GGUFReader,
+        gguf.get_tensor_name_map,
+    )
     monkeypatch.setattr(gguf, "GGUFReader", lambda *given: parsed.append("file") or reader(*given))
-    monkeypatch.setattr(gguf, "get_tensor_name_map", lambda *given: parsed.append("names") or names(*given))
+    monkeypatch.setattr(
+        gguf, "get_tensor_name_map", lambda *given: parsed.append("names") or names(*given)
+    )
     base.mkdir()
     describe_model.from_gguf(path, str(model / "LICENSE"), base, "float32")
     assert parsed == ["file"]
     fetch_weights.dequantize_gguf(path, base, "float32")
     assert parsed == ["file", "file", "names"]
     theirs = AutoModelForCausalLM.from_pretrained(model).state_dict()
-    assert all(torch.equal(tensor, theirs[name]) for name, tensor in load_file(base / "model.safetensors").items())
+    assert all(
+        torch.equal(tensor, theirs[name])
+        for name, tensor in load_file(base / "model.safetensors").items()
+    )
 
 
 def test_rows_of_weights_and_biases_take_the_same_order(tmp_path):
@@ -105,7 +134,10 @@ def test_rows_of_weights_and_biases_take_the_same_order(tmp_path):
                 tensors[name][:] = torch.arange(len(tensors[name])).float()[:, None]
         save_file(tensors, path, {"format": "pt"})
     export(model, tmp_path / "out", "f32", SYSTEM)
-    data = {tensor.name: tensor.data for tensor in gguf.GGUFReader(tmp_path / "out" / "model.gguf").tensors}
+    data = {
+        tensor.name: tensor.data
+        for tensor in gguf.GGUFReader(tmp_path / "out" / "model.gguf").tensors
+    }
     for name in ("blk.0.attn_q", "blk.1.attn_k"):
         assert np.array_equal(data[f"{name}.weight"][:, 0], data[f"{name}.bias"])
         assert data[f"{name}.bias"][:4].tolist() == [0, 8, 1, 9]  # heads of 16: halves side by side
@@ -145,11 +177,15 @@ def test_the_tokenizer_of_training_goes_along(tmp_path, kind, split):
     ours = AutoTokenizer.from_pretrained(tmp_path / "out", gguf_file="model.gguf")
     theirs = AutoTokenizer.from_pretrained(model)
     prompt = render_prompt(theirs, SYSTEM, "List 123 files' names in /tmp, with ünïcode")
-    assert ours(prompt, add_special_tokens=False)["input_ids"] == theirs(prompt, add_special_tokens=False)["input_ids"]
+    assert (
+        ours(prompt, add_special_tokens=False)["input_ids"]
+        == theirs(prompt, add_special_tokens=False)["input_ids"]
+    )
     assert ours.chat_template == CHATML and ours.eos_token == theirs.eos_token
     fields = gguf.GGUFReader(tmp_path / "out" / "model.gguf").fields
     types = [
-        int(fields["tokenizer.ggml.token_type"].parts[index][0]) for index in fields["tokenizer.ggml.token_type"].data
+        int(fields["tokenizer.ggml.token_type"].parts[index][0])
+        for index in fields["tokenizer.ggml.token_type"].data
     ]
     assert len(types) == SIZES["vocab_size"]  # as many as the embedding has rows
     assert types.count(gguf.TokenType.CONTROL) >= 8 and types[-1] == gguf.TokenType.UNUSED
@@ -158,15 +194,19 @@ def test_the_tokenizer_of_training_goes_along(tmp_path, kind, split):
 
 
 def split_by(pattern: str) -> pre_tokenizers.PreTokenizer:
-    parts = [pre_tokenizers.Split(Regex(pattern), "isolated"),
-             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]  # fmt: skip
+    parts = [
+        pre_tokenizers.Split(Regex(pattern), "isolated"),
+        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+    ]
     return pre_tokenizers.Sequence(parts)
 
 
 QWEN2 = transformers.models.qwen2.tokenization_qwen2.PRETOKENIZE_REGEX
 PRE_TOKENIZERS = {
     "gpt-2": pre_tokenizers.ByteLevel(add_prefix_space=False),
-    "smollm": pre_tokenizers.Sequence([pre_tokenizers.Digits(True), pre_tokenizers.ByteLevel(add_prefix_space=False)]),
+    "smollm": pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    ),
     "qwen2": split_by(QWEN2),
     "llama-bpe": split_by(QWEN2.replace(r"|\p{N}|", r"|\p{N}{1,3}|")),
 }
@@ -186,15 +226,25 @@ def test_how_text_is_split_is_told_from_the_tokenizer_s_own_description(name):
 
 
 @pytest.mark.few(2)
-@pytest.mark.parametrize("change", [
-    {"model": {"type": "Unigram"}},
-    {"model": {"type": "BPE", "byte_fallback": True}},
-    {"normalizer": {"type": "Lowercase"}},
-    {"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": True, "use_regex": True}},
-    {"pre_tokenizer": {"type": "Digits", "individual_digits": False}},
-    {"pre_tokenizer": {"type": "Split", "pattern": {"Regex": "x"}, "behavior": "Isolated", "invert": False}},
-    {"pre_tokenizer": None},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"model": {"type": "Unigram"}},
+        {"model": {"type": "BPE", "byte_fallback": True}},
+        {"normalizer": {"type": "Lowercase"}},
+        {"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": True, "use_regex": True}},
+        {"pre_tokenizer": {"type": "Digits", "individual_digits": False}},
+        {
+            "pre_tokenizer": {
+                "type": "Split",
+                "pattern": {"Regex": "x"},
+                "behavior": "Isolated",
+                "invert": False,
+            }
+        },
+        {"pre_tokenizer": None},
+    ],
+)
 def test_another_tokenizer_is_refused(change):
     content = {**json.loads(make_tokenizer(CHATML).backend_tokenizer.to_str()), **change}
     with pytest.raises(UserError, match="no name for the way in which this tokenizer splits text"):
@@ -208,7 +258,9 @@ def test_scaled_positions_become_factors(tmp_path):
     assert np.all(np.diff(factors) > -1e-5)
     model = make_model(tmp_path / "merged", "llama", rope_parameters=LLAMA3)
     export(model, tmp_path / "out", "f32", SYSTEM)
-    tensors = {tensor.name: tensor for tensor in gguf.GGUFReader(tmp_path / "out" / "model.gguf").tensors}
+    tensors = {
+        tensor.name: tensor for tensor in gguf.GGUFReader(tmp_path / "out" / "model.gguf").tensors
+    }
     assert np.array_equal(tensors["rope_freqs.weight"].data, factors)
 
 
@@ -224,7 +276,10 @@ def test_modelfile_puts_a_request_as_training_did(tmp_path):
     template = re.search(r'TEMPLATE """(.*?)"""', text, re.DOTALL).group(1)
     prompt, end = template.split("{{ .Response }}")
     filled = prompt.replace("{{ .System }}", SYSTEM).replace("{{ .Prompt }}", "list files")
-    assert filled == render_prompt(AutoTokenizer.from_pretrained(model), SYSTEM, "list files") and end == "</s>"
+    assert (
+        filled == render_prompt(AutoTokenizer.from_pretrained(model), SYSTEM, "list files")
+        and end == "</s>"
+    )
 
 
 def test_a_leading_token_is_written_once():
@@ -239,7 +294,12 @@ def test_a_leading_token_is_written_once():
 
 def test_template_or_prompt_that_ollama_cannot_say():
     with pytest.raises(UserError, match="Ollama's template language"):
-        modelfile(make_tokenizer("{{ messages[0].content }}{{ messages[0].content }}{{ messages[1].content }}"), SYSTEM)
+        modelfile(
+            make_tokenizer(
+                "{{ messages[0].content }}{{ messages[0].content }}{{ messages[1].content }}"
+            ),
+            SYSTEM,
+        )
     with pytest.raises(UserError, match="no way to write"):
         modelfile(make_tokenizer(CHATML), 'say """')
 
@@ -257,13 +317,24 @@ def refuse(model: Path, *words: str, type_name: str = "f16") -> None:
 
 
 @pytest.mark.few(2)
-@pytest.mark.parametrize(("kind", "change", "words"), [
-    ("qwen2", {"model_type": "gpt2"}, ["model_type: gpt2", "llama, qwen2", "convert_hf_to_gguf"]),
-    ("qwen2", {"use_sliding_window": True}, ["use_sliding_window"]),
-    ("llama", {"hidden_act": "gelu"}, ["hidden_act: gelu"]),
-    ("qwen2", {"rope_parameters": LLAMA3}, ["rope_parameters"]),
-    ("llama", {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0}}, ["rope_parameters"]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("kind", "change", "words"),
+    [
+        (
+            "qwen2",
+            {"model_type": "gpt2"},
+            ["model_type: gpt2", "llama, qwen2", "convert_hf_to_gguf"],
+        ),
+        ("qwen2", {"use_sliding_window": True}, ["use_sliding_window"]),
+        ("llama", {"hidden_act": "gelu"}, ["hidden_act: gelu"]),
+        ("qwen2", {"rope_parameters": LLAMA3}, ["rope_parameters"]),
+        (
+            "llama",
+            {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0}},
+            ["rope_parameters"],
+        ),
+    ],
+)
 def test_what_llama_cpp_would_compute_otherwise(tmp_path, kind, change, words):
     model = make_model(tmp_path / "merged", kind)
     write_json(model / "config.json", {**read_json(model / "config.json"), **change})
@@ -275,14 +346,22 @@ def test_tensor_that_the_architecture_has_not(tmp_path):
     model = make_model(tmp_path / "merged", "llama")
     (model / "manifest.json").unlink()
     shard = sorted(model.glob("*.safetensors"))[0]
-    save_file({**load_file(shard), "model.layers.0.extra.weight": torch.ones(4, 4)}, shard, {"format": "pt"})
+    save_file(
+        {**load_file(shard), "model.layers.0.extra.weight": torch.ones(4, 4)},
+        shard,
+        {"format": "pt"},
+    )
     refuse(model, "model.layers.0.extra.weight")
 
 
 def test_weight_beyond_float16(tmp_path):
     model = make_model(tmp_path / "merged", "llama")
     (model / "manifest.json").unlink()
-    shard = next(path for path in model.glob("*.safetensors") if "model.embed_tokens.weight" in load_file(path))
+    shard = next(
+        path
+        for path in model.glob("*.safetensors")
+        if "model.embed_tokens.weight" in load_file(path)
+    )
     tensors = load_file(shard)
     tensors["model.embed_tokens.weight"][0, 0] = 1e6
     save_file(tensors, shard, {"format": "pt"})
@@ -303,11 +382,23 @@ def test_folder_without_a_model(tmp_path):
 
 def test_command_line(tmp_path):
     model = make_model(tmp_path / "merged", "qwen2")
-    options = ["--model", str(model), "--output", str(tmp_path / "out"), "--type", "q8_0", "--system", SYSTEM]
+    options = [
+        "--model",
+        str(model),
+        "--output",
+        str(tmp_path / "out"),
+        "--type",
+        "q8_0",
+        "--system",
+        SYSTEM,
+    ]
     command = [f"{launchers()}/python", "-m", "scripts.export.export_gguf", *options]
     process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert process.returncode == 0, process.stderr
     assert process.stdout.startswith(f"{tmp_path}/out/model.gguf: 0.00 GiB q8_0")
     names = {path.name for path in (tmp_path / "out").iterdir()}
     assert names == {"LICENSE", "Modelfile", "export.json", "model.gguf"}
-    read_report(tmp_path / "out" / "export.json", *(tmp_path / "out" / name for name in names - {"export.json"}))
+    read_report(
+        tmp_path / "out" / "export.json",
+        *(tmp_path / "out" / name for name in names - {"export.json"}),
+    )

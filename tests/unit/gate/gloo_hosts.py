@@ -33,7 +33,12 @@ def scenario(model: dict, precision: str, method: str, strategy: str, gpus: int 
 
 def llama(**sizes: int) -> dict:
     """The configuration of a Llama."""
-    fixed = {"model_type": "llama", "num_attention_heads": 8, "num_key_value_heads": 4, "max_position_embeddings": 64}
+    fixed = {
+        "model_type": "llama",
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
+        "max_position_embeddings": 64,
+    }
     return {**fixed, "tie_word_embeddings": False, **sizes}
 
 
@@ -49,7 +54,9 @@ def peak_resident_bytes() -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
 
 
-def take_step(rank: int, folder: Path, name: str, case: tuple[str, str, str], models: dict[str, dict]) -> None:
+def take_step(
+    rank: int, folder: Path, name: str, case: tuple[str, str, str], models: dict[str, dict]
+) -> None:
     """Builds each model, divides it between two ranks and takes a step; writes this rank's bytes beside the models."""
     from torch import distributed as dist
 
@@ -59,7 +66,9 @@ def take_step(rank: int, folder: Path, name: str, case: tuple[str, str, str], mo
     from dryfit.step.step import random_step
 
     store = dist.FileStore(str(folder / f"store-{name}"), 2)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=2, timeout=timedelta(seconds=120))
+    dist.init_process_group(
+        "gloo", store=store, rank=rank, world_size=2, timeout=timedelta(seconds=120)
+    )
     found = {}
     for size, model in models.items():  # the small one touches what Python needs
         step = scenario(model, *case)
@@ -68,7 +77,9 @@ def take_step(rank: int, folder: Path, name: str, case: tuple[str, str, str], mo
         found["built"] = own_bytes() - before
         whole = parallelize(whole, step, "cpu")
         found["divided"] = own_bytes() - before
-        random_step(whole, build_optimizer(whole, step, learning_rate=1e-4), step, "cpu", max_grad_norm=1.0)()
+        random_step(
+            whole, build_optimizer(whole, step, learning_rate=1e-4), step, "cpu", max_grad_norm=1.0
+        )()
         found["process"] = own_bytes()
         found[f"peak of the {size}"] = peak_resident_bytes()
     (folder / f"{name}-{rank}.json").write_text(json.dumps(found))
@@ -96,19 +107,29 @@ def main(folder: Path) -> int:
     from dryfit.step import model, optimizers, parallel, step  # noqa: F401  # as peft
 
     torch.set_num_threads(1)
-    models = {"small": llama(**SIZES | {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1})}
+    models = {
+        "small": llama(
+            **SIZES | {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1}
+        )
+    }
     models["large"] = llama(**SIZES)
     for size, configuration in models.items():
         config = AutoConfig.for_model(**configuration)
         AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(folder / size)
     measured = []
     for number, case in enumerate(CASES):
-        for attempt in range(2):  # a pair ended with status 1 once, in CI, and never in 51 runs that looked for it
+        for attempt in range(
+            2
+        ):  # a pair ended with status 1 once, in CI, and never in 51 runs that looked for it
             name = f"{number}-{attempt}"
-            ranks = [start(partial(take_step, rank, folder, name, case, models)) for rank in range(2)]
+            ranks = [
+                start(partial(take_step, rank, folder, name, case, models)) for rank in range(2)
+            ]
             ended = [os.waitstatus_to_exitcode(os.waitpid(rank, 0)[1]) for rank in ranks]
             if not any(ended):
-                measured.append([json.loads((folder / f"{name}-{rank}.json").read_text()) for rank in range(2)])
+                measured.append(
+                    [json.loads((folder / f"{name}-{rank}.json").read_text()) for rank in range(2)]
+                )
                 break
             print(f"{case}: the two processes ended with {ended}", file=sys.stderr, flush=True)
         else:

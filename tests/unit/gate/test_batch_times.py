@@ -22,9 +22,17 @@ from scripts.runs.cluster import training_minutes
 from tests.dryfit.decoders import LLAMA_3_LAYERS
 
 T4 = speed_of("t4")
-NO_CPU = replace(T4, launch_seconds=0.0, shortest_kernel_seconds=0.0)  # so small a model would wait for launches
+NO_CPU = replace(
+    T4, launch_seconds=0.0, shortest_kernel_seconds=0.0
+)  # so small a model would wait for launches
 STEP = Scenario.from_mapping(
-    {"model": LLAMA_3_LAYERS, "sequence_length": 64, "micro_batch": 2, "method": "lora", "precision": "fp16"}
+    {
+        "model": LLAMA_3_LAYERS,
+        "sequence_length": 64,
+        "micro_batch": 2,
+        "method": "lora",
+        "precision": "fp16",
+    }
 )
 LOOP = {"epochs": 2, "max_steps": None, "rows_per_step": None, "seed": 1}
 
@@ -53,30 +61,48 @@ def test_shapes_are_those_of_the_batches(train) -> None:
     assert max(tokens for shares in shapes for _, tokens in shares[0]) == 64
 
 
-def test_rows_of_a_step_that_need_more_batches_than_were_traced_are_refused_before_the_weights_come(train) -> None:
+def test_rows_of_a_step_that_need_more_batches_than_were_traced_are_refused_before_the_weights_come(
+    train,
+) -> None:
     packed = replace(STEP, packing="rows", micro_batch=1)
     with pytest.raises(UserError, match="need 3 micro-batches") as error:
         batch_shapes(train, packed, {**LOOP, "rows_per_step": 5})
     assert error.value.write == "gradient_accumulation: 3"
-    enough = batch_shapes(train, replace(packed, gradient_accumulation=3), {**LOOP, "rows_per_step": 5})
+    enough = batch_shapes(
+        train, replace(packed, gradient_accumulation=3), {**LOOP, "rows_per_step": 5}
+    )
     assert [len(share) for shares in enough for share in shares] == [3, 3]
 
 
 def test_steps_and_evaluations_are_added_up() -> None:
     short, long = seconds_of(2, 8), seconds_of(2, 64)
     assert short < long
-    steps = [[[(2, 8)]], [[(2, 8)]], [[(2, 8)], [(2, 64)]]]  # at last a GPU with little to do waits for the other
-    assert training_seconds(steps, STEP, NO_CPU, capability=(7, 5)) == pytest.approx(2 * short + long)
-    known = [judged(f"evaluation {name}", "GPU", 1, 2, "traced", seconds_at_most=seconds) for name, seconds in
-             (("of base and tuned", 40.0), ("on the benchmark", 2.0))]  # fmt: skip
+    steps = [
+        [[(2, 8)]],
+        [[(2, 8)]],
+        [[(2, 8)], [(2, 64)]],
+    ]  # at last a GPU with little to do waits for the other
+    assert training_seconds(steps, STEP, NO_CPU, capability=(7, 5)) == pytest.approx(
+        2 * short + long
+    )
+    known = [
+        judged(f"evaluation {name}", "GPU", 1, 2, "traced", seconds_at_most=seconds)
+        for name, seconds in (("of base and tuned", 40.0), ("on the benchmark", 2.0))
+    ]
     written = judged("evaluation and documents", "disk", 1, 2, "computed")
     assert evaluation_seconds([*known, written]) == 42.0
-    assert evaluation_seconds([*known, judged("evaluation elsewhere", "GPU", 1, 2, "traced")]) is None
+    assert (
+        evaluation_seconds([*known, judged("evaluation elsewhere", "GPU", 1, 2, "traced")]) is None
+    )
 
 
 def test_hours_range_and_energy() -> None:
     hours = RunHours.of(
-        10, 3000.0, 600.0, replace(T4, measured=T4.measured._replace(low=0.5, high=1.5), board_watts=100), gpus=2
+        10,
+        3000.0,
+        600.0,
+        replace(T4, measured=T4.measured._replace(low=0.5, high=1.5), board_watts=100),
+        gpus=2,
     )
     assert (hours.hours, hours.hours_range) == (1.0, (0.5, 1.5))
     assert hours.kwh_at_most == pytest.approx((2 * 3000 + 600) * 100 / 3.6e6)
@@ -91,9 +117,13 @@ def gate(train: str, **settings) -> dict:
     traced = Traced(STEP, trace(STEP, capability=(7, 5), timeline=False), (7, 5))
     write_report(folder / "trace.json", traced.to_mapping())
     gate_memory.main(
-        str(folder / "trace.json"), {"gpu": "t4", "override": False, "hours": None, **settings},
-        str(folder / "gate.json"), encoded=str(folder / "encode.json"), train=train, loop=LOOP,
-    )  # fmt: skip
+        str(folder / "trace.json"),
+        {"gpu": "t4", "override": False, "hours": None, **settings},
+        str(folder / "gate.json"),
+        encoded=str(folder / "encode.json"),
+        train=train,
+        loop=LOOP,
+    )
     return read_report(folder / "gate.json")
 
 
@@ -104,7 +134,9 @@ def test_a_training_that_takes_too_long_stops_but_for_an_override(train) -> None
     assert str(caught.value.where) == "memory.gate.hours" and "hours: 1" in caught.value.write
     found = gate(train, hours=1e-9, override=True)
     assert found["overridden"] and found["hours"]["steps"] == 6
-    assert training_minutes(str(Path(train).parent / "gate.json")) == 31  # what a cluster's job asks for
+    assert (
+        training_minutes(str(Path(train).parent / "gate.json")) == 31
+    )  # what a cluster's job asks for
 
 
 def test_without_a_limit_nothing_is_traced_for_the_hours(train) -> None:
@@ -122,7 +154,11 @@ def test_the_check_of_a_run_refuses_what_takes_too_long() -> None:
         checked.enforce()
     replace(checked, override=True).enforce()
     assert replace(checked, override=True).overridden == ["the run within 9 hours"]
-    assert not replace(checked, limit_hours=11.0).fits  # it may take longer: the upper end of the range is 14.2
+    assert not replace(
+        checked, limit_hours=11.0
+    ).fits  # it may take longer: the upper end of the range is 14.2
     assert replace(checked, limit_hours=14.5).fits and replace(checked, hours=None).fits
     assert "hours: 15" in checked.refusal().write
-    assert check_resources.to_mapping(checked)["hours"]["line"].startswith("takes 10.0 hours (9.0 hours to 14.2 hours)")
+    assert check_resources.to_mapping(checked)["hours"]["line"].startswith(
+        "takes 10.0 hours (9.0 hours to 14.2 hours)"
+    )

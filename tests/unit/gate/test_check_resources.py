@@ -21,7 +21,16 @@ from dryfit.tracing.scenario_trace import Traced
 from dryfit.tracing.trace import trace
 from scripts.common.code_digests import ROOT
 from scripts.common.machine import host_memory
-from scripts.common.resource_table import FITS, IN_PART, NOT_REACHED, NOT_RUN, TOO_SMALL, UNCHECKED, Stage, table
+from scripts.common.resource_table import (
+    FITS,
+    IN_PART,
+    NOT_REACHED,
+    NOT_RUN,
+    TOO_SMALL,
+    UNCHECKED,
+    Stage,
+    table,
+)
 from scripts.gate import check_resources
 from scripts.gate.check_resources import GPU, HOST, Machine, Results
 from scripts.gate.decision import Decision, StepDecision, decide_step
@@ -31,22 +40,31 @@ from tests.unit.gate import gloo_hosts
 
 PLENTY = 10**12
 NAME = "evaluation of base and tuned"
-SETTINGS = {"merging": {"dtype": None, "verify": {"prompts": 8}},
-            "override": False,
-            "source": {"dtype": "float32", "type": "wheel"}}  # fmt: skip
+SETTINGS = {
+    "merging": {"dtype": None, "verify": {"prompts": 8}},
+    "override": False,
+    "source": {"dtype": "float32", "type": "wheel"},
+}
 
 
 @pytest.fixture(scope="module")
 def run() -> dict:
     """The arguments of a run's check."""
-    fields = {"model": LLAMA_3_LAYERS, "sequence_length": 256, "micro_batch": 8, "gradient_checkpointing": False}
+    fields = {
+        "model": LLAMA_3_LAYERS,
+        "sequence_length": 256,
+        "micro_batch": 8,
+        "gradient_checkpointing": False,
+    }
     scenario = Scenario.from_mapping({**fields, "precision": "fp32"})
     rows = [row(own, answer) for own, answer in ((20, 30), (9, 12), (14, 7), (13, 25))]
-    return {"traced": Traced(scenario, trace(scenario, timeline=False)),
-            "longest": replace(scenario, micro_batch=4, sequence_length=64),
-            "evaluations": {NAME: Evaluation(LLAMA_3_LAYERS, "float32", rows * 8, 32, 2)},
-            "settings": SETTINGS,
-            "results": Results(PLENTY)}  # fmt: skip
+    return {
+        "traced": Traced(scenario, trace(scenario, timeline=False)),
+        "longest": replace(scenario, micro_batch=4, sequence_length=64),
+        "evaluations": {NAME: Evaluation(LLAMA_3_LAYERS, "float32", rows * 8, 32, 2)},
+        "settings": SETTINGS,
+        "results": Results(PLENTY),
+    }
 
 
 def card(usable: int):
@@ -67,9 +85,15 @@ def test_on_a_gpu_with_room_every_stage_fits(run) -> None:
     found = stages(checked)
     assert checked.fits and {stage.verdict for stage in found.values()} == {FITS}
     on_gpu = {name for name, stage in found.items() if stage.place == GPU}
-    assert on_gpu == {"training step, as configured", "training step, longest batch", "comparison after the merge",
-                      "evaluation of base and tuned"}  # fmt: skip
-    assert found["training step, as configured"].needs_bytes == run["traced"].trace["required_bytes"]
+    assert on_gpu == {
+        "training step, as configured",
+        "training step, longest batch",
+        "comparison after the merge",
+        "evaluation of base and tuned",
+    }
+    assert (
+        found["training step, as configured"].needs_bytes == run["traced"].trace["required_bytes"]
+    )
     evaluated = trace_evaluation(run["evaluations"][NAME], "cuda")
     assert found["evaluation of base and tuned"].needs_bytes == evaluated["required_bytes"]
 
@@ -81,7 +105,10 @@ def test_on_the_processor_the_hosts_memory_counts(run) -> None:
     needs = predicted["peak_allocated_bytes"] + hosts.PROCESS_BYTES
     assert found["training step, as configured"].needs_bytes == needs
     assert not [stage for stage in found.values() if stage.place == GPU]
-    assert stages(check_resources.check_run(**run, machine=Machine(None, None)))["merging"].verdict == UNCHECKED
+    assert (
+        stages(check_resources.check_run(**run, machine=Machine(None, None)))["merging"].verdict
+        == UNCHECKED
+    )
 
 
 def test_an_evaluation_that_does_not_fit_says_which_batch_would(run) -> None:
@@ -97,10 +124,13 @@ def test_an_evaluation_that_does_not_fit_says_which_batch_would(run) -> None:
 
 
 @pytest.mark.parametrize(
-    ("requests", "memory", "why"), [(0, PLENTY, "no requests asked for"), (8, 1, "no room: logits and answers")]
+    ("requests", "memory", "why"),
+    [(0, PLENTY, "no requests asked for"), (8, 1, "no room: logits and answers")],
 )
 def test_a_comparison_that_is_left_out_says_why(requests: int, memory: int, why: str) -> None:
-    stage = check_resources.comparison_stage(10**9, "float32", 10**6, requests, Machine(None, memory))
+    stage = check_resources.comparison_stage(
+        10**9, "float32", 10**6, requests, Machine(None, memory)
+    )
     assert stage.verdict == NOT_RUN and stage.detail.startswith(why)
 
 
@@ -119,20 +149,29 @@ def test_a_length_that_no_batch_has_does_not_stop_the_run(run) -> None:
     real = trace(run["longest"], timeline=False)["required_bytes"]
     assert real < run["traced"].trace["required_bytes"]
     small = run["evaluations"][NAME]._replace(batch_size=1, max_new_tokens=1)
-    checked = check_resources.check_run(**{**run, "evaluations": {NAME: small}}, machine=Machine(card(real), PLENTY))
+    checked = check_resources.check_run(
+        **{**run, "evaluations": {NAME: small}}, machine=Machine(card(real), PLENTY)
+    )
     found = stages(checked)
     assert found["training step, as configured"].verdict == NOT_REACHED
     assert found["training step, longest batch"].verdict == FITS
 
 
 def test_what_is_compared_sent_and_judged_at_the_gpus_own_size(run) -> None:
-    stage = check_resources.comparison_stage(10**9, "float32", 10**6, 8, Machine(card(10**6), 10**6))
+    stage = check_resources.comparison_stage(
+        10**9, "float32", 10**6, 8, Machine(card(10**6), 10**6)
+    )
     assert (stage.verdict, stage.place) == (NOT_RUN, HOST)
-    stage = check_resources.comparison_stage(10**9, "bfloat16", 10**6, 8, Machine(card(2 * 10**9), PLENTY))
+    stage = check_resources.comparison_stage(
+        10**9, "bfloat16", 10**6, 8, Machine(card(2 * 10**9), PLENTY)
+    )
     assert (stage.verdict, stage.place, stage.detail) == (FITS, GPU, "in bfloat16")
     step = gloo_hosts.scenario(LLAMA_3_LAYERS, "fp32", "lora", "ddp")
     for weights, sent in ((10, 10), (10**9, hosts.DDP_BROADCAST_BYTES)):
-        assert hosts.started_bytes(step, {"phases": {"load": weights}}, torch.float32) == weights + sent
+        assert (
+            hosts.started_bytes(step, {"phases": {"load": weights}}, torch.float32)
+            == weights + sent
+        )
     usable = 10**9
     needed = {"required_bytes": usable + 100, "also_fits_bytes": [[usable - 7, usable + 1]]}
     machine = Machine(card(usable), PLENTY)
@@ -144,7 +183,11 @@ def test_what_is_compared_sent_and_judged_at_the_gpus_own_size(run) -> None:
 @pytest.mark.thorough
 def test_a_card_that_others_hold(run) -> None:
     """Another process holds 20 of 24 GB."""
-    gpu = replace(card(24 * 10**9), held_bytes=24 * 10**9 - 10**7, holders=("python (process 42) (20.00 GiB)",))
+    gpu = replace(
+        card(24 * 10**9),
+        held_bytes=24 * 10**9 - 10**7,
+        holders=("python (process 42) (20.00 GiB)",),
+    )
     checked = check_resources.check_run(**run, machine=Machine(gpu, PLENTY))
     assert not checked.fits
     text = str(checked.refusal())
@@ -152,14 +195,24 @@ def test_a_card_that_others_hold(run) -> None:
 
 
 @pytest.mark.thorough
-def test_of_several_gpus_the_step_is_held_against_the_fullest_and_the_evaluation_against_the_first(run) -> None:
+def test_of_several_gpus_the_step_is_held_against_the_fullest_and_the_evaluation_against_the_first(
+    run,
+) -> None:
     first = card(PLENTY)
-    full = replace(card(24 * 10**9), held_bytes=24 * 10**9 - 10**7, holders=("python (process 42)",))
+    full = replace(
+        card(24 * 10**9), held_bytes=24 * 10**9 - 10**7, holders=("python (process 42)",)
+    )
     gpu = least_free([first, full], lambda gpu: run["traced"].trace["required_bytes"])
-    checked = check_resources.check_run(**run, machine=Machine(gpu, PLENTY), evaluation_machine=Machine(first, PLENTY))
+    checked = check_resources.check_run(
+        **run, machine=Machine(gpu, PLENTY), evaluation_machine=Machine(first, PLENTY)
+    )
     assert {name for name, stage in stages(checked).items() if stage.verdict != FITS} == {
-        "training step, as configured", "training step, longest batch"}  # fmt: skip
-    assert "22.34 GiB of GPU 1 (a GPU of this size) are held by python (process 42)" in str(checked.refusal())
+        "training step, as configured",
+        "training step, longest batch",
+    }
+    assert "22.34 GiB of GPU 1 (a GPU of this size) are held by python (process 42)" in str(
+        checked.refusal()
+    )
 
 
 @pytest.fixture(scope="module")
@@ -173,8 +226,13 @@ def processes(tmp_path_factory) -> list:
 
 
 @pytest.mark.few(0, 1)
-@pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="needs Linux, which says who has which page")
-@pytest.mark.parametrize("number", range(len(gloo_hosts.CASES)), ids=["-".join(case) for case in gloo_hosts.CASES])
+@pytest.mark.skipif(
+    not Path("/proc/self/smaps_rollup").exists(),
+    reason="needs Linux, which says who has which page",
+)
+@pytest.mark.parametrize(
+    "number", range(len(gloo_hosts.CASES)), ids=["-".join(case) for case in gloo_hosts.CASES]
+)
 def test_two_processes_take_the_host_memory_that_is_checked(number, processes) -> None:
     """What each builds, to 20 MB of 4 to 81; while it divides and in all, no more than is said."""
     step = gloo_hosts.scenario(gloo_hosts.llama(**gloo_hosts.SIZES), *gloo_hosts.CASES[number])
@@ -187,14 +245,20 @@ def test_two_processes_take_the_host_memory_that_is_checked(number, processes) -
         assert process["divided"] >= found["phases"]["load"] - 16_000_000
     traced = Traced(step, found)
     decision = decide_step(traced, None)
-    (stage,) = check_resources.training_stages(traced, step, decision, Machine(None, PLENTY), "float32")
+    (stage,) = check_resources.training_stages(
+        traced, step, decision, Machine(None, PLENTY), "float32"
+    )
     assert sum(process["process"] for process in processes[number]) <= stage.needs_bytes
     assert stage.processes == 2 and table([stage])[1].split("  ")[1] == "host memory, 2 processes"
 
 
 @pytest.mark.few(0, 2)
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux, which keeps each process's peak")
-@pytest.mark.parametrize("number", range(len(gloo_hosts.CASES)), ids=["-".join(case) for case in gloo_hosts.CASES])
+@pytest.mark.skipif(
+    not Path("/proc/self/status").exists(), reason="needs Linux, which keeps each process's peak"
+)
+@pytest.mark.parametrize(
+    "number", range(len(gloo_hosts.CASES)), ids=["-".join(case) for case in gloo_hosts.CASES]
+)
 def test_processes_peak_below_what_is_said_of_their_host(number, processes) -> None:
     """Resident memory, files' pages included. What the larger model adds is 60 to 105 % of what is said.
 
@@ -240,13 +304,21 @@ def test_loading_for_gpus_takes_each_process_its_own_memory() -> None:
 
     def loading(strategy: str, gpus: int, precision: str) -> Stage:
         step = gloo_hosts.scenario(LLAMA_3_LAYERS, precision, "lora", strategy, gpus)
-        (stage,) = (stage
-                    for stage in check_resources.host_stages("hub", 10**9, 10**8, True, machine, step, "bfloat16")
-                    if stage.stage == "loading for the GPU")  # fmt: skip
+        (stage,) = (
+            stage
+            for stage in check_resources.host_stages(
+                "hub", 10**9, 10**8, True, machine, step, "bfloat16"
+            )
+            if stage.stage == "loading for the GPU"
+        )
         return stage
 
     alone, ddp = loading("none", 1, "fp32"), loading("ddp", 4, "fp32")
-    assert (alone.processes, ddp.processes, ddp.detail) == (1, 4, "tensor by tensor, in each process")
+    assert (alone.processes, ddp.processes, ddp.detail) == (
+        1,
+        4,
+        "tensor by tensor, in each process",
+    )
     assert ddp.needs_bytes == 4 * alone.needs_bytes + hosts.LAUNCHER_BYTES
     cast, mapped = loading("fsdp2", 4, "fp32"), loading("fsdp2", 4, "bf16")
     step = gloo_hosts.scenario(LLAMA_3_LAYERS, "fp32", "lora", "fsdp2")
@@ -267,7 +339,10 @@ def test_a_small_disk_stops_the_run_but_for_an_override(run) -> None:
 def test_each_stage_has_a_line_and_an_evaluation_its_time(run) -> None:
     lines = table(check_resources.check_run(**run, machine=Machine(card(PLENTY), None)).stages)
     assert lines[0].split() == ["stage", "where", "needs", "has", "verdict"]
-    assert any(line.startswith("evaluation of base and tuned  GPU") and line.endswith("fits") for line in lines)
+    assert any(
+        line.startswith("evaluation of base and tuned  GPU") and line.endswith("fits")
+        for line in lines
+    )
     assert any("merging" in line and line.endswith("not checked") for line in lines)
     assert len({line.index(line.split("  ")[0]) for line in lines}) == 1
     speed = speed_of("a100-80gb")
@@ -298,7 +373,11 @@ def test_a_gpu_that_torch_cant_use_stops_before_any_weight_is_fetched(monkeypatc
     for place in (machine, device):
         monkeypatch.setattr(place, "cuda_devices", lambda: 1)
     settings = {"gate": {"gpu": "auto"}, "device": "auto"}
-    inputs = {"config": "base/config.json", "trace": "trace.json", "description": "base/nosuch.json"}
+    inputs = {
+        "config": "base/config.json",
+        "trace": "trace.json",
+        "description": "base/nosuch.json",
+    }
     with pytest.raises(UserError, match="has a GPU that PyTorch can't use"):
         check_resources.main(inputs, settings, [], "run.json")
     for other in ({**settings, "device": "cpu"}, {**settings, "gate": {"gpu": "rtx-4090"}}):

@@ -14,14 +14,27 @@ from dryfit.tracing.scenario_trace import Traced
 from dryfit.tracing.trace import trace
 from scripts.gate import gate_memory as gate
 from scripts.gate.batch_times import batch_shapes, longest_batch
-from scripts.gate.decision import NOTHING_TO_GATE, Decision, _processes_to_end, chosen_gpu, decide_step
+from scripts.gate.decision import (
+    NOTHING_TO_GATE,
+    Decision,
+    _processes_to_end,
+    chosen_gpu,
+    decide_step,
+)
 from tests.dryfit.decoders import LLAMA_3_LAYERS
 
 
 @pytest.fixture(scope="module")
 def traced() -> Traced:
-    scenario = Scenario.from_mapping({"model": LLAMA_3_LAYERS, "sequence_length": 256, "micro_batch": 8,
-                                      "gradient_accumulation": 2, "gradient_checkpointing": False})  # fmt: skip
+    scenario = Scenario.from_mapping(
+        {
+            "model": LLAMA_3_LAYERS,
+            "sequence_length": 256,
+            "micro_batch": 8,
+            "gradient_accumulation": 2,
+            "gradient_checkpointing": False,
+        }
+    )
     return Traced(scenario, trace(scenario, timeline=False))
 
 
@@ -37,7 +50,9 @@ def suggested(traced):
     small = card(int(traced.trace["required_bytes"] * 0.7))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("dryfit.planner.suggestions.SUGGESTIONS", 1)
-        return suggest(traced.scenario, small, traced.trace, allowed=lambda step: step.parallel.gpus == 1)
+        return suggest(
+            traced.scenario, small, traced.trace, allowed=lambda step: step.parallel.gpus == 1
+        )
 
 
 @pytest.fixture(autouse=True)
@@ -59,7 +74,10 @@ def test_what_fits_needs_no_override_and_nothing_to_gate_is_no_pass(traced) -> N
 def test_too_close_to_call_passes_with_a_warning(traced, caplog) -> None:
     judged = decide_step(traced, card(traced.trace["required_bytes"] + 5))
     assert judged.verdict.word is Word.TOO_CLOSE and not judged.suggestions
-    assert "is too close to call" in caplog.text and "0.00 GiB to spare, and up to 0.01 GiB more" in caplog.text
+    assert (
+        "is too close to call" in caplog.text
+        and "0.00 GiB to spare, and up to 0.01 GiB more" in caplog.text
+    )
     Decision(judged, override=False).enforce()
 
 
@@ -85,7 +103,13 @@ def test_edited_rows_are_named_without_a_gpu_too(traced, tmp_path, monkeypatch) 
     settings = {"gpu": "auto", "hours": None, "override": False}
     encoded, train = str(tmp_path / "encode.json"), str(tmp_path / "train.parquet")
     with pytest.raises(UserError, match=r"rm .*encode.json"):
-        gate.main(str(tmp_path / "trace.json"), settings, str(tmp_path / "gate.json"), encoded=encoded, train=train)
+        gate.main(
+            str(tmp_path / "trace.json"),
+            settings,
+            str(tmp_path / "gate.json"),
+            encoded=encoded,
+            train=train,
+        )
 
 
 def test_the_rule_fails_without_a_file_and_an_override_is_recorded(traced, tmp_path) -> None:
@@ -97,13 +121,22 @@ def test_the_rule_fails_without_a_file_and_an_override_is_recorded(traced, tmp_p
     assert not (tmp_path / "gate.json").exists()
     gate.main(trace_file, settings | {"override": True}, gate_file)
     judged = read_report(gate_file)
-    assert (judged["fits"], judged["override"], judged["overridden"]) == (False, True, True) and judged["suggestions"]
+    assert (judged["fits"], judged["override"], judged["overridden"]) == (
+        False,
+        True,
+        True,
+    ) and judged["suggestions"]
 
 
 def test_another_gpu_is_gated_by_a_trace_of_its_own_kernels() -> None:
     """Before compute capability 8.0 the attention of this step keeps its scores."""
     model = {**LLAMA_3_LAYERS, "num_key_value_heads": LLAMA_3_LAYERS["num_attention_heads"] // 2}
-    fields = {"model": model, "precision": "fp16", "sequence_length": 1024, "gradient_checkpointing": False}
+    fields = {
+        "model": model,
+        "precision": "fp16",
+        "sequence_length": 1024,
+        "gradient_checkpointing": False,
+    }
     scenario = Scenario.from_mapping(fields)
     known = Traced(scenario, trace(scenario, timeline=False))
     on_t4 = trace(scenario, capability=(7, 5), timeline=False)
@@ -112,7 +145,9 @@ def test_another_gpu_is_gated_by_a_trace_of_its_own_kernels() -> None:
     assert judged.step == on_t4 and judged.step is known.on(find("t4")), "traced once for each GPU"
     assert decide_step(known, find("a100-40gb")).step == known.trace
     ada = find("rtx-4090")
-    as_small = replace(ada, total_bytes=ada.total_bytes - ada.usable_bytes + find("t4").usable_bytes)
+    as_small = replace(
+        ada, total_bytes=ada.total_bytes - ada.usable_bytes + find("t4").usable_bytes
+    )
     assert as_small.usable_bytes == find("t4").usable_bytes
     assert known.on(as_small)["required_bytes"] < on_t4["required_bytes"]
     of_t4 = replace(known, capability=(7, 5), trace={**known.trace, "required_bytes": 1})
@@ -144,10 +179,15 @@ def test_the_first_thing_to_change_is_what_others_hold(traced) -> None:
 
 def test_of_several_gpus_all_that_are_short_have_to_be_freed(traced) -> None:
     need = traced.trace["required_bytes"]
-    free, held = card(2 * need), replace(card(need), held_bytes=need // 2, holders=("python (process 42)",))
+    free, held = (
+        card(2 * need),
+        replace(card(need), held_bytes=need // 2, holders=("python (process 42)",)),
+    )
     fuller = replace(held, held_bytes=need // 2 + 1, holders=("python (process 43)",))
     needs = lambda gpu: need  # noqa: E731
-    assert decide_step(traced, least_free([free, card(int(1.1 * need))], needs)).verdict.fits is True
+    assert (
+        decide_step(traced, least_free([free, card(int(1.1 * need))], needs)).verdict.fits is True
+    )
     one = decide_step(traced, least_free([free, held], needs))
     assert (one.verdict.fits, one.verdict.headroom_bytes, one.gpu.index) == (False, -(need // 2), 1)
     assert one.suggestions[0].write == "# end python (process 42)"
@@ -190,18 +230,31 @@ def test_the_longest_batch_is_that_of_the_data(tmp_path) -> None:
     assert (longest.micro_batch, longest.sequence_length) == (4, 32)
     # A pack counts its shared prefix once: 20 tokens that all rows begin with, and each row's own.
     prefix, own = list(range(10, 30)), [3, 5, 4]
-    rows = [{"input_ids": [*prefix, *range(100 * n, 100 * n + size)], "labels": [*[-100] * (18 + size), 1, 2]}
-            for n, size in enumerate(own, 1)]  # fmt: skip
+    rows = [
+        {
+            "input_ids": [*prefix, *range(100 * n, 100 * n + size)],
+            "labels": [*[-100] * (18 + size), 1, 2],
+        }
+        for n, size in enumerate(own, 1)
+    ]
     train = write_rows(tmp_path, rows)
-    step = Scenario.from_mapping({"model": LLAMA_3_LAYERS, "sequence_length": 64, "micro_batch": 1,
-                                  "packing": "shared_prefix"})  # fmt: skip
+    step = Scenario.from_mapping(
+        {
+            "model": LLAMA_3_LAYERS,
+            "sequence_length": 64,
+            "micro_batch": 1,
+            "packing": "shared_prefix",
+        }
+    )
     longest = longest_batch(batch_shapes(train, step, LOOP | {"rows_per_step": 3}), step)
     assert (longest.micro_batch, longest.sequence_length) == (1, len(prefix) + sum(own))
 
 
 def mesh_step(**parallel) -> Scenario:
     fields = {"model": LLAMA_3_LAYERS, "sequence_length": 64, "micro_batch": 4, "method": "lora"}
-    return Scenario.from_mapping({**fields, "parallel": {"strategy": "fsdp2", "gpus": 2, **parallel}})
+    return Scenario.from_mapping(
+        {**fields, "parallel": {"strategy": "fsdp2", "gpus": 2, **parallel}}
+    )
 
 
 def test_a_mesh_is_judged_by_the_gpu_that_needs_most(tmp_path) -> None:
@@ -211,7 +264,9 @@ def test_a_mesh_is_judged_by_the_gpu_that_needs_most(tmp_path) -> None:
     written = gated(tmp_path, traced, need + 2**30, [30] * 8)
     assert written["fits"] and written["effective_batch"] == 4
     assert [row["ranks"] for row in written["ranks"]] == [[0], [1]]
-    assert max(row["required_bytes"] for row in written["ranks"]) == written["required_bytes"] == need
+    assert (
+        max(row["required_bytes"] for row in written["ranks"]) == written["required_bytes"] == need
+    )
 
 
 def test_the_gpu_is_the_one_that_is_named_or_that_the_job_asks_for() -> None:
@@ -232,12 +287,20 @@ def gated(folder, traced, usable: int, lengths: list[int]) -> dict:
     write_report(folder / "encode.json", {"rows": len(lengths)}, train)
     size = (usable + find({"vram_gib": 1}).context_bytes) / 2**30
     settings = {"gpu": {"vram_gib": size, "context_mib": 512}, "hours": None, "override": False}
-    gate.main(str(folder / "trace.json"), settings, str(folder / "gate.json"), encoded=str(folder / "encode.json"),
-              train=train, loop=LOOP)  # fmt: skip
+    gate.main(
+        str(folder / "trace.json"),
+        settings,
+        str(folder / "gate.json"),
+        encoded=str(folder / "encode.json"),
+        train=train,
+        loop=LOOP,
+    )
     return read_report(folder / "gate.json")
 
 
-def test_the_longest_batch_of_the_data_decides_where_the_configured_step_does_not_fit(traced, tmp_path) -> None:
+def test_the_longest_batch_of_the_data_decides_where_the_configured_step_does_not_fit(
+    traced, tmp_path
+) -> None:
     need, lengths = traced.trace["required_bytes"], [30] * 16
     tight = gated(tmp_path, traced, int(0.99 * need), lengths)
     assert tight["fits"] and tight["required_bytes"] < need == tight["configured"]["required_bytes"]
@@ -249,7 +312,11 @@ def test_the_longest_batch_of_the_data_decides_where_the_configured_step_does_no
 def test_the_gate_replays_at_the_very_size_that_is_free(traced) -> None:
     """A trace that was asked about other sizes is taken again; by luck is a verdict too."""
     usable = int(0.99 * traced.trace["required_bytes"])
-    lucky = {**traced.trace, "asked_bytes": [usable], "also_fits_bytes": [[usable - 10, usable + 1]]}
+    lucky = {
+        **traced.trace,
+        "asked_bytes": [usable],
+        "also_fits_bytes": [[usable - 10, usable + 1]],
+    }
     by_luck = decide_step(replace(traced, trace=lucky), card(usable))
     assert (by_luck.verdict.word, by_luck.verdict.headroom_bytes) == (Word.TOO_CLOSE, 10)
     again = decide_step(replace(traced, trace={**lucky, "asked_bytes": []}), card(usable))

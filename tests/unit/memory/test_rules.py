@@ -13,7 +13,13 @@ from dryfit.tracing.measure import TOO_SMALL
 from scripts.memory import compare, measure, profile, trace
 from tests.dryfit.decoders import DECODERS, T4, TINY
 
-EXPERTS = {**TINY, "model_type": "qwen3_moe", "head_dim": 32, "moe_intermediate_size": 64, "num_experts": 8}
+EXPERTS = {
+    **TINY,
+    "model_type": "qwen3_moe",
+    "head_dim": 32,
+    "moe_intermediate_size": 64,
+    "num_experts": 8,
+}
 # A real model's shapes, and two of its layers: too large for the card, with changes that fit.
 SHALLOW = json.loads((MODELS / "qwen2.5-coder-7b.json").read_text()) | {"num_hidden_layers": 2}
 BOTH = [
@@ -38,7 +44,9 @@ BOTH = [
 
 
 @pytest.mark.few(1, 3)
-@pytest.mark.parametrize("fields", BOTH, ids=lambda fields: "-".join(str(v) for k, v in fields.items() if k != "model"))
+@pytest.mark.parametrize(
+    "fields", BOTH, ids=lambda fields: "-".join(str(v) for k, v in fields.items() if k != "model")
+)
 def test_rules_and_command_say_the_same(fields, tmp_path) -> None:
     """The rules write files and read each other's; the command hands values on."""
     config = tmp_path / "config.json"
@@ -55,13 +63,26 @@ def test_rules_and_command_say_the_same(fields, tmp_path) -> None:
 def test_rule_writes_measurement_and_trace(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(DECODERS["qwen2"]))
     mapping = {"method": "qlora", "precision": "fp32", "sequence_length": 32}
-    measure.main({**mapping, "model": str(tmp_path / "config.json")}, "cpu", str(tmp_path / "measure.json"), 1)
+    measure.main(
+        {**mapping, "model": str(tmp_path / "config.json")},
+        "cpu",
+        str(tmp_path / "measure.json"),
+        1,
+    )
     written = json.loads((tmp_path / "measure.json").read_text())
-    assert written["trace_on_the_same_device"]["peak_allocated_bytes"] == written["peak_allocated_bytes"]
+    assert (
+        written["trace_on_the_same_device"]["peak_allocated_bytes"]
+        == written["peak_allocated_bytes"]
+    )
     assert written["scenario"]["model"]["model_type"] == "qwen2"
     time = written["time"]
-    assert time["difference"] == pytest.approx(time["predicted_seconds"] / time["taken_seconds"] - 1)
-    assert written["processor"]["unpacked_bytes_per_second"] > 0 and len(written["taken_seconds"]) == time["steps"]
+    assert time["difference"] == pytest.approx(
+        time["predicted_seconds"] / time["taken_seconds"] - 1
+    )
+    assert (
+        written["processor"]["unpacked_bytes_per_second"] > 0
+        and len(written["taken_seconds"]) == time["steps"]
+    )
 
 
 def test_a_step_that_the_card_can_not_hold_is_not_measured_and_ends_no_run(tmp_path, monkeypatch):
@@ -73,7 +94,9 @@ def test_a_step_that_the_card_can_not_hold_is_not_measured_and_ends_no_run(tmp_p
         raise UserError(f"{TOO_SMALL}: CUDA out of memory.")
 
     monkeypatch.setattr(measure, "measure", too_small)
-    paths = {name: str(tmp_path / f"{name}.json") for name in ("trace", "measure", "estimate", "compare")}
+    paths = {
+        name: str(tmp_path / f"{name}.json") for name in ("trace", "measure", "estimate", "compare")
+    }
     measure.main({**mapping, "model": str(tmp_path / "config.json")}, "cpu", paths["measure"], 1)
     assert read_report(paths["measure"])["not_measured"].endswith("out of memory.")
     trace.main(str(tmp_path / "config.json"), mapping, paths["trace"])

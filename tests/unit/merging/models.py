@@ -17,19 +17,28 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 VOCABULARY = 97
 IDS = torch.arange(3, 23)[None]
 _SIZES = {
-    "vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
-    "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64,
-}  # fmt: skip
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+}
 CONFIGS: dict[str, Any] = {
     "qwen2": lambda: transformers.Qwen2Config(**_SIZES),
     "llama-tied": lambda: transformers.LlamaConfig(**_SIZES, tie_word_embeddings=True),
     "phi3": lambda: transformers.Phi3Config(**_SIZES, pad_token_id=0),
     "mixtral": lambda: transformers.MixtralConfig(**_SIZES, num_local_experts=4),
-    "gpt2": lambda: transformers.GPT2Config(vocab_size=VOCABULARY, n_embd=32, n_layer=2, n_head=4, n_positions=64),
+    "gpt2": lambda: transformers.GPT2Config(
+        vocab_size=VOCABULARY, n_embd=32, n_layer=2, n_head=4, n_positions=64
+    ),
 }
 
 
-def make_base(folder: Path, kind: str = "qwen2", dtype: str = "float32", shard: str = "5GB") -> Path:
+def make_base(
+    folder: Path, kind: str = "qwen2", dtype: str = "float32", shard: str = "5GB"
+) -> Path:
     """A base folder with everything that a merge passes on."""
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(CONFIGS[kind]()).to(getattr(torch, dtype))
@@ -56,7 +65,9 @@ def make_adapter(folder: Path, base: Path, seed: int = 1, **lora: Any) -> Path:
 
 def with_adapter(base: Path, adapter: Path, dtype: str = "auto") -> PeftModel:
     """Base plus adapter, unmerged."""
-    return PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base, dtype=dtype), str(adapter)).eval()
+    return PeftModel.from_pretrained(
+        AutoModelForCausalLM.from_pretrained(base, dtype=dtype), str(adapter)
+    ).eval()
 
 
 def logits(model: Any) -> torch.Tensor:
@@ -67,7 +78,11 @@ def logits(model: Any) -> torch.Tensor:
 
 def load_weights(folder: Path) -> dict[str, torch.Tensor]:
     """All tensors of a folder, read by the safetensors library."""
-    return {name: tensor for path in sorted(folder.glob("*.safetensors")) for name, tensor in load_file(path).items()}
+    return {
+        name: tensor
+        for path in sorted(folder.glob("*.safetensors"))
+        for name, tensor in load_file(path).items()
+    }
 
 
 def edit_weights(path: Path, edit: Any) -> None:

@@ -5,32 +5,62 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from scripts.merging.merge import merge
-from tests.unit.merging.models import distance, load_weights, logits, make_adapter, make_base, with_adapter
+from tests.unit.merging.models import (
+    distance,
+    load_weights,
+    logits,
+    make_adapter,
+    make_base,
+    with_adapter,
+)
 
-CASES = {"lora": ("qwen2", {}),
-         "rslora with patterns": ("qwen2",
-                                  {"use_rslora": True, "rank_pattern": {"q_proj": 4},
-                                   "alpha_pattern": {"layers.0.self_attn.v_proj": 3}}),
-         "dora": ("llama-tied", {"use_dora": True}),
-         "fused layers": ("phi3", {}),
-         "mixture of experts": ("mixtral", {"target_modules": ["q_proj", "k_proj", "v_proj", "o_proj"]}),
-         "transposed layers": ("gpt2", {"target_modules": ["c_attn", "c_proj", "c_fc"]}),
-         "transposed square layer alone": ("gpt2", {"target_modules": ["attn.c_proj"]}),
-         "transposed layers, dora": ("gpt2", {"target_modules": ["c_attn", "c_proj", "c_fc"], "use_dora": True}),
-         "transposed and not, so that the flag is wrong": ("gpt2", {"target_modules": ["attn.c_proj", "lm_head"]}),
-         "bias all": ("qwen2", {"target_modules": ["q_proj"], "bias": "all"}),
-         "bias lora_only": ("qwen2", {"target_modules": ["q_proj", "v_proj"], "bias": "lora_only"}),
-         "lora_bias": ("qwen2", {"target_modules": ["q_proj", "k_proj"], "lora_bias": True}),
-         "modules_to_save": ("qwen2", {"target_modules": ["q_proj"], "modules_to_save": ["lm_head", "embed_tokens"]}),
-         "modules_to_save, tied head": ("llama-tied", {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]}),
-         "modules_to_save, tied embedding": ("llama-tied",
-                                             {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"]}),
-         "embedding": ("qwen2", {"target_modules": ["q_proj", "embed_tokens"]}),
-         "embedding, dora": ("qwen2", {"target_modules": ["embed_tokens"], "use_dora": True}),
-         "another plain start": ("qwen2", {"init_lora_weights": "orthogonal"}),
-         "all layers but one": ("qwen2",
-                                {"target_modules": ["q_proj"], "exclude_modules": ["layers.0.self_attn.q_proj"]}),
-         "some layers": ("qwen2", {"target_modules": ["q_proj"], "layers_to_transform": [1]})}  # fmt: skip
+CASES = {
+    "lora": ("qwen2", {}),
+    "rslora with patterns": (
+        "qwen2",
+        {
+            "use_rslora": True,
+            "rank_pattern": {"q_proj": 4},
+            "alpha_pattern": {"layers.0.self_attn.v_proj": 3},
+        },
+    ),
+    "dora": ("llama-tied", {"use_dora": True}),
+    "fused layers": ("phi3", {}),
+    "mixture of experts": ("mixtral", {"target_modules": ["q_proj", "k_proj", "v_proj", "o_proj"]}),
+    "transposed layers": ("gpt2", {"target_modules": ["c_attn", "c_proj", "c_fc"]}),
+    "transposed square layer alone": ("gpt2", {"target_modules": ["attn.c_proj"]}),
+    "transposed layers, dora": (
+        "gpt2",
+        {"target_modules": ["c_attn", "c_proj", "c_fc"], "use_dora": True},
+    ),
+    "transposed and not, so that the flag is wrong": (
+        "gpt2",
+        {"target_modules": ["attn.c_proj", "lm_head"]},
+    ),
+    "bias all": ("qwen2", {"target_modules": ["q_proj"], "bias": "all"}),
+    "bias lora_only": ("qwen2", {"target_modules": ["q_proj", "v_proj"], "bias": "lora_only"}),
+    "lora_bias": ("qwen2", {"target_modules": ["q_proj", "k_proj"], "lora_bias": True}),
+    "modules_to_save": (
+        "qwen2",
+        {"target_modules": ["q_proj"], "modules_to_save": ["lm_head", "embed_tokens"]},
+    ),
+    "modules_to_save, tied head": (
+        "llama-tied",
+        {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]},
+    ),
+    "modules_to_save, tied embedding": (
+        "llama-tied",
+        {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"]},
+    ),
+    "embedding": ("qwen2", {"target_modules": ["q_proj", "embed_tokens"]}),
+    "embedding, dora": ("qwen2", {"target_modules": ["embed_tokens"], "use_dora": True}),
+    "another plain start": ("qwen2", {"init_lora_weights": "orthogonal"}),
+    "all layers but one": (
+        "qwen2",
+        {"target_modules": ["q_proj"], "exclude_modules": ["layers.0.self_attn.q_proj"]},
+    ),
+    "some layers": ("qwen2", {"target_modules": ["q_proj"], "layers_to_transform": [1]}),
+}
 # Where PEFT's merge adds one layer's difference to both ends of tied weights, so that it is not base plus adapter.
 PEFT_IS_WRONG = {"transposed and not, so that the flag is wrong"}
 # PEFT rounds the difference itself to the base's dtype before adding it to an embedding; here it is rounded once.
@@ -85,7 +115,10 @@ def test_lora_on_one_end_of_tied_weights_unties_them(tmp_path, target):
 
 @pytest.mark.parametrize(
     "settings",
-    [{"target_modules": ["embed_tokens"]}, {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"]}],
+    [
+        {"target_modules": ["embed_tokens"]},
+        {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"]},
+    ],
 )
 def test_ensure_weight_tying_keeps_one_tensor(tmp_path, settings):
     base = make_base(tmp_path / "base", "llama-tied")
@@ -99,7 +132,8 @@ def test_ensure_weight_tying_keeps_one_tensor(tmp_path, settings):
 
 
 @pytest.mark.parametrize(
-    ("kind", "settings"), [("gpt2", {"target_modules": ["c_attn", "c_fc", "wte"]}), ("llama-tied", {"use_dora": True})]
+    ("kind", "settings"),
+    [("gpt2", {"target_modules": ["c_attn", "c_fc", "wte"]}), ("llama-tied", {"use_dora": True})],
 )
 def test_blocks_of_rows_change_no_bit(kind, settings, tmp_path, monkeypatch):
     """Large weights are merged some rows at a time."""

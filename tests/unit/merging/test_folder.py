@@ -46,7 +46,14 @@ def test_exact_files_layout_and_digests(sharded, tmp_path):
 
     shards = sorted(path.name for path in base.glob("*.safetensors"))
     assert len(shards) > 2
-    others = {"LICENSE", "NOTICE", "chat_template.jinja", "config.json", "generation_config.json", "manifest.json"}
+    others = {
+        "LICENSE",
+        "NOTICE",
+        "chat_template.jinja",
+        "config.json",
+        "generation_config.json",
+        "manifest.json",
+    }
     others |= {"model.safetensors.index.json", "tokenizer_config.json"}
     assert {path.name for path in output.iterdir()} == others | set(shards)  # not the base's README
     for name in sorted(others - {"manifest.json"}):
@@ -57,10 +64,15 @@ def test_exact_files_layout_and_digests(sharded, tmp_path):
     assert read_json(output / "manifest.json") == manifest
     assert set(manifest["sha256"]) == {path.name for path in output.iterdir()}
     assert (
-        read_report(output / "manifest.json", *(output / name for name in (others | set(shards)) - {"manifest.json"}))
+        read_report(
+            output / "manifest.json",
+            *(output / name for name in (others | set(shards)) - {"manifest.json"}),
+        )
         == manifest
     )
-    assert manifest["base"]["files"] == {name: sha256_file(base / name) for name in [*shards, "config.json"]}
+    assert manifest["base"]["files"] == {
+        name: sha256_file(base / name) for name in [*shards, "config.json"]
+    }
     assert manifest["adapter"]["files"]["adapter_model.safetensors"] == sha256_file(
         adapter / "adapter_model.safetensors"
     )
@@ -71,7 +83,9 @@ def test_exact_files_layout_and_digests(sharded, tmp_path):
 
 def test_two_merges_are_equal_bytes_and_untouched_tensors_those_of_the_base(sharded, tmp_path):
     base, adapter = sharded
-    assert merge(base, adapter, tmp_path / "one", threads=1) == merge(base, adapter, tmp_path / "two", threads=4)
+    assert merge(base, adapter, tmp_path / "one", threads=1) == merge(
+        base, adapter, tmp_path / "two", threads=4
+    )
     base, adapter = sharded
     merge(base, adapter, tmp_path / "merged")
     before, after = load_weights(base), load_weights(tmp_path / "merged")
@@ -84,7 +98,9 @@ def test_large_shards_pass_through_the_page_cache_and_stay_the_same(sharded, tmp
     reference = merge(base, adapter, tmp_path / "one")
     monkeypatch.setattr("scripts.merging.merge.STREAMED_BYTES", 0)
     monkeypatch.setattr("scripts.merging.merge.WINDOW_BYTES", 1024)
-    monkeypatch.setattr("scripts.merging.merge.BLOCK_ELEMENTS", 2048)  # blocks of untouched and of changed rows
+    monkeypatch.setattr(
+        "scripts.merging.merge.BLOCK_ELEMENTS", 2048
+    )  # blocks of untouched and of changed rows
     assert merge(base, adapter, tmp_path / "two")["sha256"] == reference["sha256"]
 
 
@@ -119,15 +135,23 @@ def test_whole_numbers_keep_their_dtype(sharded, tmp_path):
     index = read_json(base / "model.safetensors.index.json")
     shard = index["weight_map"]["model.norm.weight"]
     edit_weights(base / shard, lambda tensors: tensors.update({"model.steps": torch.arange(5)}))
-    write_json(base / "model.safetensors.index.json", {"weight_map": {**index["weight_map"], "model.steps": shard}})
+    write_json(
+        base / "model.safetensors.index.json",
+        {"weight_map": {**index["weight_map"], "model.steps": shard}},
+    )
     merge(base, sharded[1], tmp_path / "merged", dtype="float32")
     after = load_weights(tmp_path / "merged")
-    assert torch.equal(after["model.steps"], torch.arange(5)) and after["model.norm.weight"].dtype == torch.float32
+    assert (
+        torch.equal(after["model.steps"], torch.arange(5))
+        and after["model.norm.weight"].dtype == torch.float32
+    )
 
 
 def test_untied_output_layer_joins_the_embedding_s_shard_and_the_index(tmp_path):
     base = make_base(tmp_path / "base", "llama-tied", shard="15KB")
-    adapter = make_adapter(tmp_path / "adapter", base, target_modules=["q_proj"], modules_to_save=["lm_head"])
+    adapter = make_adapter(
+        tmp_path / "adapter", base, target_modules=["q_proj"], modules_to_save=["lm_head"]
+    )
     manifest = merge(base, adapter, tmp_path / "merged")
     for name in manifest["weights"]:  # the embedding is read twice and counts once
         assert manifest["base"]["files"][name] == sha256_file(base / name)
@@ -142,7 +166,9 @@ def test_untied_output_layer_joins_the_embedding_s_shard_and_the_index(tmp_path)
 def test_replace_is_for_the_workflow_alone(sharded, tmp_path):
     base, adapter = sharded
     (tmp_path / "merged").mkdir()
-    (tmp_path / "merged" / "model.safetensors").write_text("an earlier merge, whose manifest the workflow removed")
+    (tmp_path / "merged" / "model.safetensors").write_text(
+        "an earlier merge, whose manifest the workflow removed"
+    )
     with pytest.raises(UserError, match="not empty"):
         merge(base, adapter, tmp_path / "merged")
     merge(base, adapter, tmp_path / "merged", replace=True)
@@ -157,19 +183,28 @@ def large(tmp_path_factory):
     """Large enough to be killed in the middle: 130 MB in many shards."""
     folder = tmp_path_factory.mktemp("large")
     config = {
-        "model_type": "qwen2", "vocab_size": 4096, "hidden_size": 512, "intermediate_size": 2048,
-        "num_hidden_layers": 8, "num_attention_heads": 8, "num_key_value_heads": 8,
-    }  # fmt: skip
+        "model_type": "qwen2",
+        "vocab_size": 4096,
+        "hidden_size": 512,
+        "intermediate_size": 2048,
+        "num_hidden_layers": 8,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 8,
+    }
     synthetic_base(config, folder / "base", "float32", 8_000_000, seed=0)
     synthetic_adapter(config, folder / "adapter", rank=8, seed=1)
     reference = merge(folder / "base", folder / "adapter", folder / "reference")
     return folder / "base", folder / "adapter", reference
 
 
-def start(base: Path, adapter: Path, output: Path, python: str = sys.executable) -> subprocess.Popen:
+def start(
+    base: Path, adapter: Path, output: Path, python: str = sys.executable
+) -> subprocess.Popen:
     arguments = ["--base", base, "--adapter", adapter, "--output", output, "--threads", "1"]
     command = [python, "-m", "scripts.merging.merge", *map(str, arguments)]
-    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
 
 
 @pytest.mark.thorough
@@ -177,7 +212,9 @@ def test_a_killed_merge_leaves_nothing_that_counts_and_nothing_for_good(large, t
     base, adapter, reference = large
     output = tmp_path / "merged"
     process = start(base, adapter, output)
-    while len(list(tmp_path.glob(".merged.*.partial/*.safetensors"))) < 3 and process.poll() is None:
+    while (
+        len(list(tmp_path.glob(".merged.*.partial/*.safetensors"))) < 3 and process.poll() is None
+    ):
         time.sleep(0.001)
     process.kill()
     process.communicate()
@@ -195,15 +232,27 @@ def test_a_disk_that_fills_up_midway_leaves_nothing(large, tmp_path):
     base, adapter, _ = large
     (tmp_path / "small").mkdir()
     code = "import sys, scripts.merging.merge as m; m._check_place = lambda *_: None; m.command(m.main)"
-    arguments = ["--base", str(base), "--adapter", str(adapter), "--output", str(tmp_path / "small" / "merged")]
-    script = 'mount -t tmpfs -o size=60m tmpfs "$1" && shift && { "$@"; echo "status $?"; ls -A "$0"; }'
+    arguments = [
+        "--base",
+        str(base),
+        "--adapter",
+        str(adapter),
+        "--output",
+        str(tmp_path / "small" / "merged"),
+    ]
+    script = (
+        'mount -t tmpfs -o size=60m tmpfs "$1" && shift && { "$@"; echo "status $?"; ls -A "$0"; }'
+    )
     inside = [tmp_path / "small", tmp_path / "small", sys.executable, "-c", code, *arguments]
     command = ["unshare", "--map-root-user", "--mount", "bash", "-c", script, *inside]
     process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
     if not process.stdout:
         pytest.skip(f"no file system can be mounted here: {process.stderr[-200:]}")
     assert process.stdout == "status 2\n"  # and an empty list of files
-    assert "The disk filled up during the merge." in process.stderr and "Traceback" not in process.stderr
+    assert (
+        "The disk filled up during the merge." in process.stderr
+        and "Traceback" not in process.stderr
+    )
 
 
 # --- command line -------------------------------------------------------------------------------

@@ -94,81 +94,157 @@ def renamed(tensors: dict, old: str, new: str) -> None:
 
 
 CHANGES = {
-    "ends in its header": (lambda base, _: os.truncate(shard(base, 1), 40), ["truncated inside its header", "00002"]),
-    "bytes too many": (lambda base, _: append(shard(base, 1)), ["longer than its header says", "model-00002"]),
+    "ends in its header": (
+        lambda base, _: os.truncate(shard(base, 1), 40),
+        ["truncated inside its header", "00002"],
+    ),
+    "bytes too many": (
+        lambda base, _: append(shard(base, 1)),
+        ["longer than its header says", "model-00002"],
+    ),
     "a shard too few": (lambda base, _: shard(base, 1).unlink(), ["is missing", "model-00002"]),
     "a tensor too many in the index": (
-        lambda base, _: edit_files(base, lambda files: files.update({LATER: files[NORM]})), ["does not hold", LATER]),
+        lambda base, _: edit_files(base, lambda files: files.update({LATER: files[NORM]})),
+        ["does not hold", LATER],
+    ),
     "another shard in the index": (
-        lambda base, _: edit_files(base, lambda files: files.update({NORM: ({*files.values()} - {files[NORM]}).pop()})),
-        ["does not hold", NORM]),
+        lambda base, _: edit_files(
+            base, lambda files: files.update({NORM: ({*files.values()} - {files[NORM]}).pop()})
+        ),
+        ["does not hold", NORM],
+    ),
     "a tensor too few in the index": (
-        lambda base, _: edit_files(base, lambda files: files.pop(NORM)), ["does not name", NORM]),
+        lambda base, _: edit_files(base, lambda files: files.pop(NORM)),
+        ["does not name", NORM],
+    ),
     "an index that leads out": (
-        lambda base, _: edit_files(base, lambda files: files.update({NORM: "../elsewhere.safetensors"})),
-        ["of its own folder", "../elsewhere.safetensors"]),
+        lambda base, _: edit_files(
+            base, lambda files: files.update({NORM: "../elsewhere.safetensors"})
+        ),
+        ["of its own folder", "../elsewhere.safetensors"],
+    ),
     "one tensor twice": (
-        lambda base, _: edit_weights(shard(base, 1), lambda own: own.update(
-            {read_shard(shard(base, 0)).tensors[0].name: torch.zeros(2)})),
-        ["Two shards hold the same tensor"]),
+        lambda base, _: edit_weights(
+            shard(base, 1),
+            lambda own: own.update({read_shard(shard(base, 0)).tensors[0].name: torch.zeros(2)}),
+        ),
+        ["Two shards hold the same tensor"],
+    ),
     "a pickled base": (
-        lambda base, _: remove(base, "model*", "pytorch_model.bin"), ["pickles", "pytorch_model.bin", "safetensors"]),
+        lambda base, _: remove(base, "model*", "pytorch_model.bin"),
+        ["pickles", "pytorch_model.bin", "safetensors"],
+    ),
     "no weights": (lambda base, _: remove(base, "model*"), ["no safetensors weights"]),
-    "no config.json": (lambda base, _: remove(base, "config.json"), ["does not exist", "config.json"]),
+    "no config.json": (
+        lambda base, _: remove(base, "config.json"),
+        ["does not exist", "config.json"],
+    ),
     "packed bytes": (
-        lambda base, _: edit_base(base, Q, lambda own: own.update({Q: torch.zeros(32, 32, dtype=torch.uint8)})),
-        ["not a floating-point weight", Q, "U8"]),
+        lambda base, _: edit_base(
+            base, Q, lambda own: own.update({Q: torch.zeros(32, 32, dtype=torch.uint8)})
+        ),
+        ["not a floating-point weight", Q, "U8"],
+    ),
     "NaN where the adapter adds": (
-        lambda base, _: edit_base(base, Q, lambda own: own[Q][3].fill_(math.nan)), ["NaN or infinity", Q]),
+        lambda base, _: edit_base(base, Q, lambda own: own[Q][3].fill_(math.nan)),
+        ["NaN or infinity", Q],
+    ),
     "NaN elsewhere": (
         lambda base, _: edit_base(base, NORM, lambda own: own[NORM][3:4].fill_(math.nan)),
-        ["weights hold NaN or infinity", NORM]),
-    "no adapter": (lambda _, adapter: shutil.rmtree(adapter), ["adapter's folder does not exist", "/adapter"]),
-    "no adapter_config.json": (lambda _, adapter: remove(adapter, "*config.json"), ["no adapter_config.json"]),
+        ["weights hold NaN or infinity", NORM],
+    ),
+    "no adapter": (
+        lambda _, adapter: shutil.rmtree(adapter),
+        ["adapter's folder does not exist", "/adapter"],
+    ),
+    "no adapter_config.json": (
+        lambda _, adapter: remove(adapter, "*config.json"),
+        ["no adapter_config.json"],
+    ),
     "no weights of the adapter": (
-        lambda _, adapter: remove(adapter, "*.safetensors"), ["no weights", "adapter_model.safetensors"]),
+        lambda _, adapter: remove(adapter, "*.safetensors"),
+        ["no weights", "adapter_model.safetensors"],
+    ),
     "a pickled adapter": (
-        lambda _, adapter: remove(adapter, "*.safetensors", "adapter_model.bin"), ["pickles", "adapter_model.bin"]),
+        lambda _, adapter: remove(adapter, "*.safetensors", "adapter_model.bin"),
+        ["pickles", "adapter_model.bin"],
+    ),
     "a truncated adapter": (
         lambda _, adapter: os.truncate(shard(adapter, 0), shard(adapter, 0).stat().st_size - 100),
-        ["truncated", "adapter_model.safetensors"]),
+        ["truncated", "adapter_model.safetensors"],
+    ),
     "NaN in the adapter": (
-        lambda _, adapter: edit_adapter(adapter, lambda own: own[A][0, :1].fill_(math.nan)), ["NaN or infinity", A]),
+        lambda _, adapter: edit_adapter(adapter, lambda own: own[A][0, :1].fill_(math.nan)),
+        ["NaN or infinity", A],
+    ),
     "infinity in the adapter": (
-        lambda _, adapter: edit_adapter(adapter, lambda own: own[A][0, :1].fill_(math.inf)), ["NaN or infinity", A]),
+        lambda _, adapter: edit_adapter(adapter, lambda own: own[A][0, :1].fill_(math.inf)),
+        ["NaN or infinity", A],
+    ),
     "other shapes": (
-        lambda _, adapter: edit_adapter(adapter, lambda own: own.update(
-            {name: own[name][:, :16].contiguous() for name in own if "q_proj.lora_A" in name})),
-        ["other shapes", "q_proj.weight", "(32, 16)", "(32, 32)"]),
+        lambda _, adapter: edit_adapter(
+            adapter,
+            lambda own: own.update(
+                {name: own[name][:, :16].contiguous() for name in own if "q_proj.lora_A" in name}
+            ),
+        ),
+        ["other shapes", "q_proj.weight", "(32, 16)", "(32, 32)"],
+    ),
     "other names": (
-        lambda _, adapter: edit_adapter(adapter, lambda own: renamed(own, "model.layers", "transformer.h")),
-        ["does not have", "another base", "transformer.h.0"]),
+        lambda _, adapter: edit_adapter(
+            adapter, lambda own: renamed(own, "model.layers", "transformer.h")
+        ),
+        ["does not have", "another base", "transformer.h.0"],
+    ),
     "a deeper base": (
-        lambda _, adapter: edit_adapter(adapter, lambda own: own.update(
-            {name.replace("layers.1.", "layers.7."): own[name].clone() for name in own if "layers.1." in name})),
-        ["does not have", "layers.7"]),
+        lambda _, adapter: edit_adapter(
+            adapter,
+            lambda own: own.update(
+                {
+                    name.replace("layers.1.", "layers.7."): own[name].clone()
+                    for name in own
+                    if "layers.1." in name
+                }
+            ),
+        ),
+        ["does not have", "layers.7"],
+    ),
     "a shallower base": (
-        lambda _, adapter: edit_adapter(adapter, lambda own: [own.pop(name) for name in [*own] if "layers.1." in name]),
-        ["no tensors for a layer that it targets", "model.layers.1.self_attn"]),
+        lambda _, adapter: edit_adapter(
+            adapter, lambda own: [own.pop(name) for name in [*own] if "layers.1." in name]
+        ),
+        ["no tensors for a layer that it targets", "model.layers.1.self_attn"],
+    ),
     "another vocabulary": (
-        lambda _, adapter: edit_adapter(adapter, lambda own: own.update({EMBEDDED: torch.zeros(99, 32)})),
-        ["another vocabulary", "(99, 32)", "(97, 32)"]),
+        lambda _, adapter: edit_adapter(
+            adapter, lambda own: own.update({EMBEDDED: torch.zeros(99, 32)})
+        ),
+        ["another vocabulary", "(99, 32)", "(97, 32)"],
+    ),
     "one factor of two": (
         lambda _, adapter: edit_adapter(adapter, lambda own: own.pop(B)),
-        ["one of the two factors", "layers.0.self_attn.q_proj"]),
+        ["one of the two factors", "layers.0.self_attn.q_proj"],
+    ),
     "another rank": (lambda _, adapter: edit_settings(adapter, r=4), ["another rank", "rank 4"]),
     "factors of two ranks": (
-        lambda _, adapter: edit_adapter(adapter, lambda own: own.update({B: own[B][:, :4].contiguous()})),
-        ["another rank", "(32, 4)", "rank 8"]),
+        lambda _, adapter: edit_adapter(
+            adapter, lambda own: own.update({B: own[B][:, :4].contiguous()})
+        ),
+        ["another rank", "(32, 4)", "rank 8"],
+    ),
     "a target that matches nothing": (
         lambda _, adapter: edit_settings(adapter, target_modules=["q_proj", "v_proj", "c_attn"]),
-        ["matches nothing in the base", "c_attn", '"target_modules": ["q_proj", "v_proj"]']),
+        ["matches nothing in the base", "c_attn", '"target_modules": ["q_proj", "v_proj"]'],
+    ),
     "a target without tensors": (
         lambda _, adapter: edit_settings(adapter, target_modules=["q_proj", "v_proj", "k_proj"]),
-        ["incomplete", "k_proj"]),
+        ["incomplete", "k_proj"],
+    ),
     "nothing added": (
-        lambda _, adapter: edit_adapter(adapter, lambda own: own.clear()), ["changes nothing"]),
-}  # fmt: skip
+        lambda _, adapter: edit_adapter(adapter, lambda own: own.clear()),
+        ["changes nothing"],
+    ),
+}
 
 
 @pytest.mark.parametrize("name", CHANGES)
@@ -187,7 +263,9 @@ def test_shard_truncated(inputs):
     refuse(*inputs, "truncated", shard.name, str(shard.stat().st_size + 7))
 
 
-@pytest.mark.parametrize("content", [b"", b"\x80\x02pickle and so on", (20).to_bytes(8, "little") + b"{" * 20])
+@pytest.mark.parametrize(
+    "content", [b"", b"\x80\x02pickle and so on", (20).to_bytes(8, "little") + b"{" * 20]
+)
 def test_shard_is_something_else(inputs, content):
     shard = sorted(inputs[0].glob("*.safetensors"))[0]
     shard.write_bytes(content)
@@ -218,13 +296,16 @@ def test_base_quantized_by_its_configuration(inputs, method, part):
     refuse(*inputs, "quantized", f"quantization_config: {method}", "unquantized base")
 
 
-@pytest.mark.parametrize(("name", "values"), [
-    ("absmax", torch.ones(4)),  # bitsandbytes
-    ("qweight", torch.zeros(4, dtype=torch.int32)),  # GPTQ, AWQ
-    ("weight_packed", torch.zeros(4, dtype=torch.int32)),  # compressed-tensors
-    ("weight_scale_inv", torch.ones(4)),  # FP8 in blocks
-    ("fp8", torch.zeros(4).to(torch.float8_e4m3fn)),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("absmax", torch.ones(4)),  # bitsandbytes
+        ("qweight", torch.zeros(4, dtype=torch.int32)),  # GPTQ, AWQ
+        ("weight_packed", torch.zeros(4, dtype=torch.int32)),  # compressed-tensors
+        ("weight_scale_inv", torch.ones(4)),  # FP8 in blocks
+        ("fp8", torch.zeros(4).to(torch.float8_e4m3fn)),
+    ],
+)
 def test_base_quantized_by_its_tensors(inputs, name, values):
     """A quantized folder whose configuration lost its quantization_config."""
     shard = sorted(inputs[0].glob("*.safetensors"))[0]
@@ -237,13 +318,17 @@ def test_base_quantized_by_its_tensors(inputs, name, values):
     refuse(*inputs, "quantized", name)
 
 
-@pytest.mark.parametrize("file", ["base/config.json", "base/SHARD", "base/INDEX", "adapter/WEIGHTS", "adapter/CONFIG"])
+@pytest.mark.parametrize(
+    "file", ["base/config.json", "base/SHARD", "base/INDEX", "adapter/WEIGHTS", "adapter/CONFIG"]
+)
 def test_links_out_of_a_folder_are_not_followed(inputs, file):
     """Whichever file it is; within the folder they are."""
     folder, name = file.split("/")
     names = {"INDEX": "model.safetensors.index.json", "WEIGHTS": "adapter_model.safetensors"}
-    names |= {"CONFIG": "adapter_config.json",
-              "SHARD": sorted(path.name for path in inputs[0].glob("model-*.safe*"))[1]}  # fmt: skip
+    names |= {
+        "CONFIG": "adapter_config.json",
+        "SHARD": sorted(path.name for path in inputs[0].glob("model-*.safe*"))[1],
+    }
     path = inputs[folder == "adapter"] / names.get(name, name)
     within = path.rename(path.with_name("renamed"))
     path.symlink_to(within.name)
@@ -254,7 +339,9 @@ def test_links_out_of_a_folder_are_not_followed(inputs, file):
     refuse(*inputs, "link to somewhere outside", path.name)
 
 
-@pytest.mark.parametrize("sizes", [{"vocab_size": 96}, {"hidden_size": 64}, {"num_hidden_layers": 3}])
+@pytest.mark.parametrize(
+    "sizes", [{"vocab_size": 96}, {"hidden_size": 64}, {"num_hidden_layers": 3}]
+)
 @pytest.mark.parametrize("part", [None, "text_config"])
 def test_base_configuration_contradicts_the_tensors(inputs, sizes, part):
     config = inputs[0] / "config.json"
@@ -311,7 +398,9 @@ def recorded(inputs):
     """The folders as the workflow leaves them: each step's report beside what it wrote."""
     base, adapter = inputs
     weights = sorted(base.glob("*.safetensors"))
-    write_report(base / "description.json", {}, *(path for path in base.iterdir() if path not in weights))
+    write_report(
+        base / "description.json", {}, *(path for path in base.iterdir() if path not in weights)
+    )
     write_report(base / "weights.json", {}, *weights)
     write_report(adapter.parent / "training.json", {}, *adapter.glob("adapter_*"))
     return base, adapter
@@ -323,10 +412,19 @@ def zero(path: Path, count: int = 64) -> None:
     path.write_bytes(content[:-count] + bytes(count))
 
 
-@pytest.mark.parametrize("name", [
-    "adapter/adapter_model.safetensors", "adapter/adapter_config.json", "base/model-00002-of-*.safetensors",
-    "base/config.json", "base/LICENSE", "training.json", "base/weights.json", "base/description.json",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "name",
+    [
+        "adapter/adapter_model.safetensors",
+        "adapter/adapter_config.json",
+        "base/model-00002-of-*.safetensors",
+        "base/config.json",
+        "base/LICENSE",
+        "training.json",
+        "base/weights.json",
+        "base/description.json",
+    ],
+)
 def test_damage_is_noticed_and_the_file_to_delete_is_named(recorded, name):
     (path,) = recorded[0].parent.glob(name)
     if path.suffix == ".safetensors":
@@ -347,7 +445,10 @@ def test_outside_the_workflow_it_says_what_was_not_checked(inputs, recorded, cap
     with caplog.at_level("INFO"):
         manifest = merge(base, adapter, output, replace=True)
     assert manifest["unchecked"] == ["adapter", "base's weights"]
-    assert "not compared with digests, since none are recorded beside them: the adapter, the base's w" in caplog.text
+    assert (
+        "not compared with digests, since none are recorded beside them: the adapter, the base's w"
+        in caplog.text
+    )
 
 
 # --- the adapter ---------------------------------------------------------------------------------
@@ -359,7 +460,9 @@ def test_adapter_with_the_tokenizer_of_another_base(inputs):
     refuse(*inputs, "another vocabulary", "another base")
 
 
-@pytest.mark.parametrize("change", [{"r": 0}, {"r": True}, {"r": "8"}, {"lora_alpha": -1}, {"lora_alpha": None}])
+@pytest.mark.parametrize(
+    "change", [{"r": 0}, {"r": True}, {"r": "8"}, {"lora_alpha": -1}, {"lora_alpha": None}]
+)
 def test_rank_or_alpha_that_is_no_number(inputs, change):
     edit_settings(inputs[1], **change)
     refuse(*inputs, f"The adapter's {next(iter(change))} must be a number", "or more")
@@ -369,33 +472,37 @@ def test_a_pattern_matches_whole_names():
     """As in PEFT: the end of the path, from a dot on."""
     patterns = {"proj": 1, "mlp.up_proj": 2, "q_proj": 3}
     found = [
-        _pattern_value(patterns, f"model.layers.0.{name}", 8) for name in ("self_attn.q_proj", "mlp.up_proj", "k_proj")
+        _pattern_value(patterns, f"model.layers.0.{name}", 8)
+        for name in ("self_attn.q_proj", "mlp.up_proj", "k_proj")
     ]
     assert found == [3, 2, 8]
 
 
-@pytest.mark.parametrize(("settings", "name"), [
-    ({"peft_type": "LOHA"}, "LOHA"),
-    ({"peft_type": "IA3"}, "IA3"),
-    ({"init_lora_weights": "pissa"}, "pissa"),
-    ({"init_lora_weights": "pissa_niter_4"}, "pissa_niter_4"),
-    ({"init_lora_weights": "olora"}, "olora"),
-    ({"init_lora_weights": "corda"}, "corda"),
-    ({"init_lora_weights": "loftq"}, "loftq"),
-    ({"init_lora_weights": "lora_ga"}, "lora_ga"),
-    ({"layer_replication": [[0, 2], [1, 2]]}, "layer_replication"),
-    ({"trainable_token_indices": [1, 2]}, "trainable_token_indices"),
-    ({"target_parameters": ["experts.gate_up_proj"]}, "target_parameters"),
-    ({"alora_invocation_tokens": [1]}, "alora_invocation_tokens"),
-    ({"use_qalora": True}, "use_qalora"),
-    ({"arrow_config": {"top_k": 2}}, "arrow_config"),
-    ({"use_bdlora": {"nblocks": 2}}, "use_bdlora"),
-    ({"monteclora_config": {"num_samples": 2}}, "monteclora_config"),
-    ({"kasa_config": {"beta": 1}}, "kasa_config"),
-    ({"megatron_config": {"tp": 2}}, "megatron_config"),
-    ({"velora_config": {"scale": 1.0}}, "velora_config"),
-    ({"a_field_of_a_later_peft": 1}, "a_field_of_a_later_peft"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("settings", "name"),
+    [
+        ({"peft_type": "LOHA"}, "LOHA"),
+        ({"peft_type": "IA3"}, "IA3"),
+        ({"init_lora_weights": "pissa"}, "pissa"),
+        ({"init_lora_weights": "pissa_niter_4"}, "pissa_niter_4"),
+        ({"init_lora_weights": "olora"}, "olora"),
+        ({"init_lora_weights": "corda"}, "corda"),
+        ({"init_lora_weights": "loftq"}, "loftq"),
+        ({"init_lora_weights": "lora_ga"}, "lora_ga"),
+        ({"layer_replication": [[0, 2], [1, 2]]}, "layer_replication"),
+        ({"trainable_token_indices": [1, 2]}, "trainable_token_indices"),
+        ({"target_parameters": ["experts.gate_up_proj"]}, "target_parameters"),
+        ({"alora_invocation_tokens": [1]}, "alora_invocation_tokens"),
+        ({"use_qalora": True}, "use_qalora"),
+        ({"arrow_config": {"top_k": 2}}, "arrow_config"),
+        ({"use_bdlora": {"nblocks": 2}}, "use_bdlora"),
+        ({"monteclora_config": {"num_samples": 2}}, "monteclora_config"),
+        ({"kasa_config": {"beta": 1}}, "kasa_config"),
+        ({"megatron_config": {"tp": 2}}, "megatron_config"),
+        ({"velora_config": {"scale": 1.0}}, "velora_config"),
+        ({"a_field_of_a_later_peft": 1}, "a_field_of_a_later_peft"),
+    ],
+)
 def test_what_only_peft_can_merge(inputs, settings, name):
     edit_settings(inputs[1], **settings)
     refuse(*inputs, name, "use PEFT", "merge_and_unload")
@@ -410,11 +517,24 @@ def test_every_field_of_peft_s_configuration_has_been_thought_of():
     from scripts.merging.adapter import MERGED_FIELDS, NEUTRAL_FIELDS
 
     refused = {
-        "alora_invocation_tokens", "arrow_config", "corda_config", "kasa_config", "layer_replication", "loftq_config",
-        "lora_ga_config", "megatron_config", "monteclora_config", "target_parameters", "trainable_token_indices",
-        "use_bdlora", "use_qalora", "velora_config",
-    }  # fmt: skip
-    assert {field.name for field in dataclasses.fields(LoraConfig)} == MERGED_FIELDS | NEUTRAL_FIELDS | refused
+        "alora_invocation_tokens",
+        "arrow_config",
+        "corda_config",
+        "kasa_config",
+        "layer_replication",
+        "loftq_config",
+        "lora_ga_config",
+        "megatron_config",
+        "monteclora_config",
+        "target_parameters",
+        "trainable_token_indices",
+        "use_bdlora",
+        "use_qalora",
+        "velora_config",
+    }
+    assert {
+        field.name for field in dataclasses.fields(LoraConfig)
+    } == MERGED_FIELDS | NEUTRAL_FIELDS | refused
 
 
 # --- the place -----------------------------------------------------------------------------------
@@ -456,7 +576,9 @@ def test_a_margin_of_the_disk_stays_free(inputs, monkeypatch):
     """What the merge writes beside the weights, and others meanwhile, has room: to the byte, so the size is given."""
     base, adapter = inputs
     merge(base, adapter, base.parent / "first")
-    needed = DISK_MARGIN_BYTES + sum(path.stat().st_size for path in (base.parent / "first").glob("*.safetensors"))
+    needed = DISK_MARGIN_BYTES + sum(
+        path.stat().st_size for path in (base.parent / "first").glob("*.safetensors")
+    )
     usage = shutil.disk_usage(base)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=needed - 1))
     refuse(base, adapter, "disk is too small")

@@ -27,7 +27,9 @@ def add_tokenizer(folder: Path) -> None:
     """A tokenizer of whole words with a chat template, small enough for the tiny models."""
     words = ["<end>", *"abcdefghijklmnop", "system", "user", "assistant", ":"]
     words += [f"w{number}" for number in range(VOCABULARY - len(words))]
-    tokenizer = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="<end>"))
+    tokenizer = Tokenizer(
+        models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="<end>")
+    )
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<end>", unk_token="<end>")
     fast.chat_template = (
@@ -65,7 +67,9 @@ def folders(good, tmp_path):
 def renew_digests(merged: Path) -> None:
     """Make the manifest agree with spoiled files, so that the checks behind the digests have to find the damage."""
     manifest = read_json(merged / "manifest.json")
-    write_report(merged / "manifest.json", manifest, *(merged / name for name in manifest["sha256"]))
+    write_report(
+        merged / "manifest.json", manifest, *(merged / name for name in manifest["sha256"])
+    )
 
 
 def edit_tensor(merged: Path, name: str, edit) -> None:
@@ -76,14 +80,20 @@ def edit_tensor(merged: Path, name: str, edit) -> None:
 
 @pytest.mark.few(2)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize(("kind", "settings"), [
-    ("qwen2", {"use_rslora": True, "rank_pattern": {"q_proj": 4}, "alpha_pattern": {"v_proj": 3}}),
-    ("qwen2", {"target_modules": ["q_proj", "v_proj"], "lora_bias": True}),
-    ("llama-tied", {"target_modules": ["q_proj", "embed_tokens"]}),
-    ("llama-tied", {"target_modules": ["q_proj", "lm_head"], "use_dora": True}),
-    ("gpt2", {"target_modules": ["c_attn", "c_proj", "c_fc"]}),
-    ("gpt2", {"target_modules": ["c_attn", "c_proj"], "use_dora": True}),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        (
+            "qwen2",
+            {"use_rslora": True, "rank_pattern": {"q_proj": 4}, "alpha_pattern": {"v_proj": 3}},
+        ),
+        ("qwen2", {"target_modules": ["q_proj", "v_proj"], "lora_bias": True}),
+        ("llama-tied", {"target_modules": ["q_proj", "embed_tokens"]}),
+        ("llama-tied", {"target_modules": ["q_proj", "lm_head"], "use_dora": True}),
+        ("gpt2", {"target_modules": ["c_attn", "c_proj", "c_fc"]}),
+        ("gpt2", {"target_modules": ["c_attn", "c_proj"], "use_dora": True}),
+    ],
+)
 def test_right_merges_pass_every_check(tmp_path, kind, settings, dtype):
     base, adapter, merged = merged_folders(tmp_path, kind, dtype, **settings)
     report = verify(base, adapter, merged, questions=Questions(REQUESTS, "p", 6), free=PLENTY)
@@ -104,7 +114,13 @@ def test_converted_merge_passes(tmp_path):
     add_tokenizer(base)
     adapter = make_adapter(tmp_path / "adapter", base)
     merge(base, adapter, tmp_path / "merged", dtype="bfloat16")
-    report = verify(base, adapter, tmp_path / "merged", questions=Questions(REQUESTS, max_new_tokens=4), free=PLENTY)
+    report = verify(
+        base,
+        adapter,
+        tmp_path / "merged",
+        questions=Questions(REQUESTS, max_new_tokens=4),
+        free=PLENTY,
+    )
     assert report["passed"] and report["checks"]["tensors"]["converted"] == 27
 
 
@@ -114,7 +130,9 @@ def test_damaged_file_fails(folders):
         handle.seek(-1, 2)
         handle.write(b"\x01")
     report = verify(*folders)
-    assert states(report)["files"] == "failed" and report["checks"]["files"]["wrong"] == [shard.name]
+    assert states(report)["files"] == "failed" and report["checks"]["files"]["wrong"] == [
+        shard.name
+    ]
     with pytest.raises(UserError, match=f"files: .*{shard.name}"):
         require_passed(report, folders[2])
 
@@ -123,13 +141,19 @@ def test_adapter_other_than_training_wrote_it_fails(folders):
     """Damaged after the merge, it would make a good merge look bad."""
     base, adapter, merged = folders
     write_report(adapter.parent / "training.json", {}, *adapter.glob("adapter_*"))
-    edit_weights(adapter / "adapter_model.safetensors", lambda tensors: next(iter(tensors.values())).zero_())
+    edit_weights(
+        adapter / "adapter_model.safetensors", lambda tensors: next(iter(tensors.values())).zero_()
+    )
     with pytest.raises(UserError, match="not what the step that made it has written"):
         verify(base, adapter, merged)
 
 
 def test_changed_shape_or_dtype_fails(folders):
-    edit_tensor(folders[2], "model.norm.weight", lambda tensors, name: tensors.update({name: tensors[name].half()}))
+    edit_tensor(
+        folders[2],
+        "model.norm.weight",
+        lambda tensors, name: tensors.update({name: tensors[name].half()}),
+    )
     report = verify(*folders, questions=Questions(REQUESTS), free=PLENTY)
     assert report["checks"]["tensors"]["wrong"] == ["model.norm.weight"]
     assert states(report)["layers"] == states(report)["logits"] == "not run"
@@ -152,7 +176,9 @@ def test_weights_beside_those_of_the_manifest_fail(folders):
 @pytest.mark.parametrize("chunk", [8, 2**24])
 def test_changed_untouched_tensor_fails(folders, monkeypatch, chunk):
     monkeypatch.setattr("scripts.merging.verify.CHUNK_BYTES", chunk)
-    edit_tensor(folders[2], "model.norm.weight", lambda tensors, name: tensors[name][5:6].mul_(1 + 2**-23))
+    edit_tensor(
+        folders[2], "model.norm.weight", lambda tensors, name: tensors[name][5:6].mul_(1 + 2**-23)
+    )
     report = verify(*folders)
     assert report["checks"]["untouched"]["wrong"] == ["model.norm.weight"]
     assert states(report)["files"] == states(report)["tensors"] == "passed"
@@ -162,7 +188,9 @@ def test_one_wrong_value_in_a_layer_fails(folders):
     name = "model.layers.0.mlp.up_proj.weight"
     edit_tensor(folders[2], name, lambda tensors, name: tensors[name][7, 3:4].add_(1e-4))
     report = verify(*folders, layers=100)
-    assert [layer["name"] for layer in report["checks"]["layers"]["layers"] if not layer["within"]] == [name]
+    assert [
+        layer["name"] for layer in report["checks"]["layers"]["layers"] if not layer["within"]
+    ] == [name]
 
 
 @pytest.mark.parametrize("strength", [0.0, 2.0])
@@ -180,14 +208,21 @@ def test_adapter_left_out_or_added_twice_fails(folders, strength):
         edit_weights(path, spoil)
     renew_digests(merged)
     report = verify(*folders, questions=Questions(REQUESTS, "p", 6), free=PLENTY)
-    assert states(report)["layers"] == states(report)["logits"] == states(report)["answers"] == "failed"
+    assert (
+        states(report)["layers"]
+        == states(report)["logits"]
+        == states(report)["answers"]
+        == "failed"
+    )
     assert states(report)["untouched"] == "passed"
 
 
 def test_what_is_not_run_says_why(good):
     report = verify(*good, questions=Questions(REQUESTS), free={"cpu": 8 * 10**6})
     assert {name: states(report)[name] for name in ALL[:4]} == dict.fromkeys(ALL[:4], "passed")
-    assert report["checks"]["logits"]["status"] == report["checks"]["answers"]["status"] == "not run"
+    assert (
+        report["checks"]["logits"]["status"] == report["checks"]["answers"]["status"] == "not run"
+    )
     assert report["checks"]["logits"]["reason"] == "not run: needs 0.7 GiB, 0.0 GiB free"
     assert report["passed"] and not report["complete"]
     report = verify(*good)
@@ -207,7 +242,9 @@ def test_low_precision_computation_has_its_own_tolerance(tmp_path):
     base, adapter, merged = merged_folders(tmp_path, "qwen2", "bfloat16")
     needed = sum(path.stat().st_size for path in base.glob("*.safetensors"))
     room = needed + (adapter / "adapter_model.safetensors").stat().st_size + 700_000_000
-    report = verify(base, adapter, merged, questions=Questions(REQUESTS, "p", 4), free={"cpu": room})
+    report = verify(
+        base, adapter, merged, questions=Questions(REQUESTS, "p", 4), free={"cpu": room}
+    )
     assert report["checks"]["logits"]["computed_in"] == "bfloat16"
     assert report["passed"], report
 
@@ -231,8 +268,11 @@ def test_the_rule_s_work_writes_a_report_and_fails_without_one(folders, tmp_path
 
 
 def test_command_line(good):
-    folders = [argument for name, path in zip(("base", "adapter", "merged"), good, strict=True)
-               for argument in (f"--{name}", str(path))]  # fmt: skip
+    folders = [
+        argument
+        for name, path in zip(("base", "adapter", "merged"), good, strict=True)
+        for argument in (f"--{name}", str(path))
+    ]
     command = [f"{launchers()}/python", "-m", "scripts.merging.verify", *folders]
     process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert process.returncode == 0, process.stderr

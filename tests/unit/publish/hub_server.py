@@ -62,7 +62,9 @@ class _Handler(QuietHandler):
             return
         files = [{"rfilename": path} for path in self.server.repositories[name]]
         commit = self.server.commits[-1] if self.server.commits else None
-        self.answer({"id": found[2], "private": self.server.private[name], "sha": commit, "siblings": files})
+        self.answer(
+            {"id": found[2], "private": self.server.private[name], "sha": commit, "siblings": files}
+        )
 
     def do_PUT(self) -> None:
         """A file, or a part of one."""
@@ -84,10 +86,16 @@ class _Handler(QuietHandler):
         self.server.objects[oid] = content
 
     def do_POST(self) -> None:
-        server, path, body = self.server, urllib.parse.unquote(self.path.partition("?")[0]), self.body()
+        server, path, body = (
+            self.server,
+            urllib.parse.unquote(self.path.partition("?")[0]),
+            self.body(),
+        )
         if path.startswith("/complete/"):  # an address of its own, as of a storage: no token
             given = json.loads(body)
-            content = b"".join(server.parts[given["oid"], part["partNumber"]] for part in given["parts"])
+            content = b"".join(
+                server.parts[given["oid"], part["partNumber"]] for part in given["parts"]
+            )
             self.keep(given["oid"], content)
             self.answer({})
         elif path == "/api/validate-yaml":
@@ -96,19 +104,33 @@ class _Handler(QuietHandler):
             self.answer({"error": "Invalid username or password."}, 401)
         elif path == "/api/repos/create":
             given = json.loads(body)
-            name = f"{given.get('type', 'model')}/{given.get('organization', 'owner')}/{given['name']}"
+            name = (
+                f"{given.get('type', 'model')}/{given.get('organization', 'owner')}/{given['name']}"
+            )
             if name in server.refuse:
                 self.answer({"error": f"You don't have the rights. Bearer {server.token}"}, 403)
             elif name in server.repositories:
-                self.answer({"error": "You already created this repo", "url": self.address(name)}, 409)
+                self.answer(
+                    {"error": "You already created this repo", "url": self.address(name)}, 409
+                )
             else:
-                server.repositories[name], server.private[name] = {}, given["visibility"] == "private"
+                server.repositories[name], server.private[name] = (
+                    {},
+                    given["visibility"] == "private",
+                )
                 self.answer({"url": self.address(name)})
         elif found := re.match(r"/api/(model|dataset)s/([^/]+/[^/]+)/preupload/main$", path):
             here = server.repositories[f"{found[1]}/{found[2]}"]
-            self.answer({"files": [self.announced(file, here) for file in json.loads(body)["files"]]})
+            self.answer(
+                {"files": [self.announced(file, here) for file in json.loads(body)["files"]]}
+            )
         elif path.endswith("/info/lfs/objects/batch"):
-            self.answer({"transfer": "multipart", "objects": [self.wanted(one) for one in json.loads(body)["objects"]]})
+            self.answer(
+                {
+                    "transfer": "multipart",
+                    "objects": [self.wanted(one) for one in json.loads(body)["objects"]],
+                }
+            )
         elif path == "/verify":
             self.answer({}, 200 if json.loads(body)["oid"] in server.objects else 404)
         elif found := re.match(r"/api/(model|dataset)s/([^/]+/[^/]+)/commit/main$", path):
@@ -128,7 +150,12 @@ class _Handler(QuietHandler):
             oid = hashlib.sha256(known).hexdigest()
         else:
             oid = hashlib.sha1(f"blob {len(known)}\0".encode() + known).hexdigest()
-        return {"path": file["path"], "uploadMode": "lfs" if large else "regular", "shouldIgnore": False, "oid": oid}
+        return {
+            "path": file["path"],
+            "uploadMode": "lfs" if large else "regular",
+            "shouldIgnore": False,
+            "oid": oid,
+        }
 
     def wanted(self, given: dict) -> dict:
         server, oid, size = self.server, given["oid"], given["size"]
@@ -137,10 +164,19 @@ class _Handler(QuietHandler):
         action: dict = {"href": f"{server.endpoint}/upload/{oid}/0"}
         if size > server.part:
             count = -(-size // server.part)
-            header = {str(number): f"{server.endpoint}/upload/{oid}/{number}" for number in range(1, count + 1)}
-            action = {"href": f"{server.endpoint}/complete/{oid}", "header": {"chunk_size": str(server.part), **header}}
-        return {"oid": oid, "size": size,
-                "actions": {"upload": action, "verify": {"href": f"{server.endpoint}/verify"}}}  # fmt: skip
+            header = {
+                str(number): f"{server.endpoint}/upload/{oid}/{number}"
+                for number in range(1, count + 1)
+            }
+            action = {
+                "href": f"{server.endpoint}/complete/{oid}",
+                "header": {"chunk_size": str(server.part), **header},
+            }
+        return {
+            "oid": oid,
+            "size": size,
+            "actions": {"upload": action, "verify": {"href": f"{server.endpoint}/verify"}},
+        }
 
     def commit(self, name: str, lines: list[dict]) -> None:
         server, here = self.server, dict(self.server.repositories[name])

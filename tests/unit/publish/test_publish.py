@@ -17,8 +17,13 @@ from tests.unit.publish.hub_server import HubServer
 
 ROOT = Path(__file__).resolve().parents[3]
 TOKEN = "hf_plantedTokenThatMustNotBeSeen"
-PUBLISH = {"adapter": "owner/adapter", "dataset": "owner/pairs", "merged": "owner/merged", "private": True,
-           "thresholds": {"better": ["loss"], "least_exact": 0.1, "most_danger": 0.05}}  # fmt: skip
+PUBLISH = {
+    "adapter": "owner/adapter",
+    "dataset": "owner/pairs",
+    "merged": "owner/merged",
+    "private": True,
+    "thresholds": {"better": ["loss"], "least_exact": 0.1, "most_danger": 0.05},
+}
 ABOUT = {"dataset": "embedded", "run": "small-r16", "task": registry.checked("shell")}
 
 
@@ -30,14 +35,19 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     for folder in ("adapter", "merged", "docs", "figures", "data"):
         (place / folder).mkdir(parents=True)
     named: dict[str, Any] = {"card": str(place / "MODEL_CARD.md")}
-    Path(named["card"]).write_text("---\nlicense: apache-2.0\n---\n\n# The card\n", encoding="utf-8")
+    Path(named["card"]).write_text(
+        "---\nlicense: apache-2.0\n---\n\n# The card\n", encoding="utf-8"
+    )
     (place / "docs" / "memory-profile.md").write_text("# Memory\n", encoding="utf-8")
     (place / "figures" / "memory.png").write_bytes(b"\x89PNG")
     for name in ("acquire", "comparison", "description", "verification"):
         named[name] = str(place / f"{name}.json")
         write_report(named[name], content[name])
     named |= {"adapter": str(place / "adapter/adapter_model.safetensors")}
-    named |= {"settings": str(place / "adapter/adapter_config.json"), "training": str(place / "training.json")}
+    named |= {
+        "settings": str(place / "adapter/adapter_config.json"),
+        "training": str(place / "training.json"),
+    }
     Path(named["adapter"]).write_bytes(bytes(range(256)) * 50)
     write_json(named["settings"], {"r": 16})
     write_report(named["training"], content["training"], named["adapter"], named["settings"])
@@ -46,7 +56,10 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     (place / "merged" / "config.json").write_text("{}\n", encoding="utf-8")
     named["merged"] = str(place / "merged")
     write_report(
-        place / "merged" / "manifest.json", {"weights": [weights.name]}, weights, weights.with_name("config.json")
+        place / "merged" / "manifest.json",
+        {"weights": [weights.name]},
+        weights,
+        weights.with_name("config.json"),
     )
     named["splits"] = [str(place / "data" / f"{name}.jsonl") for name in prepare.SPLITS]
     for path in named["splits"]:
@@ -71,9 +84,17 @@ def uploaded(server: HubServer, token: str | None = TOKEN) -> subprocess.Complet
         "except UserError as error:\n    sys.exit(str(error))\n"
     )
     environment = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
-    environment |= {"HF_ENDPOINT": server.endpoint, "HF_HUB_DISABLE_XET": "1", "PYTHONPATH": str(ROOT)}
-    environment |= {"HF_HOME": str(Path("hf").resolve()), "HF_DEBUG": "1"} | ({"HF_TOKEN": token} if token else {})
-    return subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=600)
+    environment |= {
+        "HF_ENDPOINT": server.endpoint,
+        "HF_HUB_DISABLE_XET": "1",
+        "PYTHONPATH": str(ROOT),
+    }
+    environment |= {"HF_HOME": str(Path("hf").resolve()), "HF_DEBUG": "1"} | (
+        {"HF_TOKEN": token} if token else {}
+    )
+    return subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=600
+    )
 
 
 def assert_no_token(done: subprocess.CompletedProcess) -> None:
@@ -82,23 +103,43 @@ def assert_no_token(done: subprocess.CompletedProcess) -> None:
         assert not path.is_file() or TOKEN.encode() not in path.read_bytes(), path
 
 
-def test_the_dry_run_lists_every_file_with_its_size_and_each_repository_has_its_card(run: dict[str, Any]) -> None:
+def test_the_dry_run_lists_every_file_with_its_size_and_each_repository_has_its_card(
+    run: dict[str, Any],
+) -> None:
     plan = listed(run)
     assert {kind: planned["repository"] for kind, planned in plan.items()} == {
         kind: PUBLISH[kind] for kind in ("adapter", "merged", "dataset")
     }
     paths = {kind: {file["path"] for file in planned["files"]} for kind, planned in plan.items()}
     assert paths["adapter"] == {"README.md", "adapter_config.json", "adapter_model.safetensors"}
-    assert {"README.md", "model.safetensors", "config.json", "manifest.json", "figures/memory.png"} < paths["merged"]
+    assert {
+        "README.md",
+        "model.safetensors",
+        "config.json",
+        "manifest.json",
+        "figures/memory.png",
+    } < paths["merged"]
     assert paths["dataset"] == {"README.md", *(f"data/{name}.jsonl" for name in prepare.SPLITS)}
     for planned in plan.values():
-        assert all(file["bytes"] == Path(file["file"]).stat().st_size > 0 for file in planned["files"])
+        assert all(
+            file["bytes"] == Path(file["file"]).stat().st_size > 0 for file in planned["files"]
+        )
     cards = Path("results/small-r16/publish/cards")
-    metadata, body = inputs.split_card((cards / "adapter" / "README.md").read_text(encoding="utf-8"))
-    assert metadata["library_name"] == "peft" and metadata["base_model"] == "HuggingFaceTB/SmolLM2-135M-Instruct"
+    metadata, body = inputs.split_card(
+        (cards / "adapter" / "README.md").read_text(encoding="utf-8")
+    )
+    assert (
+        metadata["library_name"] == "peft"
+        and metadata["base_model"] == "HuggingFaceTB/SmolLM2-135M-Instruct"
+    )
     assert "had 83 exactly right (the base 4)" in body and "owner/merged" in body
-    metadata, body = inputs.split_card((cards / "dataset" / "README.md").read_text(encoding="utf-8"))
-    assert metadata["license"] == ["apache-2.0"] and metadata["configs"][0]["data_files"][0]["split"] == "train"
+    metadata, body = inputs.split_card(
+        (cards / "dataset" / "README.md").read_text(encoding="utf-8")
+    )
+    assert (
+        metadata["license"] == ["apache-2.0"]
+        and metadata["configs"][0]["data_files"][0]["split"] == "train"
+    )
     assert "4,122 pairs in 1,717 groups" in body
 
 
@@ -110,14 +151,25 @@ def test_an_adapter_of_a_model_on_the_hub_says_so(run: dict[str, Any]) -> None:
     text = Path("results/small-r16/publish/cards/adapter/README.md").read_text(encoding="utf-8")
     metadata, body = inputs.split_card(text)
     assert metadata["base_model"] == "owner/base" and metadata["base_model_relation"] == "adapter"
-    assert 'from_pretrained("owner/base")' in body and 'from_pretrained(base, "owner/adapter")' in body
+    assert (
+        'from_pretrained("owner/base")' in body and 'from_pretrained(base, "owner/adapter")' in body
+    )
 
 
-@pytest.mark.parametrize(("change", "words"), [
-    (lambda report: report["loss"].update(verdict="worse"), "loss is not better"),
-    (lambda report: report["tuned"]["exact"].update(share=0.05), "0.050 of the answers are exact, asked for are 0.1"),
-    (lambda report: report["tuned"]["danger"].update(share=0.5), "0.500 of the answers are dangerous"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda report: report["loss"].update(verdict="worse"), "loss is not better"),
+        (
+            lambda report: report["tuned"]["exact"].update(share=0.05),
+            "0.050 of the answers are exact, asked for are 0.1",
+        ),
+        (
+            lambda report: report["tuned"]["danger"].update(share=0.5),
+            "0.500 of the answers are dangerous",
+        ),
+    ],
+)
 def test_thresholds_that_do_not_hold_stop_it(run: dict[str, Any], change: Any, words: str) -> None:
     report = read_json(run["comparison"])
     change(report)
@@ -127,7 +179,9 @@ def test_thresholds_that_do_not_hold_stop_it(run: dict[str, Any], change: Any, w
     assert not Path("results/small-r16/publish/plan.json").exists()
 
 
-def test_what_was_not_verified_or_has_no_licence_or_no_repository_is_refused(run: dict[str, Any]) -> None:
+def test_what_was_not_verified_or_has_no_licence_or_no_repository_is_refused(
+    run: dict[str, Any],
+) -> None:
     with pytest.raises(UserError, match="names no repository"):
         listed(run, adapter=None, merged=None, dataset=None)
     acquired = read_json(run["acquire"])
@@ -140,7 +194,9 @@ def test_what_was_not_verified_or_has_no_licence_or_no_repository_is_refused(run
         listed(run, dataset=None)
 
 
-def test_everything_is_uploaded_in_one_commit_each_and_no_token_is_written(run: dict[str, Any]) -> None:
+def test_everything_is_uploaded_in_one_commit_each_and_no_token_is_written(
+    run: dict[str, Any],
+) -> None:
     plan = listed(run, dataset=None)
     with HubServer(TOKEN) as server:
         done = uploaded(server)
@@ -148,8 +204,12 @@ def test_everything_is_uploaded_in_one_commit_each_and_no_token_is_written(run: 
         assert len(server.commits) == 2 and all(server.private.values())
         for planned in plan.values():
             held = server.repositories[f"model/{planned['repository']}"]
-            assert held == {file["path"]: Path(file["file"]).read_bytes() for file in planned["files"]}
-        assert {number for _, number in server.parts} >= {0, 1, 2, 3, 4}, "the weights went in several parts"
+            assert held == {
+                file["path"]: Path(file["file"]).read_bytes() for file in planned["files"]
+            }
+        assert {number for _, number in server.parts} >= {0, 1, 2, 3, 4}, (
+            "the weights went in several parts"
+        )
         published = read_report("results/small-r16/publish/published.json")["published"]
         assert [published[kind]["commit"] for kind in plan] == server.commits
         assert_no_token(done)
@@ -160,12 +220,17 @@ def test_everything_is_uploaded_in_one_commit_each_and_no_token_is_written(run: 
 
 
 @pytest.mark.thorough
-def test_a_large_file_that_breaks_off_half_way_leaves_no_commit_and_the_same_command_goes_on(run: dict) -> None:
+def test_a_large_file_that_breaks_off_half_way_leaves_no_commit_and_the_same_command_goes_on(
+    run: dict,
+) -> None:
     listed(run, dataset=None, adapter=None)
     with HubServer(TOKEN) as server:
         server.break_at = 3  # of the weights' four parts
         done = uploaded(server)
-        assert done.returncode == 1 and "Published: nothing. Not published: merged (owner/merged)." in done.stderr
+        assert (
+            done.returncode == 1
+            and "Published: nothing. Not published: merged (owner/merged)." in done.stderr
+        )
         assert server.repositories["model/owner/merged"] == {} and not server.commits
         assert_no_token(done)
         server.break_at = None
@@ -175,20 +240,30 @@ def test_a_large_file_that_breaks_off_half_way_leaves_no_commit_and_the_same_com
 
 
 @pytest.mark.thorough
-def test_an_upload_that_breaks_off_publishes_nothing_by_halves_and_goes_on(run: dict[str, Any]) -> None:
+def test_an_upload_that_breaks_off_publishes_nothing_by_halves_and_goes_on(
+    run: dict[str, Any],
+) -> None:
     listed(run, dataset=None)
     with HubServer(TOKEN) as server:
         server.refuse = {"model/owner/merged"}
         done = uploaded(server)
         assert done.returncode == 1 and "broke off" in done.stderr
-        assert "The Hub " in done.stderr or "may not write there" in done.stderr  # what its answer means
-        assert f"Published: owner/adapter at {server.commits[0]}. Not published: merged (owner/merged)." in done.stderr
+        assert (
+            "The Hub " in done.stderr or "may not write there" in done.stderr
+        )  # what its answer means
+        assert (
+            f"Published: owner/adapter at {server.commits[0]}. Not published: merged (owner/merged)."
+            in done.stderr
+        )
         assert not Path("results/small-r16/publish/published.json").exists()
         assert_no_token(done)  # the server even sent it back
         server.refuse, before = set(), server.puts
         again = uploaded(server)
         assert again.returncode == 0, again.stderr[-2500:]
-        assert len(server.commits) == 2 and server.repositories["model/owner/merged"]["model.safetensors"]
+        assert (
+            len(server.commits) == 2
+            and server.repositories["model/owner/merged"]["model.safetensors"]
+        )
         assert server.puts > before
 
 
@@ -208,7 +283,9 @@ def test_nothing_goes_to_a_public_repository_when_it_is_to_be_private(run: dict[
     with HubServer(TOKEN) as server:
         server.repositories["model/owner/merged"], server.private["model/owner/merged"] = {}, False
         done = uploaded(server)
-        assert done.returncode == 1 and "owner/merged is public" in done.stderr and not server.commits
+        assert (
+            done.returncode == 1 and "owner/merged is public" in done.stderr and not server.commits
+        )
         server.private["model/owner/merged"] = True
         again = uploaded(server)
         assert again.returncode == 0 and len(server.commits) == 2, again.stderr[-2500:]
@@ -219,4 +296,8 @@ def test_a_file_that_changed_after_the_list_is_not_uploaded(run: dict[str, Any])
     Path("results/small-r16/merged/config.json").write_text("[]\n", encoding="utf-8")
     with HubServer(TOKEN) as server:
         done = uploaded(server)
-        assert done.returncode == 1 and "has changed since it was listed" in done.stderr and not server.repositories
+        assert (
+            done.returncode == 1
+            and "has changed since it was listed" in done.stderr
+            and not server.repositories
+        )

@@ -11,7 +11,14 @@ from dryfit.common import device
 from dryfit.common.errors import UserError
 from dryfit.common.files import read_report, write_jsonl, write_report
 from scripts.common.damage import refuse_damaged
-from scripts.runs.around_jobs import Job, before_the_first, planned_writes, refuse_unrecorded, results_of, summary
+from scripts.runs.around_jobs import (
+    Job,
+    before_the_first,
+    planned_writes,
+    refuse_unrecorded,
+    results_of,
+    summary,
+)
 from scripts.runs.configuration import with_defaults
 from scripts.runs.runs import Runs
 
@@ -30,10 +37,12 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_writes_are_added_by_run_and_the_shared_base_comes_first() -> None:
-    jobs = [TRAINING,
-            Job("export_gguf", {"run": RUN, "type": "q8_0"}, [], False),
-            Job("clean_dataset", {"dataset": "embedded"}, [], False),
-            Job("fetch_weights", {"model": "smollm2-135m-instruct"}, [], False)]  # fmt: skip
+    jobs = [
+        TRAINING,
+        Job("export_gguf", {"run": RUN, "type": "q8_0"}, [], False),
+        Job("clean_dataset", {"dataset": "embedded"}, [], False),
+        Job("fetch_weights", {"model": "smollm2-135m-instruct"}, [], False),
+    ]
     base, run = planned_writes(jobs, runs())
     assert (base.name, base.stages) == ("smollm2-135m-instruct", ["base model"])
     assert (run.name, run.stages, run.exports) == (RUN, ["training", "export"], ["q8_0"])
@@ -57,19 +66,25 @@ def test_a_tracker_that_is_not_installed_stops_before_anything_runs() -> None:
     before_the_first([TRAINING._replace(rule="merge_adapter")], [], wanted, False)
 
 
-def test_a_missing_sandbox_is_refused_before_anything_runs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_sandbox_is_refused_before_anything_runs(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("PATH", str(folder))
     assert shutil.which("bwrap") is None
     with pytest.raises(UserError, match="Nothing was executed"):
         before_the_first([Job("execute_answers", {"run": RUN}, [], False)], [], runs(), True)
 
 
-def test_documents_that_will_be_rendered_are_removed_and_costly_results_marked(folder: Path) -> None:
+def test_documents_that_will_be_rendered_are_removed_and_costly_results_marked(
+    folder: Path,
+) -> None:
     card, report = Path(f"results/{RUN}/MODEL_CARD.md"), Path(f"results/{RUN}/training.json")
     for path in (card, report):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
-    before_the_first([TRAINING, Job("render_documents", {"run": RUN}, [str(card)], False)], [], runs(), True)
+    before_the_first(
+        [TRAINING, Job("render_documents", {"run": RUN}, [str(card)], False)], [], runs(), True
+    )
     assert not card.exists() and report.exists()
     assert str(report) in (card.parent / "OUTDATED.txt").read_text()
 
@@ -78,7 +93,10 @@ def test_a_score_whose_answers_are_made_again_is_emptied_and_made_again_on_reque
     folder: Path, capsys: pytest.CaptureFixture
 ) -> None:
     Path(".snakemake").mkdir()
-    answers, score = f"results/{RUN}/evaluation/answers.jsonl", f"results/{RUN}/evaluation/execution.json"
+    answers, score = (
+        f"results/{RUN}/evaluation/answers.jsonl",
+        f"results/{RUN}/evaluation/execution.json",
+    )
     for path in (answers, f"{score}l"):
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         write_jsonl(path, [{"answer": "ls"}])
@@ -90,7 +108,10 @@ def test_a_score_whose_answers_are_made_again_is_emptied_and_made_again_on_reque
     assert read_report(score, f"{score}l")["tuned"] == 3 and not capsys.readouterr().err
     before_the_first([asked_again], [], runs(), False)
     assert "tuned" not in read_report(score, f"{score}l") and not Path(f"{score}l").read_text()
-    assert "score is dropped" in capsys.readouterr().err and Path(score).stat().st_mtime < Path(answers).stat().st_mtime
+    assert (
+        "score is dropped" in capsys.readouterr().err
+        and Path(score).stat().st_mtime < Path(answers).stat().st_mtime
+    )
     before_the_first([asked_again], [], runs(), False)
     assert not capsys.readouterr().err
     assert refuse_damaged([f"results/{RUN}"]) == []
@@ -100,7 +121,9 @@ def test_a_result_that_nothing_records_is_refused(folder: Path) -> None:
     report = f"results/{RUN}/training.json"
     Path(report).parent.mkdir(parents=True)
     Path(report).touch()
-    known = SimpleNamespace(metadata=lambda path: object(), _filter_incomplete_keys=lambda keys: set())
+    known = SimpleNamespace(
+        metadata=lambda path: object(), _filter_incomplete_keys=lambda keys: set()
+    )
     paths = [report, "results/not-made-yet.json"]
     refuse_unrecorded(paths, known)
     known.metadata = lambda path: None

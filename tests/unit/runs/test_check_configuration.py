@@ -29,55 +29,94 @@ def rows(settings):
 def test_what_step_loop_and_profile_have_of_a_valid_configuration():
     settings = run()
     step, loop = run_scenarios.training_scenario(settings), run_scenarios.training_loop(settings)
-    assert {"method", "precision", "sequence_length", "micro_batch", "lora", "packing"} <= step.keys()
+    assert {
+        "method",
+        "precision",
+        "sequence_length",
+        "micro_batch",
+        "lora",
+        "packing",
+    } <= step.keys()
     assert {"device", "epochs", "learning_rate", "max_steps", "weight_decay"} <= loop.keys()
     assert settings["training"].keys() - step.keys() == loop.keys() | {"report_to", "threads"}
-    scenarios = run_scenarios.profile_scenarios(run(memory={"scenarios": {"lora": {"method": "lora"}}}))
+    scenarios = run_scenarios.profile_scenarios(
+        run(memory={"scenarios": {"lora": {"method": "lora"}}})
+    )
     assert list(scenarios) == ["full-fp32", "full-bf16-mixed", "full-bf16", "lora", "qlora"]
     assert scenarios["full-bf16"]["lora"] is None and scenarios["lora"]["quantization"] is None
     assert scenarios["qlora"]["lora"]["rank"] == 16
     check_configuration.check(run())
     check_configuration.check(
-        run(**yaml.safe_load((ROOT / "config" / "qwen2.5-coder-7b.yaml").read_text(encoding="utf-8")))
+        run(
+            **yaml.safe_load(
+                (ROOT / "config" / "qwen2.5-coder-7b.yaml").read_text(encoding="utf-8")
+            )
+        )
     )
 
 
 @pytest.mark.few(10)
-@pytest.mark.parametrize(("differences", "words"), [
-    ({"memory": {"scenarios": {"qlora": None}}}, ["memory.scenarios.qlora", "qlora: {method: qlora}"]),
-    ({"memory": {"scenarios": {"../../x": {"method": "lora"}}}}, ["'../../x'", "can't be used", "x: {}"]),
-    ({"memory": {"scenarios": {"training": {"method": "lora"}}}}, ["'training'", "can't be used"]),
-    ({"memory": {"scenarios": {"odd": {"method": "qlorra"}}}}, ["memory.scenarios.odd", "method: qlora"]),
-    ({"memory": {"model": "nosuch"}}, ["memory.model", "qwen2.5-coder-7b", "model: "]),
-    ({"memory": {"gpu": "nosuch"}}, ["memory.gpu", "'nosuch'", "rtx-4090", "gpu: "]),
-    ({"memory": {"gate": {"gpu": "rtx-4091"}}}, ["memory.gate.gpu", "gpu: rtx-4090"]),
-    *(
+@pytest.mark.parametrize(
+    ("differences", "words"),
+    [
+        (
+            {"memory": {"scenarios": {"qlora": None}}},
+            ["memory.scenarios.qlora", "qlora: {method: qlora}"],
+        ),
+        (
+            {"memory": {"scenarios": {"../../x": {"method": "lora"}}}},
+            ["'../../x'", "can't be used", "x: {}"],
+        ),
+        (
+            {"memory": {"scenarios": {"training": {"method": "lora"}}}},
+            ["'training'", "can't be used"],
+        ),
+        (
+            {"memory": {"scenarios": {"odd": {"method": "qlorra"}}}},
+            ["memory.scenarios.odd", "method: qlora"],
+        ),
+        ({"memory": {"model": "nosuch"}}, ["memory.model", "qwen2.5-coder-7b", "model: "]),
+        ({"memory": {"gpu": "nosuch"}}, ["memory.gpu", "'nosuch'", "rtx-4090", "gpu: "]),
+        ({"memory": {"gate": {"gpu": "rtx-4091"}}}, ["memory.gate.gpu", "gpu: rtx-4090"]),
+        *(
+            (
+                {
+                    "memory": {"gate": {"gpu": gpu}},
+                    "training": {
+                        "device": "cuda",
+                        "on_out_of_memory": "stop",
+                        "parallel": {"strategy": "ddp", "gpus": 8},
+                    },
+                },
+                ["`parallel.gpus: 8` is more than `gpu` has", "count: 8"],
+            )
+            for gpu in ({"name": "rtx-3090", "count": 2}, "2xrtx-3090", "rtx-3090 x 2")
+        ),
+        ({"scenario_defaults": {"foo": 1}}, ["foo", "scenario_defaults", "sequence_length"]),
+        ({"scenario_defaults": {"optimizer": "adamw8bit"}}, ["optimizer: adamw_8bit"]),
+        ({"lora": {"target_modules": ["nosuch_proj"]}}, ["nosuch_proj", "q_proj", "write:"]),
+        ({"training": {"precision": "bf16-mixed"}}, ["training (and", "qlora", "precision: bf16"]),
+        ({"run": {"name": "two\n"}}, ["run.name", "'two\\n'"]),
+        ({"lora": {"rank": 16.0}}, ["lora.rank", "16.0", "a whole number", "rank: 16"]),
+        (
+            {"training": {"learning_rate": float("nan")}},
+            ["training.learning_rate", "nan", "learning_rate: 2.0e-04"],
+        ),
+        ({"lora": {"dropout": float("inf")}}, ["lora.dropout", "inf", "less than 1"]),
+        (
+            {"dataset": {"split": {"train": 0.5, "validation": 0.1, "test": 0.1}}},
+            ["dataset.split add up to 0.7", "train: 0.714, validation: 0.143, test: 0.143"],
+        ),
         (
             {
-                "memory": {"gate": {"gpu": gpu}},
-                "training": {
-                    "device": "cuda",
-                    "on_out_of_memory": "stop",
-                    "parallel": {"strategy": "ddp", "gpus": 8},
-                },
+                "dataset": {
+                    "sources": [{"type": "files", "license": "unknown", "paths": ["data/{x}.csv"]}]
+                }
             },
-            ["`parallel.gpus: 8` is more than `gpu` has", "count: 8"],
-        )
-        for gpu in ({"name": "rtx-3090", "count": 2}, "2xrtx-3090", "rtx-3090 x 2")
-    ),
-    ({"scenario_defaults": {"foo": 1}}, ["foo", "scenario_defaults", "sequence_length"]),
-    ({"scenario_defaults": {"optimizer": "adamw8bit"}}, ["optimizer: adamw_8bit"]),
-    ({"lora": {"target_modules": ["nosuch_proj"]}}, ["nosuch_proj", "q_proj", "write:"]),
-    ({"training": {"precision": "bf16-mixed"}}, ["training (and", "qlora", "precision: bf16"]),
-    ({"run": {"name": "two\n"}}, ["run.name", "'two\\n'"]),
-    ({"lora": {"rank": 16.0}}, ["lora.rank", "16.0", "a whole number", "rank: 16"]),
-    ({"training": {"learning_rate": float("nan")}}, ["training.learning_rate", "nan", "learning_rate: 2.0e-04"]),
-    ({"lora": {"dropout": float("inf")}}, ["lora.dropout", "inf", "less than 1"]),
-    ({"dataset": {"split": {"train": 0.5, "validation": 0.1, "test": 0.1}}},
-     ["dataset.split add up to 0.7", "train: 0.714, validation: 0.143, test: 0.143"]),
-    ({"dataset": {"sources": [{"type": "files", "license": "unknown", "paths": ["data/{x}.csv"]}]}},
-     ["data/{x}.csv", "wildcard", "paths: [data/x.csv]"]),
-])  # fmt: skip
+            ["data/{x}.csv", "wildcard", "paths: [data/x.csv]"],
+        ),
+    ],
+)
 def test_a_wrong_setting_stops_at_the_start_with_the_line_to_write(differences, words):
     with pytest.raises(UserError) as error:
         check_configuration.check(run(**differences))
@@ -92,44 +131,97 @@ def test_rows_and_threads_of_a_step():
         check_configuration.check(run(training={"packing": "rows", "rows_per_step": None}))
     with pytest.raises(UserError, match="rows_per_step: null"):
         check_configuration.check(run(training={"packing": "none", "rows_per_step": 7}))
-    several = {"packing": "none", "rows_per_step": None, "micro_batch": 3, "parallel": {"strategy": "ddp", "gpus": 4}}
+    several = {
+        "packing": "none",
+        "rows_per_step": None,
+        "micro_batch": 3,
+        "parallel": {"strategy": "ddp", "gpus": 4},
+    }
     assert rows(run(training=several)) == 12
     assert run_scenarios.training_scenario(run(training=several))["parallel"]["gpus"] == 4
-    assert run_scenarios.gpus_of_training(run(training=several)) == 4 and run_scenarios.gpus_of_training(run()) == 1
+    assert (
+        run_scenarios.gpus_of_training(run(training=several)) == 4
+        and run_scenarios.gpus_of_training(run()) == 1
+    )
     assert run_scenarios.training_threads(run(training={**several, "threads": 1})) == 4
     assert run_scenarios.training_threads(run()) == 8
     assert run_scenarios.training_threads(run(training={"threads": 2})) == 2
-    assert run_scenarios.training_loop(run(training={"threads": 3})) == run_scenarios.training_loop(run())
+    assert run_scenarios.training_loop(run(training={"threads": 3})) == run_scenarios.training_loop(
+        run()
+    )
 
 
 PLAIN = {"loss": "full", "packing": "none", "rows_per_step": None, "method": "lora"}
 
 
 @pytest.mark.few(6)
-@pytest.mark.parametrize(("training", "words"), [
-    ({"parallel": {"strategy": "ddp", "gpus": 9}}, ["8 rows", "9 GPUs", "rows_per_step: 9"]),
-    ({"parallel": {"strategy": "none", "gpus": 2}}, ["uses one GPU", "strategy: fsdp2, gpus: 2"]),
-    ({"parallel": {"strategy": "fsdp1", "gpus": 2}, "loss": "full", "method": "lora"},
-     ["FSDP1", "training.parallel", "strategy: fsdp2, gpus: 2"]),
-    ({"parallel": {"strategy": "zero3", "gpus": 2}, "loss": "full"}, ["ZeRO", "can be predicted", "training.parallel",
-        "strategy: fsdp2, gpus: 2"]),
-    ({"parallel": {"strategy": "fsdp2", "gpus": 2, "offload": "cpu"}, "loss": "full"},
-     ["offload: cpu", "not trained yet", "parallel: {strategy: fsdp2, gpus: 2}"]),
-    ({"parallel": {"strategy": "fsdp2", "gpus": 2}, "loss": "full", "method": "lora", "precision": "fp16-mixed"},
-     ["fp16", "precision: bf16-mixed"]),
-    ({"parallel": {"strategy": "fsdp2", "gpus": 2}, "loss": "full", "autocast": "fp16"},
-     ["fp16", "training.autocast", "autocast: bf16"]),
-    ({"parallel": {"strategy": "ddp", "gpus": 2}, "on_out_of_memory": "halve"},
-     ["already waiting", "on_out_of_memory: stop"]),
-    ({"parallel": {"strategy": "none", "gpus": 2, "tensor": 2}, **PLAIN, "method": "qlora"},
-     ["without rows", "method: lora"]),
-    ({"parallel": {"strategy": "fsdp2", "gpus": 2, "context": 2}, **PLAIN, "packing": "rows"},
-     ["`packing: rows` and a mesh", "packing: none"]),
-    ({"parallel": {"strategy": "none", "gpus": 2, "tensor": 2}, **PLAIN, "on_out_of_memory": "halve"},
-     ["already waiting", "on_out_of_memory: stop"]),
-    ({"parallel": {"strategy": "fsdp2", "gpus": 4, "expert": 2}, **PLAIN}, ["this model has none", "expert: 1"]),
-    ({"device": "cpu", "optimizer": "paged_adamw_8bit"}, ["no kernel", "training.optimizer", "optimizer: adamw"]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("training", "words"),
+    [
+        ({"parallel": {"strategy": "ddp", "gpus": 9}}, ["8 rows", "9 GPUs", "rows_per_step: 9"]),
+        (
+            {"parallel": {"strategy": "none", "gpus": 2}},
+            ["uses one GPU", "strategy: fsdp2, gpus: 2"],
+        ),
+        (
+            {"parallel": {"strategy": "fsdp1", "gpus": 2}, "loss": "full", "method": "lora"},
+            ["FSDP1", "training.parallel", "strategy: fsdp2, gpus: 2"],
+        ),
+        (
+            {"parallel": {"strategy": "zero3", "gpus": 2}, "loss": "full"},
+            ["ZeRO", "can be predicted", "training.parallel", "strategy: fsdp2, gpus: 2"],
+        ),
+        (
+            {"parallel": {"strategy": "fsdp2", "gpus": 2, "offload": "cpu"}, "loss": "full"},
+            ["offload: cpu", "not trained yet", "parallel: {strategy: fsdp2, gpus: 2}"],
+        ),
+        (
+            {
+                "parallel": {"strategy": "fsdp2", "gpus": 2},
+                "loss": "full",
+                "method": "lora",
+                "precision": "fp16-mixed",
+            },
+            ["fp16", "precision: bf16-mixed"],
+        ),
+        (
+            {"parallel": {"strategy": "fsdp2", "gpus": 2}, "loss": "full", "autocast": "fp16"},
+            ["fp16", "training.autocast", "autocast: bf16"],
+        ),
+        (
+            {"parallel": {"strategy": "ddp", "gpus": 2}, "on_out_of_memory": "halve"},
+            ["already waiting", "on_out_of_memory: stop"],
+        ),
+        (
+            {"parallel": {"strategy": "none", "gpus": 2, "tensor": 2}, **PLAIN, "method": "qlora"},
+            ["without rows", "method: lora"],
+        ),
+        (
+            {
+                "parallel": {"strategy": "fsdp2", "gpus": 2, "context": 2},
+                **PLAIN,
+                "packing": "rows",
+            },
+            ["`packing: rows` and a mesh", "packing: none"],
+        ),
+        (
+            {
+                "parallel": {"strategy": "none", "gpus": 2, "tensor": 2},
+                **PLAIN,
+                "on_out_of_memory": "halve",
+            },
+            ["already waiting", "on_out_of_memory: stop"],
+        ),
+        (
+            {"parallel": {"strategy": "fsdp2", "gpus": 4, "expert": 2}, **PLAIN},
+            ["this model has none", "expert: 1"],
+        ),
+        (
+            {"device": "cpu", "optimizer": "paged_adamw_8bit"},
+            ["no kernel", "training.optimizer", "optimizer: adamw"],
+        ),
+    ],
+)
 def test_what_no_training_can_do_stops_at_the_start(training, words):
     with pytest.raises(UserError) as error:
         check_configuration.check(run(training=training))
@@ -137,12 +229,17 @@ def test_what_no_training_can_do_stops_at_the_start(training, words):
         assert word in str(error.value), str(error.value)
 
 
-@pytest.mark.parametrize(("training", "expandable"), [
-    ({"device": "cuda"}, True),
-    ({"device": "cpu"}, False),
-    ({"device": "cuda", "allocator": {"expandable_segments": False}}, False),
-])  # fmt: skip
-def test_training_on_cuda_and_its_gate_have_expandable_segments_and_nobody_else(training, expandable, monkeypatch):
+@pytest.mark.parametrize(
+    ("training", "expandable"),
+    [
+        ({"device": "cuda"}, True),
+        ({"device": "cpu"}, False),
+        ({"device": "cuda", "allocator": {"expandable_segments": False}}, False),
+    ],
+)
+def test_training_on_cuda_and_its_gate_have_expandable_segments_and_nobody_else(
+    training, expandable, monkeypatch
+):
     monkeypatch.delenv("PYTORCH_ALLOC_CONF", raising=False)
     monkeypatch.delenv("PYTORCH_CUDA_ALLOC_CONF", raising=False)
     settings = run(training=training)
@@ -154,19 +251,30 @@ def test_training_on_cuda_and_its_gate_have_expandable_segments_and_nobody_else(
 
 
 def test_a_profile_that_needs_an_optional_package_stops_at_the_start(monkeypatch):
-    divided = {"method": "full", "precision": "bf16-mixed", "parallel": {"strategy": "zero3", "gpus": 2, "ulysses": 2}}
+    divided = {
+        "method": "full",
+        "precision": "bf16-mixed",
+        "parallel": {"strategy": "zero3", "gpus": 2, "ulysses": 2},
+    }
     scenarios = {"memory": {"scenarios": {"divided": divided}}}
     monkeypatch.setattr("dryfit.scenario.scenario.find_spec", lambda name: None)
     with pytest.raises(UserError, match="deepspeed, which is not installed") as error:
         check_configuration.check(run(**scenarios))
-    assert "memory.scenarios.divided" in str(error.value) and "dryfit[deepspeed]" in error.value.write
+    assert (
+        "memory.scenarios.divided" in str(error.value) and "dryfit[deepspeed]" in error.value.write
+    )
     monkeypatch.setattr("dryfit.scenario.scenario.find_spec", lambda name: object())
     check_configuration.check(run(**scenarios))
 
 
 def test_a_models_folder_that_is_not_there_is_refused(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    model = {"name": "own", "title": "Own", "license": "mit", "source": {"type": "folder", "path": "model"}}
+    model = {
+        "name": "own",
+        "title": "Own",
+        "license": "mit",
+        "source": {"type": "folder", "path": "model"},
+    }
     for exists in (False, True):
         with pytest.raises(UserError, match=r"There is no .*folder model") as error:
             check_configuration.check(run(model=model))
@@ -177,14 +285,19 @@ def test_a_models_folder_that_is_not_there_is_refused(tmp_path, monkeypatch):
     check_configuration.check(run(model=model))
 
 
-@pytest.mark.parametrize(("training", "faster", "made"), [
-    ({"device": "cpu"}, True, ("bf16", "bf16")),
-    ({"device": "cpu"}, False, ("fp32", None)),
-    ({"device": "cuda"}, True, ("fp32", None)),
-    ({"device": "cpu", "autocast": "fp16"}, True, ("fp32", "fp16")),  # what is named stays
-    ({"device": "cpu", "precision": "bf16-mixed"}, False, ("bf16-mixed", None)),
-])  # fmt: skip
-def test_precision_auto_is_bf16_where_the_processor_is_faster_in_it(training, faster, made, monkeypatch):
+@pytest.mark.parametrize(
+    ("training", "faster", "made"),
+    [
+        ({"device": "cpu"}, True, ("bf16", "bf16")),
+        ({"device": "cpu"}, False, ("fp32", None)),
+        ({"device": "cuda"}, True, ("fp32", None)),
+        ({"device": "cpu", "autocast": "fp16"}, True, ("fp32", "fp16")),  # what is named stays
+        ({"device": "cpu", "precision": "bf16-mixed"}, False, ("bf16-mixed", None)),
+    ],
+)
+def test_precision_auto_is_bf16_where_the_processor_is_faster_in_it(
+    training, faster, made, monkeypatch
+):
     monkeypatch.setattr(run_scenarios, "multiplies_bf16", lambda: faster)
     step = run_scenarios.training_scenario(run(training=training))
     assert (step["precision"], step.get("autocast")) == made

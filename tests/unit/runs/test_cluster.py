@@ -40,11 +40,17 @@ def test_none_fits_names_one_that_would_if_there_is_one(tmp_path: Path) -> None:
         smallest(10**13, read_map(write(tmp_path, MAP)))
 
 
-@pytest.mark.parametrize(("text", "words"), [
-    ("", "is a list"), ("gpu: t4", "is a list"), ("- t4", "needs `gpu`"),
-    ("- {gpu: t4}", "needs `partition` or `gres`"), ("- {gpu: nosuch, gres: x}", "is not known"),
-    ("- {gpu: t4, gress: x}", "did you mean `gres`"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "is a list"),
+        ("gpu: t4", "is a list"),
+        ("- t4", "needs `gpu`"),
+        ("- {gpu: t4}", "needs `partition` or `gres`"),
+        ("- {gpu: nosuch, gres: x}", "is not known"),
+        ("- {gpu: t4, gress: x}", "did you mean `gres`"),
+    ],
+)
 def test_wrong_maps(tmp_path: Path, text: str, words: str) -> None:
     with pytest.raises(UserError, match=words):
         read_map(write(tmp_path, text))

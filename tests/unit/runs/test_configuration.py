@@ -41,42 +41,75 @@ def test_the_default_configuration_is_valid_in_any_order_of_its_keys(config):
 def test_the_other_configurations_are_valid_over_the_default(config, name):
     from snakemake.utils import update_config
 
-    update_config(config, yaml.safe_load((ROOT / "config" / f"{name}.yaml").read_text(encoding="utf-8")))
+    update_config(
+        config, yaml.safe_load((ROOT / "config" / f"{name}.yaml").read_text(encoding="utf-8"))
+    )
     assert settings.check(config)["model"]["source"]["type"] == "hub"
 
 
-@pytest.mark.parametrize(("path", "value", "words"), [
-    ("lora.rank", 0, ["lora.rank", "0", "at least 1", "rank: 16"]),
-    ("lora.rank", "8", ["lora.rank is text", "Take the quotes away", "rank: 8"]),
-    ("lora.rank", 8.5, ["lora.rank", "8.5", "a whole number"]),
-    ("lora.rnak", 8, ["Unknown key: lora.rnak", "alpha, dropout, rank, target_modules", "rank: 8"]),
-    ("lora.dropout", 1.0, ["lora.dropout", "less than 1"]),
-    ("training.learning_rate", "2e-4", ["training.learning_rate is text", "exponent", "learning_rate: 2.0e-04"]),
-    ("training.learning_rate", -1.0, ["training.learning_rate", "more than 0"]),
-    ("training.validation_rows", 0, ["training.validation_rows", "at least 1", "validation_rows: 100"]),
-    ("training.precision", "bfloat16", ["training.precision", "bfloat16", "fp32, fp16, bf16", "precision: bf16"]),
-    ("training.optimizer", "adamw8bit", ["training.optimizer", "optimizer: adamw_8bit"]),
-    ("training.gradient_checkpointing", "yes", ["gradient_checkpointing", "true, false, reentrant"]),
-    ("training.max_steps", 0, ["training.max_steps", "at least 1"]),
-    ("model.name", "My Model", ["model.name", "My Model", "of the form"]),
-    ("run.name", "a" * 101, ["run.name", "at most 100 characters"]),  # files' names have 255 at the most
-    ("run.name", 12, ["put it in quotes", "name: '12'"]),
-    ("run.name", False, ["put it in quotes", "name: 'no'"]),
-    ("model.license", 2.0, ["put it in quotes", "license: '2.0'"]),
-    ("training", None, ["method, objective", "training: {method: qlora}"]),
-    ("training.parallel", "ddp", ["strategy, gpus", "parallel: {strategy: fsdp2}"]),
-    ("dataset.sources", [{"type": "files"}], ["sources.0.license", "  sources:\n               - license: unknown"]),
-    ("model.source.type", "huggingface", ["model.source.type", "wheel, hub, folder"]),
-    ("model.source.sha256", "abc", ["model.source.sha256", "abc"]),
-    ("prompt.system", "", ["prompt.system"]),
-    ("evaluation.execution", "bubblewrap", ["dataset.benchmark: null", "execution: none"]),
-    ("evaluation.requests", "all", ["evaluation.requests", "whole number or null"]),
-    ("colour", "red", ["Unknown key: colour"]),
-    ("trainning", {}, ["did you mean `training`", "training: {method: qlora}"]),
-    ("run.seed", 2**64, ["run.seed", "at most 9223372036854775807", "seed: 42"]),
-    ("training.weight_decay", 1e300, ["training.weight_decay", "at most 10"]),
-    ("lora.rank", 1000000, ["lora.rank", "at most 8192"]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("path", "value", "words"),
+    [
+        ("lora.rank", 0, ["lora.rank", "0", "at least 1", "rank: 16"]),
+        ("lora.rank", "8", ["lora.rank is text", "Take the quotes away", "rank: 8"]),
+        ("lora.rank", 8.5, ["lora.rank", "8.5", "a whole number"]),
+        (
+            "lora.rnak",
+            8,
+            ["Unknown key: lora.rnak", "alpha, dropout, rank, target_modules", "rank: 8"],
+        ),
+        ("lora.dropout", 1.0, ["lora.dropout", "less than 1"]),
+        (
+            "training.learning_rate",
+            "2e-4",
+            ["training.learning_rate is text", "exponent", "learning_rate: 2.0e-04"],
+        ),
+        ("training.learning_rate", -1.0, ["training.learning_rate", "more than 0"]),
+        (
+            "training.validation_rows",
+            0,
+            ["training.validation_rows", "at least 1", "validation_rows: 100"],
+        ),
+        (
+            "training.precision",
+            "bfloat16",
+            ["training.precision", "bfloat16", "fp32, fp16, bf16", "precision: bf16"],
+        ),
+        ("training.optimizer", "adamw8bit", ["training.optimizer", "optimizer: adamw_8bit"]),
+        (
+            "training.gradient_checkpointing",
+            "yes",
+            ["gradient_checkpointing", "true, false, reentrant"],
+        ),
+        ("training.max_steps", 0, ["training.max_steps", "at least 1"]),
+        ("model.name", "My Model", ["model.name", "My Model", "of the form"]),
+        (
+            "run.name",
+            "a" * 101,
+            ["run.name", "at most 100 characters"],
+        ),  # files' names have 255 at the most
+        ("run.name", 12, ["put it in quotes", "name: '12'"]),
+        ("run.name", False, ["put it in quotes", "name: 'no'"]),
+        ("model.license", 2.0, ["put it in quotes", "license: '2.0'"]),
+        ("training", None, ["method, objective", "training: {method: qlora}"]),
+        ("training.parallel", "ddp", ["strategy, gpus", "parallel: {strategy: fsdp2}"]),
+        (
+            "dataset.sources",
+            [{"type": "files"}],
+            ["sources.0.license", "  sources:\n               - license: unknown"],
+        ),
+        ("model.source.type", "huggingface", ["model.source.type", "wheel, hub, folder"]),
+        ("model.source.sha256", "abc", ["model.source.sha256", "abc"]),
+        ("prompt.system", "", ["prompt.system"]),
+        ("evaluation.execution", "bubblewrap", ["dataset.benchmark: null", "execution: none"]),
+        ("evaluation.requests", "all", ["evaluation.requests", "whole number or null"]),
+        ("colour", "red", ["Unknown key: colour"]),
+        ("trainning", {}, ["did you mean `training`", "training: {method: qlora}"]),
+        ("run.seed", 2**64, ["run.seed", "at most 9223372036854775807", "seed: 42"]),
+        ("training.weight_decay", 1e300, ["training.weight_decay", "at most 10"]),
+        ("lora.rank", 1000000, ["lora.rank", "at most 8192"]),
+    ],
+)
 def test_an_error_names_the_key_the_value_what_is_allowed_and_the_line(config, path, value, words):
     with pytest.raises(UserError) as error:
         settings.check(change(config, path, value))
@@ -90,15 +123,22 @@ def test_the_line_to_write_is_valid(config):
         settings.check(change(config, "training.learning_rate", "2e-4"))
     correction = yaml.safe_load(error.value.write)
     assert correction == {"training": {"learning_rate": 0.0002}}
-    settings.check(change(config, "training.learning_rate", correction["training"]["learning_rate"]))
+    settings.check(
+        change(config, "training.learning_rate", correction["training"]["learning_rate"])
+    )
     entry = {"type": "files", "license": "x", "paths": ["a.csv"], "colums": {"request": "a"}}
     with pytest.raises(UserError) as error:
         settings.check(change(config, "dataset.sources", [entry]))
-    assert yaml.safe_load(error.value.write) == {"dataset": {"sources": [{"columns": {"request": "a"}}]}}
+    assert yaml.safe_load(error.value.write) == {
+        "dataset": {"sources": [{"columns": {"request": "a"}}]}
+    }
 
 
 def test_two_repositories_of_a_kind_are_not_the_same(config):
-    config["publish"] |= {"adapter": "a/b", "dataset": "a/b"}  # a model and a dataset have addresses of their own
+    config["publish"] |= {
+        "adapter": "a/b",
+        "dataset": "a/b",
+    }  # a model and a dataset have addresses of their own
     settings.check(config)
     with pytest.raises(UserError, match="are one repository"):
         settings.check(change(config, "publish.merged", "a/b"))
@@ -116,16 +156,50 @@ def test_a_source_names_the_key_it_lacks(config):
         settings.check(config)
 
 
-@pytest.mark.parametrize(("model", "kept"), [
-    ({"source": {"type": "folder", "path": "mymodel"}}, "name, model.title, model.license"),
-    ({"name": "own", "source": {"type": "folder", "path": "mymodel"}}, "title, model.license"),
-    ({"name": "own", "license": "mit", "source": {"type": "hub", "repository": "a/b", "revision": "x"}}, "title"),
-    ({"name": "own", "title": "Own", "source": {"type": "hub", "repository": "a/b", "revision": "x"}}, None),
-    ({"name": "own", "title": "Own", "license": "mit", "source": {"type": "folder", "path": "mymodel"}}, None),
-    ({"source": {"type": "hub", "repository": "HuggingFaceTB/SmolLM2-135M-Instruct", "revision": "main"}}, None),
-    ({"source": {"type": "folder", "path": "/models/SmolLM2-135M-Instruct"}}, None),
-    ({"title": "Another title"}, None),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("model", "kept"),
+    [
+        ({"source": {"type": "folder", "path": "mymodel"}}, "name, model.title, model.license"),
+        ({"name": "own", "source": {"type": "folder", "path": "mymodel"}}, "title, model.license"),
+        (
+            {
+                "name": "own",
+                "license": "mit",
+                "source": {"type": "hub", "repository": "a/b", "revision": "x"},
+            },
+            "title",
+        ),
+        (
+            {
+                "name": "own",
+                "title": "Own",
+                "source": {"type": "hub", "repository": "a/b", "revision": "x"},
+            },
+            None,
+        ),
+        (
+            {
+                "name": "own",
+                "title": "Own",
+                "license": "mit",
+                "source": {"type": "folder", "path": "mymodel"},
+            },
+            None,
+        ),
+        (
+            {
+                "source": {
+                    "type": "hub",
+                    "repository": "HuggingFaceTB/SmolLM2-135M-Instruct",
+                    "revision": "main",
+                }
+            },
+            None,
+        ),
+        ({"source": {"type": "folder", "path": "/models/SmolLM2-135M-Instruct"}}, None),
+        ({"title": "Another title"}, None),
+    ],
+)
 def test_a_part_of_a_model_makes_no_card_of_the_default_model(model, kept):
     whole = settings.with_defaults({"model": model})
     if kept is None:
@@ -139,7 +213,12 @@ def test_a_part_of_a_model_makes_no_card_of_the_default_model(model, kept):
 def test_keys_of_another_source_rerun_nothing(config):
     config["model"] |= {"name": "b", "title": "B", "license": "mit"}
     config["model"]["source"] |= {"type": "hub", "repository": "a/b", "revision": "main"}
-    assert set(settings.model_source(settings.check(config))) == {"type", "dtype", "repository", "revision"}
+    assert set(settings.model_source(settings.check(config))) == {
+        "type",
+        "dtype",
+        "repository",
+        "revision",
+    }
 
 
 def test_the_reference_is_up_to_date_and_every_key_has_a_description():

@@ -37,29 +37,49 @@ def functions(text: str = "{}") -> JobFunctions:
 def on_a_cluster(folder: Path) -> JobFunctions:
     """The same on a cluster of two kinds of GPU."""
     path = folder / "gpus.yaml"
-    path.write_text("- {gpu: a100-80gb, partition: large}\n- {gpu: t4, gres: t4, partition: gpu}\n", encoding="utf-8")
+    path.write_text(
+        "- {gpu: a100-80gb, partition: large}\n- {gpu: t4, gres: t4, partition: gpu}\n",
+        encoding="utf-8",
+    )
     return functions(f"cluster: {{gpus: {path}}}")
 
 
 def test_wildcards_and_targets_are_those_of_each_run() -> None:
     asked = functions()
-    assert asked.path_of(f"{DATASET}/acquire.json")(WILDCARDS) == "results/dataset/embedded/acquire.json"
+    assert (
+        asked.path_of(f"{DATASET}/acquire.json")(WILDCARDS)
+        == "results/dataset/embedded/acquire.json"
+    )
     assert asked.path_of("{run}/a", "{run}/b")(WILDCARDS) == [f"{RUN}/a", f"{RUN}/b"]
     assert asked.from_settings(lambda settings: settings["lora"]["rank"])(WILDCARDS) == 16
-    assert asked.settings_section("memory", "gate")(WILDCARDS) == asked.runs.named[RUN]["memory"]["gate"]
-    assert asked.from_job(JobPaths.step_comparison)(WILDCARDS) == f"results/{RUN}/memory/qlora/compare.json"
+    assert (
+        asked.settings_section("memory", "gate")(WILDCARDS)
+        == asked.runs.named[RUN]["memory"]["gate"]
+    )
+    assert (
+        asked.from_job(JobPaths.step_comparison)(WILDCARDS)
+        == f"results/{RUN}/memory/qlora/compare.json"
+    )
     assert not {"cluster", "publish"} & set(functions().runs.named[RUN])
     assert functions("cluster: {container: 'docker://image'}").container == "docker://image"
     assert functions().container is None
     asked = functions("lora: {rank: [4, 8]}")
-    assert asked.each_run("results/{run}/a")(None) == ["results/smollm2-135m-r4/a", "results/smollm2-135m-r8/a"]
+    assert asked.each_run("results/{run}/a")(None) == [
+        "results/smollm2-135m-r4/a",
+        "results/smollm2-135m-r8/a",
+    ]
     assert len(asked.each_run(JobPaths.exports)(None)) == 4
 
 
 def test_one_run_is_published_at_a_time() -> None:
-    assert functions().each_run(functions().publication)(None) == [f"results/{RUN}/publish/plan.json"]
+    assert functions().each_run(functions().publication)(None) == [
+        f"results/{RUN}/publish/plan.json"
+    ]
     uploaded = functions("publish: {upload: true}")
-    assert uploaded.publication(JobPaths.of(uploaded.runs, WILDCARDS)) == f"results/{RUN}/publish/published.json"
+    assert (
+        uploaded.publication(JobPaths.of(uploaded.runs, WILDCARDS))
+        == f"results/{RUN}/publish/published.json"
+    )
     two = functions("lora: {rank: [4, 8]}")
     with pytest.raises(UserError, match="Only one run can be published"):
         two.publication(JobPaths.of(two.runs, {"run": "smollm2-135m-r4"}))
@@ -72,25 +92,37 @@ def test_an_error_for_people_ends_snakemake_with_the_message_alone() -> None:
         exit_on_user_error(functions, "memory: {model: qwen}")
 
 
-@pytest.mark.parametrize(("arguments", "asked"), [
-    (["execute"], True),
-    (["mine_execute"], True),
-    (["results/x-r4/evaluation/execution.json"], True),
-    (["results/x-r4/evaluation/execution.jsonl"], True),
-    (["all", "--config", "execution=1"], False),
-    (["executed"], False),
-])  # fmt: skip
-def test_only_a_command_that_names_execution_runs_answers(arguments: list[str], asked: bool) -> None:
+@pytest.mark.parametrize(
+    ("arguments", "asked"),
+    [
+        (["execute"], True),
+        (["mine_execute"], True),
+        (["results/x-r4/evaluation/execution.json"], True),
+        (["results/x-r4/evaluation/execution.jsonl"], True),
+        (["all", "--config", "execution=1"], False),
+        (["executed"], False),
+    ],
+)
+def test_only_a_command_that_names_execution_runs_answers(
+    arguments: list[str], asked: bool
+) -> None:
     assert asks_for_execution(shlex.join(arguments)) is asked
 
 
 def test_execution_and_paths_follow_the_settings() -> None:
     assert not functions().executes()
     benchmark = f"{{requirement: icalfa==0.3.6, sha256: {'a' * 64}, license: MIT, requests: 4}}"
-    asked = functions(f"{{evaluation: {{execution: bubblewrap}}, dataset: {{benchmark: {benchmark}}}}}")
+    asked = functions(
+        f"{{evaluation: {{execution: bubblewrap}}, dataset: {{benchmark: {benchmark}}}}}"
+    )
     assert asked.executes()
-    measured = functions().paths_where(lambda settings: settings["training"]["parallel"]["gpus"] == 1)
-    one, two = measured("results/{run}/a.json"), measured("results/{run}/a.json", "results/{run}/b.json")
+    measured = functions().paths_where(
+        lambda settings: settings["training"]["parallel"]["gpus"] == 1
+    )
+    one, two = (
+        measured("results/{run}/a.json"),
+        measured("results/{run}/a.json", "results/{run}/b.json"),
+    )
     assert one(WILDCARDS).endswith("/a.json") and len(two(WILDCARDS)) == 2
     assert functions().paths_where(lambda settings: None)("results/{run}/a.json")(WILDCARDS) == []
 
@@ -109,7 +141,11 @@ def test_without_a_cluster_nothing_is_asked_of_one() -> None:
     assert asked.gpus_of_cluster(WILDCARDS, None) == []
     assert [threads_beside(cores) for cores in (None, 1, 2, 4, 9, 64)] == [8, 1, 1, 3, 8, 8]
     asked = functions()
-    for function in (asked.minutes_of_training, asked.gpus_of_cluster, asked.on_cluster("gres", needed_by_step)):
+    for function in (
+        asked.minutes_of_training,
+        asked.gpus_of_cluster,
+        asked.on_cluster("gres", needed_by_step),
+    ):
         assert list(inspect.signature(function).parameters) == ["wildcards", "input"]
 
 
@@ -126,12 +162,16 @@ def test_a_job_takes_no_gpu_where_the_processor_computes(monkeypatch: pytest.Mon
         asked = JobFunctions(yaml.safe_load(f"{several}device: {place}}}"), lambda here=here: here)
         assert asked.gpus_of_training(WILDCARDS) == asked.gpus_of_this_machine(WILDCARDS) == takes
         assert (
-            asked.gpu(WILDCARDS) == asked.gpu({"model": "smollm2-135m-instruct", "dataset": "embedded"}) == bool(takes)
+            asked.gpu(WILDCARDS)
+            == asked.gpu({"model": "smollm2-135m-instruct", "dataset": "embedded"})
+            == bool(takes)
         )
     hub = (ROOT / "config/qwen2.5-coder-7b.yaml").read_text(encoding="utf-8")
     monkeypatch.setattr(device, "cuda_devices", lambda: 0)
     asked = functions(hub)
-    assert asked.gpu({"run": next(iter(asked.runs.named))}) == 1, "two models of any size may not fit the host's memory"
+    assert asked.gpu({"run": next(iter(asked.runs.named))}) == 1, (
+        "two models of any size may not fit the host's memory"
+    )
 
 
 def test_on_a_cluster_a_job_asks_for_the_smallest_gpu_that_holds_it(tmp_path: Path) -> None:
@@ -157,9 +197,17 @@ def test_on_a_cluster_a_job_asks_for_the_smallest_gpu_that_holds_it(tmp_path: Pa
 
 def test_runs_whose_profiles_have_other_scenarios_are_refused() -> None:
     """The answers for all scenarios are outputs of one job, and a rule has the same outputs in each run."""
-    assert functions().names_in_profile() == (["qlora"], ["full-fp32", "full-bf16-mixed", "full-bf16"])
-    one, other = "{model: llama-3.2-1b}", "{model: qwen3-0.6b, scenarios: {full-bf16: {method: lora}}}"
+    assert functions().names_in_profile() == (
+        ["qlora"],
+        ["full-fp32", "full-bf16-mixed", "full-bf16"],
+    )
+    one, other = (
+        "{model: llama-3.2-1b}",
+        "{model: qwen3-0.6b, scenarios: {full-bf16: {method: lora}}}",
+    )
     asked = functions(f"sweep: [{{memory: {one}}}, {{memory: {other}}}]")
-    with pytest.raises(UserError, match="differ in the scenarios of their memory profile") as caught:
+    with pytest.raises(
+        UserError, match="differ in the scenarios of their memory profile"
+    ) as caught:
         asked.names_in_profile()
     assert "full-bf16" in caught.value.found and "--configfile" in caught.value.write

@@ -40,26 +40,34 @@ def test_a_run_fills_in_dataset_model_length_rank_and_exports() -> None:
     assert answer_settings(paths(f"{HOUR}}}", run=RUN).settings)["benchmark"] is None, "all"
 
 
-@pytest.mark.parametrize("names", [
-    {"run": RUN},
-    {"profiled": "qwen2.5-coder-7b"},
-    {"dataset": "embedded"},
-    {"dataset": "embedded", "model": "smollm2-135m-instruct"},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "names",
+    [
+        {"run": RUN},
+        {"profiled": "qwen2.5-coder-7b"},
+        {"dataset": "embedded"},
+        {"dataset": "embedded", "model": "smollm2-135m-instruct"},
+    ],
+)
 def test_each_kind_of_wildcards_names_the_settings(names: dict[str, str]) -> None:
     assert paths(**names).settings["dataset"]["name"] == "embedded"
 
 
 def test_the_profile_divides_into_scenarios_with_a_rank_and_without() -> None:
-    assert paths(run=RUN).profile_comparisons() == ["results/memory/qwen2.5-coder-7b/full-fp32/compare.json",
-                                                    "results/memory/qwen2.5-coder-7b/full-bf16-mixed/compare.json",
-                                                    "results/memory/qwen2.5-coder-7b/full-bf16/compare.json",
-                                                    f"results/{RUN}/memory/qlora/compare.json"]  # fmt: skip
+    assert paths(run=RUN).profile_comparisons() == [
+        "results/memory/qwen2.5-coder-7b/full-fp32/compare.json",
+        "results/memory/qwen2.5-coder-7b/full-bf16-mixed/compare.json",
+        "results/memory/qwen2.5-coder-7b/full-bf16/compare.json",
+        f"results/{RUN}/memory/qlora/compare.json",
+    ]
     assert paths(run=RUN).step_comparison() == f"results/{RUN}/memory/qlora/compare.json"
     job = paths(run=RUN)
     assert job.profiled_config().endswith("config/models/qwen2.5-coder-7b.json")
     with_rank, without = job.scenarios_of_profile(True), job.scenarios_of_profile(False)
-    assert (list(with_rank), list(without)) == (["qlora"], ["full-fp32", "full-bf16-mixed", "full-bf16"])
+    assert (list(with_rank), list(without)) == (
+        ["qlora"],
+        ["full-fp32", "full-bf16-mixed", "full-bf16"],
+    )
     assert with_rank["qlora"]["lora"]["rank"] == 16 and "model" not in with_rank["qlora"]
     assert paths(run=RUN, scenario="training").step_config().endswith("/config.json")
     with pytest.raises(UserError, match="full-fp32, full-bf16-mixed, full-bf16, qlora"):
@@ -73,7 +81,9 @@ def test_what_the_configuration_leaves_out_is_no_input() -> None:
     assert len(full.more_evaluations(False)) == 2 and len(full.merging_comparison()) == 2
 
 
-def test_a_score_is_an_input_once_it_is_asked_for_or_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_score_is_an_input_once_it_is_asked_for_or_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     job, score = paths(f"{HOUR}}}", run=RUN), Path(f"results/{RUN}/evaluation/execution.json")
     assert job.by_execution(False) == [] and job.by_execution(True) == job.executed() == str(score)
@@ -94,20 +104,29 @@ def test_a_data_file_is_an_input_once_it_is_there(tmp_path: Path) -> None:
     assert str(there) in found and str(missing) not in found
 
 
-@pytest.mark.parametrize(("written", "device", "dtype"), [
-    ("auto", "cpu", "bfloat16"), ("auto", "cuda", "auto"), ("float32", "cpu", "float32"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("written", "device", "dtype"),
+    [
+        ("auto", "cpu", "bfloat16"),
+        ("auto", "cuda", "auto"),
+        ("float32", "cpu", "float32"),
+    ],
+)
 def test_models_answer_in_bf16_on_a_processor_that_is_faster_in_it(
     written: str, device: str, dtype: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(run_scenarios, "multiplies_bf16", lambda: True)
-    settings = paths(f"{{evaluation: {{dtype: {written}}}, training: {{device: {device}}}}}", run=RUN).settings
+    settings = paths(
+        f"{{evaluation: {{dtype: {written}}}, training: {{device: {device}}}}}", run=RUN
+    ).settings
     assert answer_settings(settings)["dtype"] == dtype
     monkeypatch.setattr(run_scenarios, "multiplies_bf16", lambda: False)
     assert answer_settings(settings)["dtype"] == written
 
 
-def test_files_of_the_project_are_relative_in_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_of_the_project_are_relative_in_its_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(ROOT)
     assert project_file("config/gpus.yaml") == "config/gpus.yaml"
     monkeypatch.chdir(tmp_path)

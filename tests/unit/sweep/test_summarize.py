@@ -12,22 +12,46 @@ from scripts.sweep.summarize import summarize
 
 def run(losses, peak, size=1000, *, right=0, fits=None):
     """A run whose answers lose ``losses`` nats a token, the first ``right`` of them exact."""
-    answers = [{"exact": number < right, "answer_tokens": 2, "loss_sum": 2 * loss, "request": f"request {number}"}
-               for number, loss in enumerate(losses)]  # fmt: skip
+    answers = [
+        {
+            "exact": number < right,
+            "answer_tokens": 2,
+            "loss_sum": 2 * loss,
+            "request": f"request {number}",
+        }
+        for number, loss in enumerate(losses)
+    ]
     low, high = wilson_interval(right, len(losses))
-    share = {"count": right, "high_95": high, "low_95": low, "n": len(losses), "share": right / len(losses)}
-    return {"adapter_bytes": size,
-            "answers": answers,
-            "comparison": {"exact": {"verdict": "better"}, "loss": {"verdict": "better"},
-                           "tuned": {"exact": share, "loss": sum(losses) / len(losses)}},
-            "gate": {"fits": fits},
-            "memory": {"measurement": {"device": {"name": "x86_64", "type": "cpu"},
-                                       "peak_allocated_bytes": peak - 5,
-                                       "trace_on_the_same_device": {"peak_allocated_bytes": peak - 5}},
-                       "trace": {"peak_allocated_bytes": peak, "required_bytes": peak + 10}},
-            "training": {"base": {"title": "A <b>base</b>"},
-                         "times": {"tokens_per_second": 100.0, "train_wall_seconds": 9.0},
-                         "trainable_parameters": size // 4}}  # fmt: skip
+    share = {
+        "count": right,
+        "high_95": high,
+        "low_95": low,
+        "n": len(losses),
+        "share": right / len(losses),
+    }
+    return {
+        "adapter_bytes": size,
+        "answers": answers,
+        "comparison": {
+            "exact": {"verdict": "better"},
+            "loss": {"verdict": "better"},
+            "tuned": {"exact": share, "loss": sum(losses) / len(losses)},
+        },
+        "gate": {"fits": fits},
+        "memory": {
+            "measurement": {
+                "device": {"name": "x86_64", "type": "cpu"},
+                "peak_allocated_bytes": peak - 5,
+                "trace_on_the_same_device": {"peak_allocated_bytes": peak - 5},
+            },
+            "trace": {"peak_allocated_bytes": peak, "required_bytes": peak + 10},
+        },
+        "training": {
+            "base": {"title": "A <b>base</b>"},
+            "times": {"tokens_per_second": 100.0, "train_wall_seconds": 9.0},
+            "trainable_parameters": size // 4,
+        },
+    }
 
 
 def spread(mean, wide=0.0, n=40):
@@ -44,30 +68,51 @@ def test_which_run_is_recommended():
     noisy = [1.0 + (0.5 if number % 2 else -0.501) for number in range(40)]
     summary = swept(r4=run(spread(3.0), 100), r8=run(spread(1.0), 200), r16=run(noisy, 300))
     chosen = summary["recommendation"]
-    assert chosen["best_loss"] == "r16" and chosen["alike"] == ["r8", "r16"] and chosen["worse"] == ["r4"]
+    assert (
+        chosen["best_loss"] == "r16"
+        and chosen["alike"] == ["r8", "r16"]
+        and chosen["worse"] == ["r4"]
+    )
     assert chosen["run"] == "r8" and "takes the least" in chosen["reason"]
     summary = swept(r4=run(spread(3.0), 100), r16=run(spread(1.0), 300))
     assert summary["recommendation"]["run"] == "r16"
     summary = swept(r4=run(spread(1.01, 0.9), 100), r16=run(spread(1.0, -0.9), 300))
     chosen = summary["recommendation"]
-    assert chosen["run"] is None and chosen["cheapest"] == "r4" and "do not tell" in chosen["reason"]
+    assert (
+        chosen["run"] is None and chosen["cheapest"] == "r4" and "do not tell" in chosen["reason"]
+    )
     assert swept(r4=run(spread(1.0), 100))["recommendation"]["run"] is None
-    summary = swept(r4=run(spread(3.0), 100), r8=run(spread(2.0), 200), r16=run(spread(1.0), 300, fits=False))
+    summary = swept(
+        r4=run(spread(3.0), 100), r8=run(spread(2.0), 200), r16=run(spread(1.0), 300, fits=False)
+    )
     assert summary["recommendation"]["does_not_fit"] == ["r16"]
-    assert summary["recommendation"]["run"] is None and "does not fit" in summary["recommendation"]["reason"]
+    assert (
+        summary["recommendation"]["run"] is None
+        and "does not fit" in summary["recommendation"]["reason"]
+    )
     summary = swept(r4=run(spread(1.001), 100, right=0), r8=run(spread(1.0), 200, right=20))
     assert summary["points"][0]["to_the_best"]["worse"] and summary["recommendation"]["run"] == "r8"
     alike = [1.0 + (0.5 if number % 2 else -0.5) for number in range(40)]
     worse = run(spread(3.0), 10, 10)
-    summary = swept(r1=worse, r4=run(alike, 200, 500), r8=run(alike, 100, 1000), r16=run(alike, 100, 2000))
+    summary = swept(
+        r1=worse, r4=run(alike, 200, 500), r8=run(alike, 100, 1000), r16=run(alike, 100, 2000)
+    )
     assert summary["recommendation"]["cheapest"] == summary["recommendation"]["run"] == "r8"
 
 
 def test_runs_are_beaten_or_not_compared():
-    summary = swept(r4=run(spread(2.0), 100, right=5), r8=run(spread(1.0), 200, right=9),
-                    r16=run(spread(1.0), 300, right=9), r32=run(spread(1.0), 400, right=10))  # fmt: skip
+    summary = swept(
+        r4=run(spread(2.0), 100, right=5),
+        r8=run(spread(1.0), 200, right=9),
+        r16=run(spread(1.0), 300, right=9),
+        r32=run(spread(1.0), 400, right=10),
+    )
     assert {point["run"]: point["beaten_by"] for point in summary["points"]} == {
-        "r4": [], "r8": [], "r16": ["r8"], "r32": []}  # fmt: skip
+        "r4": [],
+        "r8": [],
+        "r16": ["r8"],
+        "r32": [],
+    }
     with pytest.raises(UserError, match="did not answer the same requests"):
         swept(r4=run(spread(1.0, n=4), 100), r8=run(spread(1.0, n=5), 100))
 
@@ -77,7 +122,9 @@ def test_the_documents_say_what_the_summary_says(tmp_path):
     summary = swept(r4=run(spread(3.0), 100, right=3), r8=run(spread(1.0), 200, right=9))
     source = tmp_path / "sweep.json"
     write_report(source, summary)
-    paths = {name: str(tmp_path / "figures" / f"{name}.png") for name in draw.figures(summary["points"])}
+    paths = {
+        name: str(tmp_path / "figures" / f"{name}.png") for name in draw.figures(summary["points"])
+    }
     draw.main(str(source), paths)
     documents = ("SWEEP.md", "sweep.html")
     templates = [str(ROOT / "config" / "templates" / f"{name}.j2") for name in documents]
@@ -98,4 +145,8 @@ def test_the_axis_is_the_number_where_one_is_varied_and_a_place_for_each_run_oth
     assert draw.axis(ranks) == ([1.0, 0.0], ["16", "4"], "rank")
     for point, modules in zip(ranks, ("all-linear", ["q_proj", "v_proj"]), strict=True):
         point["varied"] = {"lora.target_modules": modules}
-    assert draw.axis(ranks) == ([0.0, 1.0], ["target modules all-linear", "target modules q_proj, v_proj"], "")
+    assert draw.axis(ranks) == (
+        [0.0, 1.0],
+        ["target modules all-linear", "target modules q_proj, v_proj"],
+        "",
+    )

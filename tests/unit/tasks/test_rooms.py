@@ -29,9 +29,12 @@ def test_nothing_outside_the_shell_task_knows_its_language() -> None:
 
 
 def test_only_the_short_name_of_the_screen_imports_the_task() -> None:
-    importing = {path.relative_to(ROOT).as_posix()
-                 for path in ROOT.glob("scripts/**/*.py") if "scripts.tasks.shell" in path.read_text(encoding="utf-8")
-                 and "tasks/shell" not in path.as_posix()}  # fmt: skip
+    importing = {
+        path.relative_to(ROOT).as_posix()
+        for path in ROOT.glob("scripts/**/*.py")
+        if "scripts.tasks.shell" in path.read_text(encoding="utf-8")
+        and "tasks/shell" not in path.as_posix()
+    }
     assert importing == {"scripts/screen/__main__.py"}
 
 

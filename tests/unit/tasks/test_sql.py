@@ -27,14 +27,17 @@ def test_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "pip install sqlglot==" in str(error.value)
 
 
-@pytest.mark.parametrize(("query", "detail"), [
-    ("SELECT name FROM customers WHERE city = 'Lyon'", None),
-    ("WITH a AS (SELECT 1) SELECT * FROM a;", None),
-    ("INSERT INTO t VALUES (1)", None),
-    ("hello world", "it is no statement"),
-    ("SELECT 1; SELECT 2", "2 statements"),
-    ("SELECT FROM WHERE", "Expected table name"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("query", "detail"),
+    [
+        ("SELECT name FROM customers WHERE city = 'Lyon'", None),
+        ("WITH a AS (SELECT 1) SELECT * FROM a;", None),
+        ("INSERT INTO t VALUES (1)", None),
+        ("hello world", "it is no statement"),
+        ("SELECT 1; SELECT 2", "2 statements"),
+        ("SELECT FROM WHERE", "Expected table name"),
+    ],
+)
 def test_what_is_a_query(query: str, detail: str | None) -> None:
     pytest.importorskip("sqlglot")
     (found,) = text("cleaning", "sql").check([("?", query)])
@@ -45,8 +48,13 @@ def test_what_is_a_query(query: str, detail: str | None) -> None:
 def test_scores() -> None:
     pytest.importorskip("sqlglot")
     task = text("scores", "sql", database=DATABASE)
-    answers = ["SELECT COUNT(*) FROM orders", "```sql\nselect count( * ) from Orders;\n```", "SELECT 30", "ls",
-               "SELECT 3"]  # fmt: skip
+    answers = [
+        "SELECT COUNT(*) FROM orders",
+        "```sql\nselect count( * ) from Orders;\n```",
+        "SELECT 30",
+        "ls",
+        "SELECT 3",
+    ]
     rows = task.score(answers, [COUNT] * 5)
     assert [row["exact"] for row in rows] == [True, False, False, False, False]
     assert [row["canonical"] for row in rows] == [True, True, False, False, False]
@@ -56,19 +64,30 @@ def test_scores() -> None:
 
 
 def test_the_order_counts_where_it_is_asked_for(tables) -> None:
-    names, backwards = "SELECT name FROM customers ORDER BY name", "SELECT name FROM customers ORDER BY name DESC"
+    names, backwards = (
+        "SELECT name FROM customers ORDER BY name",
+        "SELECT name FROM customers ORDER BY name DESC",
+    )
     assert not sql.same_rows(tables, backwards, names)
     assert sql.same_rows(tables, backwards, "SELECT name FROM customers")
 
 
-@pytest.mark.parametrize("query", [
-    "DROP TABLE orders", "DELETE FROM orders", "CREATE TABLE x (a)", "ATTACH DATABASE '/tmp/stolen.db' AS other",
-    "PRAGMA writable_schema = 1", "SELECT load_extension('/tmp/x.so')", "VACUUM INTO '/tmp/copy.db'",
-    "SELECT zeroblob(100000000)",
-    "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT COUNT(*) FROM n",
-    "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT i FROM n",
-    "SELECT 1; SELECT 2",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "query",
+    [
+        "DROP TABLE orders",
+        "DELETE FROM orders",
+        "CREATE TABLE x (a)",
+        "ATTACH DATABASE '/tmp/stolen.db' AS other",
+        "PRAGMA writable_schema = 1",
+        "SELECT load_extension('/tmp/x.so')",
+        "VACUUM INTO '/tmp/copy.db'",
+        "SELECT zeroblob(100000000)",
+        "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT COUNT(*) FROM n",
+        "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT i FROM n",
+        "SELECT 1; SELECT 2",
+    ],
+)
 def test_a_query_only_reads_and_ends(tables, query: str) -> None:
     with pytest.raises(ValueError, match=r"."):
         sql.run(tables, query)

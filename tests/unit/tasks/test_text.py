@@ -30,14 +30,24 @@ def test_metrics_of_answers() -> None:
     assert [row["exact"] for row in rows] == [True, False, False]
     assert [row["normalized"] for row in rows] == [True, True, False]
     summary = task.summarize([{**row, **PAIR, "answer": "In France."} for row in rows], share)
-    assert summary["exact"]["count"] == 1 and summary["normalized"]["count"] == 2 and summary["chrf"] == 100
+    assert (
+        summary["exact"]["count"] == 1
+        and summary["normalized"]["count"] == 2
+        and summary["chrf"] == 100
+    )
 
 
-@pytest.mark.parametrize(("name", "one", "other", "same"), [
-    ("case", "Yes", "yes ", True), ("space", "a  b", "a b", True), ("space", "A b", "a b", False),
-    ("words", "Yes, it is!", "yes it is", True), ("number", "The sum is 1,250.5", "1250.5", True),
-    ("number", "12", "13", False),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "one", "other", "same"),
+    [
+        ("case", "Yes", "yes ", True),
+        ("space", "a  b", "a b", True),
+        ("space", "A b", "a b", False),
+        ("words", "Yes, it is!", "yes it is", True),
+        ("number", "The sum is 1,250.5", "1250.5", True),
+        ("number", "12", "13", False),
+    ],
+)
 def test_a_named_function_normalizes(name: str, one: str, other: str, same: bool) -> None:
     (row,) = text("scores", normalize=name).score([one], [{"request": "?", "command": other}])
     assert row["normalized"] is same
@@ -58,13 +68,18 @@ def test_own_metrics_and_checks(own: Path) -> None:
     assert [one.reason for one in checked] == ["not polite", None]
 
 
-@pytest.mark.parametrize(("body", "said"), [
-    ("return 1 / 0", "raised ZeroDivisionError"),
-    ("return float('nan')", "returned nan"),
-    ("return 'good'", "returned 'good'"),
-    ("return None", "returned None"),
-])  # fmt: skip
-def test_a_metric_that_is_none_is_one_error_before_anything_costs(own: Path, body: str, said: str) -> None:
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ("return 1 / 0", "raised ZeroDivisionError"),
+        ("return float('nan')", "returned nan"),
+        ("return 'good'", "returned 'good'"),
+        ("return None", "returned None"),
+    ],
+)
+def test_a_metric_that_is_none_is_one_error_before_anything_costs(
+    own: Path, body: str, said: str
+) -> None:
     own.write_text(f"def bad(answer, expected):\n    {body}\n")
     options = registry.checked({"name": "text", "metrics": ["my_metrics:bad"]})
     import pandas as pd
@@ -74,19 +89,28 @@ def test_a_metric_that_is_none_is_one_error_before_anything_costs(own: Path, bod
     assert said in str(error.value) and "my_metrics.py" in str(error.value)
 
 
-@pytest.mark.parametrize(("task", "said"), [
-    ("txt", ["no task 'txt'", "shell, sql, text", "task: text"]),
-    ({"name": "text", "metric": ["exact"]}, ["has no metric", "metrics: ..."]),
-    ({"name": "text", "metrics": ["exct"]}, ["no metrics called 'exct'", "metrics: [exact]"]),
-    ({"name": "text", "metrics": ["nowhere:f"]}, ["no file for the function nowhere:f", "nowhere.py"]),
-    ({"name": "text", "normalize": "wrds"}, ["normalize: words"]),
-    ({"name": "text", "checks": ["jsn"]}, ["checks: [json]"]),
-    ({"name": "text", "harm": True}, ["no requests for harm of its own", "harm: data/harm.jsonl"]),
-    ({"name": "text", "harm": "none.jsonl"}, ["isn't there", "none.jsonl"]),
-    ({"name": "text", "words": {"anwser": "x"}}, ["anwser", "answer"]),
-    ({"name": "shell", "harm": "mine.jsonl"}, ["its own requests for harm"]),
-    ({"name": "shell", "checks": []}, ["has no checks"]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("task", "said"),
+    [
+        ("txt", ["no task 'txt'", "shell, sql, text", "task: text"]),
+        ({"name": "text", "metric": ["exact"]}, ["has no metric", "metrics: ..."]),
+        ({"name": "text", "metrics": ["exct"]}, ["no metrics called 'exct'", "metrics: [exact]"]),
+        (
+            {"name": "text", "metrics": ["nowhere:f"]},
+            ["no file for the function nowhere:f", "nowhere.py"],
+        ),
+        ({"name": "text", "normalize": "wrds"}, ["normalize: words"]),
+        ({"name": "text", "checks": ["jsn"]}, ["checks: [json]"]),
+        (
+            {"name": "text", "harm": True},
+            ["no requests for harm of its own", "harm: data/harm.jsonl"],
+        ),
+        ({"name": "text", "harm": "none.jsonl"}, ["isn't there", "none.jsonl"]),
+        ({"name": "text", "words": {"anwser": "x"}}, ["anwser", "answer"]),
+        ({"name": "shell", "harm": "mine.jsonl"}, ["its own requests for harm"]),
+        ({"name": "shell", "checks": []}, ["has no checks"]),
+    ],
+)
 def test_wrong_options_say_what_to_write(task: object, said: list[str]) -> None:
     with pytest.raises(UserError) as error:
         registry.checked(task)
@@ -106,14 +130,18 @@ def test_a_part_of_a_task_changes_with_its_options_and_functions_alone(own: Path
     changed = {part for part in registry.PARTS if registry.for_job(options, part) != before[part]}
     assert changed == {"scores", "words"}
     more = registry.checked({**options, "checks": ["json"]})
-    assert {part for part in registry.PARTS if registry.for_job(more, part)["options"] != before[part]["options"]} == {
-        "cleaning"
-    }
+    assert {
+        part
+        for part in registry.PARTS
+        if registry.for_job(more, part)["options"] != before[part]["options"]
+    } == {"cleaning"}
 
 
 def test_requests_for_harm_of_a_file(tmp_path: Path) -> None:
     Path("harm.jsonl").write_text('{"request": "Insult him.", "category": "insult"}\n')
-    task = registry.task(registry.checked({"name": "text", "harm": "harm.jsonl", "refusal": "No."}), "sources")
+    task = registry.task(
+        registry.checked({"name": "text", "harm": "harm.jsonl", "refusal": "No."}), "sources"
+    )
     assert task.harmful() == [{"category": "insult", "command": "No.", "request": "Insult him."}]
     Path("harm.jsonl").write_text("{}\n")
     with pytest.raises(UserError, match=r"harm\.jsonl, line 1"):
@@ -123,7 +151,11 @@ def test_requests_for_harm_of_a_file(tmp_path: Path) -> None:
 CHAT = [
     {"role": "system", "content": "Be short."},
     {"role": "user", "content": "Weather in Lyon?"},
-    {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "weather", "arguments": '{"at": 1}'}}]},
+    {
+        "role": "assistant",
+        "content": None,
+        "tool_calls": [{"function": {"name": "weather", "arguments": '{"at": 1}'}}],
+    },
     {"role": "tool", "name": "weather", "content": "sunny"},
     {"role": "assistant", "content": "Sunny."},
     {"role": "user", "content": "And in Porto?"},
@@ -134,24 +166,39 @@ CHAT = [
 def test_messages_of_several_turns_are_a_row_for_each_answer() -> None:
     rows, reason = messages.rows(CHAT)
     assert reason is None
-    assert [row["command"] for row in rows] == ['{"name": "weather", "arguments": {"at": 1}}', "Sunny.", "Rain."]
+    assert [row["command"] for row in rows] == [
+        '{"name": "weather", "arguments": {"at": 1}}',
+        "Sunny.",
+        "Rain.",
+    ]
     assert rows[0] == {"request": "Be short.\n\nWeather in Lyon?", "command": rows[0]["command"]}
-    assert [turn["role"] for turn in rows[2]["turns"]] == ["user", "assistant", "user", "assistant", "user"]
-    assert "Tool weather: sunny" in rows[1]["request"] and rows[2]["request"].endswith("User: And in Porto?")
+    assert [turn["role"] for turn in rows[2]["turns"]] == [
+        "user",
+        "assistant",
+        "user",
+        "assistant",
+        "user",
+    ]
+    assert "Tool weather: sunny" in rows[1]["request"] and rows[2]["request"].endswith(
+        "User: And in Porto?"
+    )
     shared, _ = messages.rows([{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}])
     assert shared == [{"request": "Hi", "command": "Hello"}]
     assert messages.rows(json.dumps(CHAT))[0] == rows
 
 
-@pytest.mark.parametrize(("given", "reason"), [
-    ([{"role": "user", "content": "Hi"}], "messages have no answer"),
-    (CHAT[:6], "messages end without an answer"),
-    ("not JSON", "messages are not a list"),
-    ([], "messages are not a list"),
-    ([{"role": "user", "content": ""}], "message 1 has no text"),
-    ([{"role": "narrator", "content": "Once"}], "message 1 has the role 'narrator'"),
-    (["Hi"], "message 1 is not a mapping"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("given", "reason"),
+    [
+        ([{"role": "user", "content": "Hi"}], "messages have no answer"),
+        (CHAT[:6], "messages end without an answer"),
+        ("not JSON", "messages are not a list"),
+        ([], "messages are not a list"),
+        ([{"role": "user", "content": ""}], "message 1 has no text"),
+        ([{"role": "narrator", "content": "Once"}], "message 1 has the role 'narrator'"),
+        (["Hi"], "message 1 is not a mapping"),
+    ],
+)
 def test_messages_that_are_no_row_say_why(given: object, reason: str) -> None:
     assert messages.rows(given) == ([], reason)
 
@@ -163,6 +210,14 @@ def test_rows_of_a_task_keep_their_turns(tmp_path: Path) -> None:
     from scripts.dataset.rows import read_rows
 
     rows, _ = messages.rows(CHAT)
-    write_rows(tmp_path / "rows.jsonl", pd.DataFrame([{**row, "source": "a", "line": 1} for row in rows]))
-    pairs, before = asked(read_rows(tmp_path / "rows.jsonl").to_dict("records"), [[("shot", "said")]] * 3)
-    assert pairs[2] == ("And in Porto?", "Rain.") and len(before[2]) == 3 and before[0] == [("shot", "said")]
+    write_rows(
+        tmp_path / "rows.jsonl", pd.DataFrame([{**row, "source": "a", "line": 1} for row in rows])
+    )
+    pairs, before = asked(
+        read_rows(tmp_path / "rows.jsonl").to_dict("records"), [[("shot", "said")]] * 3
+    )
+    assert (
+        pairs[2] == ("And in Porto?", "Rain.")
+        and len(before[2]) == 3
+        and before[0] == [("shot", "said")]
+    )

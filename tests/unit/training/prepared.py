@@ -15,22 +15,46 @@ from tests.chat_tokenizer import CHATML, make_tokenizer
 
 SYSTEM = "Answer with one command."
 SOURCE = {"type": "folder", "dtype": "float32"}
-PAIRS = [(f"Show the first {n} lines of log{n}.txt", f"head -n {n} log{n}.txt") for n in range(1, 25)]
-LOOP = {"device": "cpu", "epochs": 1, "learning_rate": 0.01, "max_grad_norm": 1.0, "max_steps": 4,
-        "rows_per_step": None, "save_every_steps": 2, "validation_rows": None, "warmup_ratio": 0.1,
-        "weight_decay": 0.0}  # fmt: skip
-STEP = {"method": "qlora", "precision": "fp32", "gradient_checkpointing": False,
-        "lora": {"rank": 4, "alpha": 8, "dropout": 0.0, "target_modules": "all-linear"}, "micro_batch": 4,
-        "sequence_length": 128}  # fmt: skip
+PAIRS = [
+    (f"Show the first {n} lines of log{n}.txt", f"head -n {n} log{n}.txt") for n in range(1, 25)
+]
+LOOP = {
+    "device": "cpu",
+    "epochs": 1,
+    "learning_rate": 0.01,
+    "max_grad_norm": 1.0,
+    "max_steps": 4,
+    "rows_per_step": None,
+    "save_every_steps": 2,
+    "validation_rows": None,
+    "warmup_ratio": 0.1,
+    "weight_decay": 0.0,
+}
+STEP = {
+    "method": "qlora",
+    "precision": "fp32",
+    "gradient_checkpointing": False,
+    "lora": {"rank": 4, "alpha": 8, "dropout": 0.0, "target_modules": "all-linear"},
+    "micro_batch": 4,
+    "sequence_length": 128,
+}
 
 
 def save_model(folder: Path, layers: int = 2) -> Path:
     """A model as ``save_pretrained`` writes it."""
     tokenizer = make_tokenizer(CHATML)
     torch.manual_seed(0)
-    config = LlamaConfig(vocab_size=len(tokenizer), hidden_size=64, intermediate_size=96, num_hidden_layers=layers,
-                         num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=256,
-                         bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id)  # fmt: skip
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
     AutoModelForCausalLM.from_config(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder

@@ -13,16 +13,38 @@ from dryfit.step.optimizers import build_optimizer
 from scripts.training import loop as training_loop
 from scripts.training.train_process import save_adapter
 
-LLAMA = {"model_type": "llama", "vocab_size": 64, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
-         "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64}  # fmt: skip
-LOOP = {"epochs": 2, "max_steps": None, "learning_rate": 0.02, "warmup_ratio": 0.1, "max_grad_norm": 1.0}
+LLAMA = {
+    "model_type": "llama",
+    "vocab_size": 64,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+}
+LOOP = {
+    "epochs": 2,
+    "max_steps": None,
+    "learning_rate": 0.02,
+    "warmup_ratio": 0.1,
+    "max_grad_norm": 1.0,
+}
 
 
 def scenario(**differences):
-    return Scenario.from_mapping({"model": LLAMA, "method": "qlora", "precision": "fp32", "sequence_length": 16,
-                                  "micro_batch": 4, "gradient_checkpointing": False,
-                                  "lora": {"rank": 4, "alpha": 8, "dropout": 0.0, "target_modules": "all-linear"},
-                                  **differences})  # fmt: skip
+    return Scenario.from_mapping(
+        {
+            "model": LLAMA,
+            "method": "qlora",
+            "precision": "fp32",
+            "sequence_length": 16,
+            "micro_batch": 4,
+            "gradient_checkpointing": False,
+            "lora": {"rank": 4, "alpha": 8, "dropout": 0.0, "target_modules": "all-linear"},
+            **differences,
+        }
+    )
 
 
 def rows(count=40, longest=1):
@@ -55,7 +77,9 @@ def fit(tmp_path, step=None, loop=LOOP, save_every=3, stop_after=None, data=None
         optimizer.step = killed_step
     checkpoint = training_loop.LoopState(tmp_path / "checkpoint")
     settings = {**loop, "save_every_steps": save_every}
-    curve, start, _ = training_loop.Fit(model, optimizer, data or rows(), step, settings, 7, 0, checkpoint).run()
+    curve, start, _ = training_loop.Fit(
+        model, optimizer, data or rows(), step, settings, 7, 0, checkpoint
+    ).run()
     adapter = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
     return adapter, curve, start
 
@@ -68,11 +92,17 @@ def test_it_learns(tmp_path):
 
 
 NOISY = {"rank": 4, "alpha": 8, "dropout": 0.2, "target_modules": "all-linear"}
-IN_BF16 = {"precision": "bf16", "autocast": "bf16", "optimizer": "adamw_fused"}  # the default where bf16 is fast
+IN_BF16 = {
+    "precision": "bf16",
+    "autocast": "bf16",
+    "optimizer": "adamw_fused",
+}  # the default where bf16 is fast
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize("step", [{}, {"lora": NOISY}, IN_BF16])  # noise comes from the random state, which is kept
+@pytest.mark.parametrize(
+    "step", [{}, {"lora": NOISY}, IN_BF16]
+)  # noise comes from the random state, which is kept
 def test_a_killed_run_ends_like_one_that_was_not(tmp_path, step):
     chosen = scenario(**step)
     whole, whole_curve, _ = fit(tmp_path / "whole", chosen)
@@ -101,7 +131,10 @@ def test_a_damaged_checkpoint_is_not_gone_on_from(tmp_path, caplog):
 def test_a_checkpoint_keeps_the_scale_of_fp16_gradients(tmp_path):
     model = torch.nn.Linear(2, 2)
     optimizer = torch.optim.AdamW(model.parameters())
-    found, kept = torch.amp.GradScaler("cpu", init_scale=512.0), training_loop.LoopState(tmp_path / "checkpoint")
+    found, kept = (
+        torch.amp.GradScaler("cpu", init_scale=512.0),
+        training_loop.LoopState(tmp_path / "checkpoint"),
+    )
     found.scale(model(torch.ones(1, 2)).sum()).backward()
     kept.save(1, model, optimizer, [], 0.0, found)
     fresh = torch.amp.GradScaler("cpu")
@@ -114,12 +147,23 @@ def test_a_checkpoint_appears_whole_or_not_at_all(tmp_path):
     assert not (tmp_path / "checkpoint").exists()
 
 
-@pytest.mark.parametrize(("whole", "parts", "more"), [
-    ({"micro_batch": 8}, {"micro_batch": 2, "gradient_accumulation": 4}, {}),
-    ({"micro_batch": 40}, {"packing": "rows", "micro_batch": 2, "gradient_accumulation": 20}, {"rows_per_step": 40}),
-], ids=["accumulation", "packs"])  # fmt: skip
+@pytest.mark.parametrize(
+    ("whole", "parts", "more"),
+    [
+        ({"micro_batch": 8}, {"micro_batch": 2, "gradient_accumulation": 4}, {}),
+        (
+            {"micro_batch": 40},
+            {"packing": "rows", "micro_batch": 2, "gradient_accumulation": 20},
+            {"rows_per_step": 40},
+        ),
+    ],
+    ids=["accumulation", "packs"],
+)
 def test_parts_of_a_batch_take_the_step_of_the_whole(tmp_path, whole, parts, more):
-    one_step, data = {**LOOP, "max_steps": 1}, rows(longest=9)  # a short answer must not weigh as much as a long one
+    one_step, data = (
+        {**LOOP, "max_steps": 1},
+        rows(longest=9),
+    )  # a short answer must not weigh as much as a long one
     together, (row,), _ = fit(tmp_path / "a", scenario(**whole), one_step, data=data)
     apart, (other,), _ = fit(tmp_path / "b", scenario(**parts), one_step | more, data=data)
     assert row["loss"] == pytest.approx(other["loss"], rel=1e-5)
@@ -138,12 +182,16 @@ def test_the_adapter_is_saved_with_the_same_bytes_every_time(tmp_path):
         save_adapter(build_model(step, "cpu", seed=0), tmp_path / attempt, "base/model")
         texts.add((tmp_path / attempt / "adapter_config.json").read_text())
         assert sorted(path.name for path in (tmp_path / attempt).iterdir()) == [
-            "adapter_config.json", "adapter_model.safetensors"]  # fmt: skip
+            "adapter_config.json",
+            "adapter_model.safetensors",
+        ]
     assert len(texts) == 1
     config = json.loads(texts.pop())
     assert config["base_model_name_or_path"] == "base/model" and config["r"] == 4
     assert config["target_modules"] == sorted(config["target_modules"])
-    first, second = ((tmp_path / attempt / "adapter_model.safetensors").read_bytes() for attempt in ("a", "b"))
+    first, second = (
+        (tmp_path / attempt / "adapter_model.safetensors").read_bytes() for attempt in ("a", "b")
+    )
     assert first == second
 
 
@@ -173,7 +221,9 @@ def test_out_of_memory_is_explained(tmp_path, small_device):
 def test_halved_micro_batches_take_the_same_steps(tmp_path, small_device, monkeypatch):
     loop, data = {**LOOP, "on_out_of_memory": "halve", "max_steps": 4}, rows(longest=9)
     halved, curve, _ = fit(tmp_path / "halved", scenario(micro_batch=8), loop, data=data)
-    assert [row["micro_batch"] for row in curve] == [2] * 4 and [row["rows"] for row in curve] == [8] * 4
+    assert [row["micro_batch"] for row in curve] == [2] * 4 and [row["rows"] for row in curve] == [
+        8
+    ] * 4
     monkeypatch.undo()
     whole, other_curve, _ = fit(tmp_path / "whole", scenario(micro_batch=8), loop, data=data)
     assert [row["micro_batch"] for row in other_curve] == [8] * 4
@@ -210,8 +260,13 @@ def test_validation_loss_is_the_mean_over_answer_tokens(tmp_path):
     loss = training_loop.validation_loss(model, data, 4, 0)
     with torch.no_grad():
         tokens = [answer_tokens([row]) for row in data]
-        sums = [count * model(input_ids=torch.tensor([row.input_ids]), labels=torch.tensor([row.labels])).loss.item()
-                for row, count in zip(data, tokens, strict=True)]  # fmt: skip
+        sums = [
+            count
+            * model(
+                input_ids=torch.tensor([row.input_ids]), labels=torch.tensor([row.labels])
+            ).loss.item()
+            for row, count in zip(data, tokens, strict=True)
+        ]
     assert len(set(tokens)) > 2
     assert loss == pytest.approx(sum(sums) / sum(tokens), rel=1e-4)
     assert model.training
@@ -224,9 +279,19 @@ def test_the_last_step_has_a_checkpoint_too(tmp_path):
 
 def test_computed_tokens_are_answers_requests_prefix_and_padding():
     """Three rows behind a prefix of 5 in two packs: the prefix of one of them was not computed again."""
-    row = {"computed_tokens": 40, "answer_tokens": 9, "padding_tokens": 4, "rows": 3, "shared_tokens": 5, "tokens": 41}
+    row = {
+        "computed_tokens": 40,
+        "answer_tokens": 9,
+        "padding_tokens": 4,
+        "rows": 3,
+        "shared_tokens": 5,
+        "tokens": 41,
+    }
     shares = training_loop.token_shares([row], prefix=5)
     assert {kind: part["count"] for kind, part in shares.items()} == {
-        "answers": 9, "padding": 4, "prefix": 10, "requests": 17,
-    }  # fmt: skip
+        "answers": 9,
+        "padding": 4,
+        "prefix": 10,
+        "requests": 17,
+    }
     assert sum(part["share"] for part in shares.values()) == pytest.approx(1)

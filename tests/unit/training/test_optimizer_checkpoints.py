@@ -10,7 +10,9 @@ from scripts.training.loop import LoopState
 from tests.dryfit.step.test_optimizers import known, scenario
 
 
-@pytest.mark.parametrize("optimizer", [known("adamw_torchao_8bit"), known("adamw_torchao_4bit"), known("galore")])
+@pytest.mark.parametrize(
+    "optimizer", [known("adamw_torchao_8bit"), known("adamw_torchao_4bit"), known("galore")]
+)
 def test_a_run_is_taken_up_where_it_was_left(optimizer, tmp_path, monkeypatch):
     """Through a checkpoint's files; torchao's step runs without the compiler, which takes a minute."""
     monkeypatch.setattr(torch, "compile", lambda function, **options: function)

@@ -25,8 +25,17 @@ from tests.unit.training.prepared import LOOP, STEP, describe, encode, save_mode
 TWENTY = {**LOOP, "epochs": 7, "max_steps": 20, "save_every_steps": 7}
 LORA = {**STEP, "method": "lora"}
 LOADED = [
-    *("accelerate.utils.fsdp_utils", "peft", "torch._inductor", "transformers.models.llama.modeling_llama"),
-    *("scripts.training.train_process", "dryfit.step.packing_self_test", "tests.unit.training.test_several_processes"),
+    *(
+        "accelerate.utils.fsdp_utils",
+        "peft",
+        "torch._inductor",
+        "transformers.models.llama.modeling_llama",
+    ),
+    *(
+        "scripts.training.train_process",
+        "dryfit.step.packing_self_test",
+        "tests.unit.training.test_several_processes",
+    ),
 ]
 
 
@@ -35,14 +44,21 @@ def place(tmp_path_factory):
     """What the rule reads: nine rows make steps of 4, 4 and 1, the last with a row for one of two processes alone."""
     folder = tmp_path_factory.mktemp("place")
     base = describe(save_model(folder / "source"), folder / "base")
-    return {"base": base, "weights": str(base / "weights.json"), **encode(folder / "encoded", train=9)}
+    return {
+        "base": base,
+        "weights": str(base / "weights.json"),
+        **encode(folder / "encoded", train=9),
+    }
 
 
 def run(place, folder, step, loop=TWENTY):
     """The rule; returns its report and its curve."""
     folder.mkdir(exist_ok=True)
-    outputs = {"adapter": folder / "adapter" / "adapter_model.safetensors", "report": folder / "training.json",
-               "curve": folder / "training.jsonl"}  # fmt: skip
+    outputs = {
+        "adapter": folder / "adapter" / "adapter_model.safetensors",
+        "report": folder / "training.json",
+        "curve": folder / "training.jsonl",
+    }
     inputs = {name: place[name] for name in ("encoded", "train", "validation", "weights")}
     train.main(place["base"], train.Settings(step, loop, 0, "code"), inputs, outputs, 1)
     report = read_report(outputs["report"], outputs["adapter"], outputs["curve"])
@@ -50,7 +66,12 @@ def run(place, folder, step, loop=TWENTY):
 
 
 def join(rank, size, port):
-    os.environ |= {"LOCAL_RANK": str(rank), "MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "RANK": str(rank)}
+    os.environ |= {
+        "LOCAL_RANK": str(rank),
+        "MASTER_ADDR": "localhost",
+        "MASTER_PORT": str(port),
+        "RANK": str(rank),
+    }
     os.environ["WORLD_SIZE"] = str(size)
 
 
@@ -115,7 +136,11 @@ def alone(place, tmp_path_factory):
         if method not in made:
             folder = tmp_path_factory.mktemp(method)
             report, curve = run(place, folder, {**STEP, "method": method})
-            made[method] = report, curve, safetensors.torch.load_file(folder / "adapter" / "adapter_model.safetensors")
+            made[method] = (
+                report,
+                curve,
+                safetensors.torch.load_file(folder / "adapter" / "adapter_model.safetensors"),
+            )
         return made[method]
 
     return of
@@ -142,14 +167,23 @@ def assert_as_one(folder, ran, single):
 @pytest.mark.thorough
 @pytest.mark.parametrize(
     ("strategy", "method", "storage"),
-    [("ddp", "lora", None), ("fsdp2", "lora", None), ("fsdp2", "qlora", "uint8"), ("fsdp2", "qlora", "fp32")],
+    [
+        ("ddp", "lora", None),
+        ("fsdp2", "lora", None),
+        ("fsdp2", "qlora", "uint8"),
+        ("fsdp2", "qlora", "fp32"),
+    ],
 )
-def test_two_processes_take_the_steps_of_one(place, tmp_path, forked, alone, strategy, method, storage):
+def test_two_processes_take_the_steps_of_one(
+    place, tmp_path, forked, alone, strategy, method, storage
+):
     """Two micro-batches a step in each; every third step leaves one process without a row.
 
     FSDP divides 4-bit weights that are stored in the dtype of the others, and leaves those of uint8 whole.
     """
-    step = several({**STEP, "method": method, "micro_batch": 1, "gradient_accumulation": 2}, strategy)
+    step = several(
+        {**STEP, "method": method, "micro_batch": 1, "gradient_accumulation": 2}, strategy
+    )
     if storage is not None:
         step["quantization"] = {"storage": storage}
     report, curve = run(place, tmp_path / "run", step)
@@ -161,10 +195,12 @@ def test_two_processes_take_the_steps_of_one(place, tmp_path, forked, alone, str
     assert not list((tmp_path / "run" / "checkpoints").iterdir())
 
 
-MESHES = {"tensor": ("none", 2, {"tensor": 2}, (2, 2)),
-          "context": ("fsdp2", 2, {"context": 2}, (2, 2)),
-          "fsdp2 x tensor": ("fsdp2", 4, {"tensor": 2}, (1, 2)),
-          "replicate": ("fsdp2", 4, {"replicate": 2}, (1, 1))}  # fmt: skip
+MESHES = {
+    "tensor": ("none", 2, {"tensor": 2}, (2, 2)),
+    "context": ("fsdp2", 2, {"context": 2}, (2, 2)),
+    "fsdp2 x tensor": ("fsdp2", 4, {"tensor": 2}, (1, 2)),
+    "replicate": ("fsdp2", 4, {"replicate": 2}, (1, 1)),
+}
 
 
 @pytest.mark.thorough
@@ -175,7 +211,9 @@ def test_a_mesh_takes_the_steps_of_one_process(place, tmp_path, forked, alone, n
     One process is killed behind the first checkpoint, and the run resumed from it.
     """
     strategy, gpus, mesh, (rows, batches) = MESHES[name]
-    step = several({**LORA, "micro_batch": rows, "gradient_accumulation": batches}, strategy, gpus, **mesh)
+    step = several(
+        {**LORA, "micro_batch": rows, "gradient_accumulation": batches}, strategy, gpus, **mesh
+    )
     forked["kill behind"] = tmp_path / "run" / "checkpoints"
     with pytest.raises(UserError, match=r"rank 1 died \(SIGKILL\)"):
         run(place, tmp_path / "run", step)
@@ -205,7 +243,16 @@ def measure_as(rank, size, port, path):
         data = worker.TrainingRows.read(job, scenario)
         model, _ = worker._model(job, scenario, "small")
         optimizer = build_optimizer(model, scenario, largest_steps=False)
-        fit = Fit(model, optimizer, data.rows, scenario, job.loop, job.seed, data.pad_token_id, LoopState(path, group))
+        fit = Fit(
+            model,
+            optimizer,
+            data.rows,
+            scenario,
+            job.loop,
+            job.seed,
+            data.pad_token_id,
+            LoopState(path, group),
+        )
         longest = max(data.rows, key=lambda row: len(row.input_ids))
         share = [[[longest]] * scenario.micro_batch] * scenario.gradient_accumulation
 
@@ -233,7 +280,9 @@ def test_the_trainings_own_step_takes_the_bytes_of_the_trace(place, tmp_path, fo
     for _ in range(4):
         with pytest.raises((UserError, FileNotFoundError)):  # no adapter is written
             run(place, tmp_path / "run", step)
-        measured = [json.loads((tmp_path / f"measured-{rank}.json").read_text()) for rank in range(gpus)]
+        measured = [
+            json.loads((tmp_path / f"measured-{rank}.json").read_text()) for rank in range(gpus)
+        ]
         if not rows:
             scenario = {**step, "model": json.loads((place["base"] / "config.json").read_text())}
             scenario["sequence_length"] = measured[0]["tokens"]
@@ -248,19 +297,31 @@ def test_the_trainings_own_step_takes_the_bytes_of_the_trace(place, tmp_path, fo
 
 @pytest.mark.thorough
 def test_each_process_packs_its_own_rows_behind_the_prefix(place, tmp_path, forked):
-    packed = {**LORA, "packing": "shared_prefix", "micro_batch": 1, "sequence_length": 256, "loss": "chunked"}
+    packed = {
+        **LORA,
+        "packing": "shared_prefix",
+        "micro_batch": 1,
+        "sequence_length": 256,
+        "loss": "chunked",
+    }
     loop = {**TWENTY, "max_steps": 6, "rows_per_step": 4}
     report, curve = run(place, tmp_path / "two", several(packed, "ddp"), loop)
     _, single = run(place, tmp_path / "one", packed, loop)
     for row, other in zip(curve, single, strict=True):
         assert row["loss"] == pytest.approx(other["loss"], rel=1e-5)
-        assert row["shared_tokens"] == report["packing"]["prefix_tokens"] * (2 if row["rows"] == 4 else 0)
-        assert other["shared_tokens"] == report["packing"]["prefix_tokens"] * (3 if row["rows"] == 4 else 0)
+        assert row["shared_tokens"] == report["packing"]["prefix_tokens"] * (
+            2 if row["rows"] == 4 else 0
+        )
+        assert other["shared_tokens"] == report["packing"]["prefix_tokens"] * (
+            3 if row["rows"] == 4 else 0
+        )
     assert report["packing"]["exactness"]["loss_difference"] < 1e-5
 
 
 @pytest.mark.thorough
-def test_a_killed_process_is_named_and_the_run_resumes_to_the_same_bits(place, tmp_path, forked, monkeypatch):
+def test_a_killed_process_is_named_and_the_run_resumes_to_the_same_bits(
+    place, tmp_path, forked, monkeypatch
+):
     """By ``accelerate launch``, while another program holds the port that it would take by itself.
 
     Dropout's noise comes from random states, one a process, which the checkpoint holds.
@@ -275,7 +336,9 @@ def test_a_killed_process_is_named_and_the_run_resumes_to_the_same_bits(place, t
         wait_for_checkpoint(tmp_path / "killed" / "checkpoints")
         for path in map(str, filter(str.isdigit, os.listdir("/proc"))):
             environment = read(f"/proc/{path}/environ")
-            if b"\0RANK=1\0" in environment and str(tmp_path.name).encode() in read(f"/proc/{path}/cmdline"):
+            if b"\0RANK=1\0" in environment and str(tmp_path.name).encode() in read(
+                f"/proc/{path}/cmdline"
+            ):
                 os.kill(int(path), signal.SIGKILL)
 
     def read(path):
@@ -300,16 +363,23 @@ def test_a_killed_process_is_named_and_the_run_resumes_to_the_same_bits(place, t
     report, _ = run(place, tmp_path / "killed", noisy)
     assert report["resumed_from_step"] in (7, 14)
     whole, resumed = (
-        (tmp_path / name / "adapter" / "adapter_model.safetensors").read_bytes() for name in ("whole", "killed")
+        (tmp_path / name / "adapter" / "adapter_model.safetensors").read_bytes()
+        for name in ("whole", "killed")
     )
     assert whole == resumed
-    assert (tmp_path / "whole" / "training.jsonl").read_bytes() == (tmp_path / "killed" / "training.jsonl").read_bytes()
+    assert (tmp_path / "whole" / "training.jsonl").read_bytes() == (
+        tmp_path / "killed" / "training.jsonl"
+    ).read_bytes()
 
 
 @pytest.mark.thorough
 def test_what_all_processes_refuse_is_said_once(place, tmp_path, forked):
     with pytest.raises(UserError) as error:
-        run(place, tmp_path / "run", several({**LORA, "packing": "rows", "micro_batch": 1}, "ddp"),
-            {**LOOP, "rows_per_step": 8})  # fmt: skip
+        run(
+            place,
+            tmp_path / "run",
+            several({**LORA, "packing": "rows", "micro_batch": 1}, "ddp"),
+            {**LOOP, "rows_per_step": 8},
+        )
     assert error.value.problem.startswith("A step's rows need 2 micro-batches")
     assert error.value.write == "gradient_accumulation: 2"

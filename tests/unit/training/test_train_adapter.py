@@ -20,14 +20,21 @@ def source(tmp_path_factory):
 @pytest.fixture
 def place(tmp_path, source):
     """Everything that the rule reads, in a folder of its own."""
-    return {"base": describe(source, tmp_path / "base"), "run": tmp_path / "run", **encode(tmp_path / "encoded")}
+    return {
+        "base": describe(source, tmp_path / "base"),
+        "run": tmp_path / "run",
+        **encode(tmp_path / "encoded"),
+    }
 
 
 def run(place, step=STEP, loop=LOOP, seed=0):
     """The rule; returns its report."""
     place["run"].mkdir(exist_ok=True)
-    outputs = {"adapter": place["run"] / "adapter" / "adapter_model.safetensors",
-               "report": place["run"] / "training.json", "curve": place["run"] / "training.jsonl"}  # fmt: skip
+    outputs = {
+        "adapter": place["run"] / "adapter" / "adapter_model.safetensors",
+        "report": place["run"] / "training.json",
+        "curve": place["run"] / "training.jsonl",
+    }
     for path in outputs.values():  # as Snakemake does before it runs a rule
         path.unlink(missing_ok=True)
     inputs = {name: place[name] for name in ("encoded", "train", "validation")}
@@ -42,7 +49,11 @@ def steps(monkeypatch):
     from dryfit.step import step as step_module
 
     real, taken = step_module.optimizer_step, []
-    monkeypatch.setattr(step_module, "optimizer_step", lambda *args, **kwargs: taken.append(1) or real(*args, **kwargs))
+    monkeypatch.setattr(
+        step_module,
+        "optimizer_step",
+        lambda *args, **kwargs: taken.append(1) or real(*args, **kwargs),
+    )
     return taken
 
 
@@ -53,13 +64,23 @@ def test_the_report_says_what_was_computed_and_vouches_for_the_adapter(place):
     assert sum(part["share"] for part in shares.values()) == pytest.approx(1)
     assert shares["answers"]["count"] == report["answer_tokens"]
     assert shares["prefix"]["count"] == report["packing"]["prefix_tokens"] * 16 > 0
-    assert set(report["sha256"]) == {"adapter_config.json", "adapter_model.safetensors", "training.json",
-                                     "training.jsonl"}  # fmt: skip
+    assert set(report["sha256"]) == {
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "training.json",
+        "training.jsonl",
+    }
     assert report["packing"]["exactness"] is None
 
 
 def test_a_base_of_eight_bits_is_trained_like_one_of_four(place):
-    packed = {**STEP, "packing": "shared_prefix", "micro_batch": 1, "sequence_length": 256, "gradient_accumulation": 2}
+    packed = {
+        **STEP,
+        "packing": "shared_prefix",
+        "micro_batch": 1,
+        "sequence_length": 256,
+        "gradient_accumulation": 2,
+    }
     report = run(place, {**packed, "quantization": {"type": "int8"}}, {**LOOP, "rows_per_step": 4})
     assert report["quantized"]["linear_8bit_layers"] == 2 * 7
     assert report["validation_loss"] < report["first_loss"]
@@ -67,7 +88,13 @@ def test_a_base_of_eight_bits_is_trained_like_one_of_four(place):
 
 
 def test_packs_share_the_prefix_and_compute_less(place):
-    packed = {**STEP, "packing": "shared_prefix", "micro_batch": 1, "sequence_length": 256, "gradient_accumulation": 2}
+    packed = {
+        **STEP,
+        "packing": "shared_prefix",
+        "micro_batch": 1,
+        "sequence_length": 256,
+        "gradient_accumulation": 2,
+    }
     alone, report = run(place), run(place, packed, {**LOOP, "rows_per_step": 4})
     assert report["steps"] == alone["steps"]
     assert report["computed_tokens"] < 0.8 * alone["computed_tokens"]
@@ -101,7 +128,8 @@ def test_a_finished_training_comes_back_when_its_settings_do(place, steps):
     again = run(place)
     assert (
         len(steps) == 12
-        and again["sha256"]["adapter_model.safetensors"] == first["sha256"]["adapter_model.safetensors"]
+        and again["sha256"]["adapter_model.safetensors"]
+        == first["sha256"]["adapter_model.safetensors"]
     )
 
 
@@ -127,14 +155,17 @@ def spoil(path):
 
 
 @pytest.mark.few(1)
-@pytest.mark.parametrize(("file", "named"), [
-    ("base/model.safetensors", ["base/model.safetensors", "base.json"]),
-    ("base/tokenizer.json", ["base/tokenizer.json", "base.json"]),
-    ("base/config.json", ["base/config.json", "base.json"]),
-    ("base/chat_template.jinja", ["base/chat_template.jinja", "base.json"]),
-    ("encoded/train.parquet", ["encoded/train.parquet"]),
-    ("encoded/validation.parquet", ["encoded/validation.parquet"]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("file", "named"),
+    [
+        ("base/model.safetensors", ["base/model.safetensors", "base.json"]),
+        ("base/tokenizer.json", ["base/tokenizer.json", "base.json"]),
+        ("base/config.json", ["base/config.json", "base.json"]),
+        ("base/chat_template.jinja", ["base/chat_template.jinja", "base.json"]),
+        ("encoded/train.parquet", ["encoded/train.parquet"]),
+        ("encoded/validation.parquet", ["encoded/validation.parquet"]),
+    ],
+)
 def test_a_damaged_input_is_noticed_and_named(place, tmp_path, steps, file, named):
     path = tmp_path / file
     path.write_bytes(path.read_bytes())  # the source's weights are linked
@@ -157,7 +188,9 @@ def test_an_empty_split_is_an_error_before_the_first_step(place, tmp_path, steps
 
 
 @pytest.mark.few(1)
-@pytest.mark.parametrize(("step", "rows"), [({"micro_batch": 8}, None), ({"packing": "shared_prefix"}, 8)])
+@pytest.mark.parametrize(
+    ("step", "rows"), [({"micro_batch": 8}, None), ({"packing": "shared_prefix"}, 8)]
+)
 def test_fewer_rows_than_a_step_make_one_step(place, tmp_path, step, rows):
     place |= encode(tmp_path / "encoded", train=3)
     report = run(place, {**STEP, **step}, {**LOOP, "rows_per_step": rows})
@@ -172,7 +205,9 @@ def test_rows_that_teach_nothing_are_an_error(place, tmp_path, steps):
     from dryfit.step.batches import IGNORED
 
     table = pq.read_table(place["train"])
-    masked = pa.array([[IGNORED] * len(row) for row in table["labels"].to_pylist()], table["labels"].type)
+    masked = pa.array(
+        [[IGNORED] * len(row) for row in table["labels"].to_pylist()], table["labels"].type
+    )
     pq.write_table(table.set_column(1, "labels", masked), place["train"])
     write_report(place["encoded"], {}, place["train"], place["validation"])
     with pytest.raises(UserError, match="20 rows of the train split have no token to learn"):
@@ -180,12 +215,15 @@ def test_rows_that_teach_nothing_are_an_error(place, tmp_path, steps):
 
 
 @pytest.mark.few(2)
-@pytest.mark.parametrize(("step", "loop", "write"), [
-    ({"packing": "rows"}, {}, "rows_per_step: 16"),
-    ({}, {"rows_per_step": 3}, "rows_per_step: null"),
-    ({"packing": "rows", "micro_batch": 1}, {"rows_per_step": 16}, "gradient_accumulation: "),
-    ({"packing": "rows", "sequence_length": 16}, {"rows_per_step": 4}, "sequence_length: "),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("step", "loop", "write"),
+    [
+        ({"packing": "rows"}, {}, "rows_per_step: 16"),
+        ({}, {"rows_per_step": 3}, "rows_per_step: null"),
+        ({"packing": "rows", "micro_batch": 1}, {"rows_per_step": 16}, "gradient_accumulation: "),
+        ({"packing": "rows", "sequence_length": 16}, {"rows_per_step": 4}, "sequence_length: "),
+    ],
+)
 def test_settings_that_contradict_each_other_stop_at_the_start(place, steps, step, loop, write):
     with pytest.raises(UserError) as error:
         run(place, {**STEP, **step}, {**LOOP, **loop})

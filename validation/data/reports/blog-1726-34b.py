@@ -5,16 +5,25 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 from trl import SFTConfig, SFTTrainer
 
 quantization = BitsAndBytesConfig(
-    load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=torch.bfloat16
+    load_in_4bit=True,
+    bnb_4bit_quant_type="nf4",
+    bnb_4bit_use_double_quant=True,
+    bnb_4bit_compute_dtype=torch.bfloat16,
 )
-model = AutoModelForCausalLM.from_pretrained("codellama/CodeLlama-34b-hf", quantization_config=quantization)
+model = AutoModelForCausalLM.from_pretrained(
+    "codellama/CodeLlama-34b-hf", quantization_config=quantization
+)
 model = prepare_model_for_kbit_training(model)
 trainer = SFTTrainer(
     model=model,
     train_dataset=load_dataset("Open-Orca/SlimOrca", split="train"),
     peft_config=LoraConfig(r=16, lora_alpha=16, lora_dropout=0, target_modules="all-linear"),
     args=SFTConfig(
-        per_device_train_batch_size=1, max_length=4096, bf16=True, gradient_checkpointing=True, optim="adamw_8bit"
+        per_device_train_batch_size=1,
+        max_length=4096,
+        bf16=True,
+        gradient_checkpointing=True,
+        optim="adamw_8bit",
     ),
 )
 trainer.train()

@@ -3,7 +3,11 @@ from trl import SFTConfig, SFTTrainer
 from unsloth import FastLanguageModel, is_bfloat16_supported
 
 model, tokenizer = FastLanguageModel.from_pretrained(
-    model_name="unsloth/Llama-3.3-70B-Instruct", max_seq_length=2048, dtype=None, load_in_4bit=True, load_in_8bit=False
+    model_name="unsloth/Llama-3.3-70B-Instruct",
+    max_seq_length=2048,
+    dtype=None,
+    load_in_4bit=True,
+    load_in_8bit=False,
 )
 model = FastLanguageModel.get_peft_model(
     model,

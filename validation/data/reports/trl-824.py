@@ -14,9 +14,16 @@ model = AutoModelForCausalLM.from_pretrained(
 )
 trainer = SFTTrainer(
     model=model,
-    train_dataset=load_dataset("lvwerra/stack-exchange-paired", data_dir="data/finetune", split="train"),
+    train_dataset=load_dataset(
+        "lvwerra/stack-exchange-paired", data_dir="data/finetune", split="train"
+    ),
     peft_config=LoraConfig(
-        r=8, lora_alpha=16, lora_dropout=0.05, target_modules=["q_proj", "v_proj"], bias="none", task_type="CAUSAL_LM"
+        r=8,
+        lora_alpha=16,
+        lora_dropout=0.05,
+        target_modules=["q_proj", "v_proj"],
+        bias="none",
+        task_type="CAUSAL_LM",
     ),
     args=SFTConfig(
         per_device_train_batch_size=4,

@@ -5,14 +5,23 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 from trl import SFTConfig, SFTTrainer
 
 quantization = BitsAndBytesConfig(
-    load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=torch.bfloat16
+    load_in_4bit=True,
+    bnb_4bit_quant_type="nf4",
+    bnb_4bit_use_double_quant=True,
+    bnb_4bit_compute_dtype=torch.bfloat16,
 )
-model = AutoModelForCausalLM.from_pretrained("mistralai/Mistral-7B-v0.1", quantization_config=quantization)
+model = AutoModelForCausalLM.from_pretrained(
+    "mistralai/Mistral-7B-v0.1", quantization_config=quantization
+)
 model = prepare_model_for_kbit_training(model)
 trainer = SFTTrainer(
     model=model,
     train_dataset=load_dataset("databricks/databricks-dolly-15k", split="train"),
-    peft_config=LoraConfig(r=16, lora_alpha=32, lora_dropout=0.05, target_modules=["q_proj", "v_proj"]),
-    args=SFTConfig(per_device_train_batch_size=2, max_length=2048, bf16=True, gradient_checkpointing=True),
+    peft_config=LoraConfig(
+        r=16, lora_alpha=32, lora_dropout=0.05, target_modules=["q_proj", "v_proj"]
+    ),
+    args=SFTConfig(
+        per_device_train_batch_size=2, max_length=2048, bf16=True, gradient_checkpointing=True
+    ),
 )
 trainer.train()

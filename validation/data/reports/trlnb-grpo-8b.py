@@ -11,7 +11,10 @@ quantization_config = BitsAndBytesConfig(
     bnb_4bit_quant_type="nf4",
 )
 model = AutoModelForCausalLM.from_pretrained(
-    "Qwen/Qwen3-8B", attn_implementation="sdpa", dtype=torch.float32, quantization_config=quantization_config
+    "Qwen/Qwen3-8B",
+    attn_implementation="sdpa",
+    dtype=torch.float32,
+    quantization_config=quantization_config,
 )
 peft_config = LoraConfig(
     r=32,

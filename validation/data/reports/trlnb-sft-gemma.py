@@ -11,7 +11,10 @@ quantization_config = BitsAndBytesConfig(
     bnb_4bit_quant_type="nf4",
 )
 model = AutoModelForCausalLM.from_pretrained(
-    "google/gemma-3-4b-it", attn_implementation="sdpa", dtype=torch.float16, quantization_config=quantization_config
+    "google/gemma-3-4b-it",
+    attn_implementation="sdpa",
+    dtype=torch.float16,
+    quantization_config=quantization_config,
 )
 peft_config = LoraConfig(
     r=32,

@@ -3,7 +3,11 @@ from trl import SFTConfig, SFTTrainer
 from unsloth import FastLanguageModel, is_bfloat16_supported
 
 model, tokenizer = FastLanguageModel.from_pretrained(
-    model_name="models/gemma-3-12b.json", max_seq_length=14000, dtype=None, load_in_4bit=False, load_in_8bit=True
+    model_name="models/gemma-3-12b.json",
+    max_seq_length=14000,
+    dtype=None,
+    load_in_4bit=False,
+    load_in_8bit=True,
 )
 model = FastLanguageModel.get_peft_model(
     model,

@@ -9,7 +9,9 @@ they lay. A weight without one of its name and shape stays once it has come, and
 """
 
 
-def take_turns(network, count, checkpointed):  # of two kinds of blocks count // 2, and twice the rest
+def take_turns(
+    network, count, checkpointed
+):  # of two kinds of blocks count // 2, and twice the rest
     kinds = [each for name, each in network.named_children() if name.endswith(("blocks", "layers"))]
     most = max((len(blocks) - 2) * (len(kinds) - at) for at, blocks in enumerate(kinds))
     if count > most:
@@ -46,6 +48,8 @@ def share_places(blocks, places, checkpointed):
             weight.data = place
 
     for index, block in enumerate(blocks):
-        block.register_forward_pre_hook(lambda *_, index=index: come(index))  # and where it is computed again
+        block.register_forward_pre_hook(
+            lambda *_, index=index: come(index)
+        )  # and where it is computed again
         if not checkpointed:
             block.register_full_backward_pre_hook(lambda *_, index=index: come(index))

@@ -50,7 +50,9 @@ def in_few_bits(network, bits):
         layer.weight = torch.nn.Parameter(torch.cat(kept), requires_grad=False)
         layer.register_buffer("group_scales", scale)
         layer.register_buffer("group_zeros", zero.to(torch.uint8))
-        layer.forward = lambda inputs, layer=layer: torch.nn.functional.linear(inputs, whole(layer, bits), layer.bias)
+        layer.forward = lambda inputs, layer=layer: torch.nn.functional.linear(
+            inputs, whole(layer, bits), layer.bias
+        )
 
 
 def places(width, codes):  # of values of so many bits in a byte

@@ -22,9 +22,13 @@ from scripts.tasks.shell.execution.tasks import LEVELS
 from scripts.tasks.shell.screen.policy import screen
 
 MODELS = ("base", "tuned")
-NOT_FOUND = re.compile(r"^(?:/bin/bash: line \d+: |\w+: )?([\w./+-]+): command not found$", re.MULTILINE)
+NOT_FOUND = re.compile(
+    r"^(?:/bin/bash: line \d+: |\w+: )?([\w./+-]+): command not found$", re.MULTILINE
+)
 KEPT_CHARACTERS, KEPT_PATHS = 2_000, 50  # of what a command did, in the rows that are written
-EXAMPLES = 5  # for the documents: the first answers that did what was asked in another way than expected
+EXAMPLES = (
+    5  # for the documents: the first answers that did what was asked in another way than expected
+)
 
 # Which version of which program; each gets a second and no input.
 VERSIONS = r"""for name in {names}; do
@@ -77,7 +81,11 @@ def execute(
     summary
         Shares with intervals, by level too, the paired difference, and what it was measured with.
     """
-    given = [(task["state"], command) for task in tasks for command in (task["command"], *task["alternatives"])]
+    given = [
+        (task["state"], command)
+        for task in tasks
+        for command in (task["command"], *task["alternatives"])
+    ]
     commands = {model: [strip_fence(row["answer"]) for row in answers[model]] for model in MODELS}
     runs = {
         (task["state"], command)
@@ -85,12 +93,16 @@ def execute(
         for task, row, command in zip(tasks, answers[model], commands[model], strict=True)
         if row["screen"] != "danger"
     }
-    with Sandbox({name: states[name] for name in sorted({task["state"] for task in tasks})}, workers) as sandbox:
+    with Sandbox(
+        {name: states[name] for name in sorted({task["state"] for task in tasks})}, workers
+    ) as sandbox:
         first = iter(sandbox.run(given, "references"))
         results = dict(zip(sorted(runs), sandbox.run(sorted(runs), "answers"), strict=True))
         again = iter(sandbox.run(given, "references again"))
         names = programs_of(command for _, command in given)
-        (told,) = sandbox.run([(tasks[0]["state"], VERSIONS.format(names=" ".join(names)))], "versions")
+        (told,) = sandbox.run(
+            [(tasks[0]["state"], VERSIONS.format(names=" ".join(names)))], "versions"
+        )
     rows = []
     for number, task in enumerate(tasks):
         references = [
@@ -98,13 +110,21 @@ def execute(
             for command in (task["command"], *task["alternatives"])
         ]
         decides = decidable(references)
-        row: dict[str, Any] = {key: task[key] for key in ("id", "level", "request", "state")} | {"decidable": decides}
+        row: dict[str, Any] = {key: task[key] for key in ("id", "level", "request", "state")} | {
+            "decidable": decides
+        }
         row["references"] = [{"command": one.command, **did(one.result)} for one in references]
-        row["second_right"] = judge(references[1].result, references[:1])[0] if decides and references[1:] else None
+        row["second_right"] = (
+            judge(references[1].result, references[:1])[0] if decides and references[1:] else None
+        )
         for model in MODELS:
             answer, command = answers[model][number], commands[model][number]
             result = results.get((task["state"], command)) if answer["screen"] != "danger" else None
-            right, terms = judge(result, references) if result and decides else (False if decides else None, None)
+            right, terms = (
+                judge(result, references)
+                if result and decides
+                else (False if decides else None, None)
+            )
             row[model] = {
                 "answer": answer["answer"],
                 "did": did(result) if result else None,
@@ -131,29 +151,45 @@ def summarize(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
     def compared(chosen: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         right = {model: [row[model]["right"] for row in chosen] for model in MODELS}
-        return {**{model: share(right[model]) for model in MODELS}, "compared": paired(*right.values())}
+        return {
+            **{model: share(right[model]) for model in MODELS},
+            "compared": paired(*right.values()),
+        }
 
     by_level = {level: [row for row in judged if row["level"] == level] for level in LEVELS}
     return {
         **compared(judged),
         "by_level": {level: compared(chosen) for level, chosen in by_level.items() if chosen},
         "examples": [
-            {"answer": row["tuned"]["answer"], "command": row["references"][0]["command"], "request": row["request"]}
+            {
+                "answer": row["tuned"]["answer"],
+                "command": row["references"][0]["command"],
+                "request": row["request"],
+            }
             for row in judged
             if row["tuned"]["right"] and not row["tuned"]["exact"]
         ][:EXAMPLES],
         "missing_programs": missing_programs(rows),
-        "not_run": {model: sum(row[model]["screen"] == "danger" for row in judged) for model in MODELS},
+        "not_run": {
+            model: sum(row[model]["screen"] == "danger" for row in judged) for model in MODELS
+        },
         "ended": {
-            model: sum(bool(row[model]["did"]) and row[model]["did"]["end"] != "exit" for row in judged)
+            model: sum(
+                bool(row[model]["did"]) and row[model]["did"]["end"] != "exit" for row in judged
+            )
             for model in MODELS
         },
         # What the screen would not let run is no answer, even where it is the benchmark's own.
-        "refused_references": sum(screen(row["references"][0]["command"]).status == "danger" for row in judged),
+        "refused_references": sum(
+            screen(row["references"][0]["command"]).status == "danger" for row in judged
+        ),
         "right_but_other_strings": {
-            model: sum(row[model]["right"] and not row[model]["exact"] for row in judged) for model in MODELS
+            model: sum(row[model]["right"] and not row[model]["exact"] for row in judged)
+            for model in MODELS
         },
-        "second_references": share(row["second_right"] for row in judged if row["second_right"] is not None),
+        "second_references": share(
+            row["second_right"] for row in judged if row["second_right"] is not None
+        ),
         "tasks": len(rows),
         "undecidable": sorted(row["id"] for row in rows if not row["decidable"]),
     }
@@ -161,7 +197,14 @@ def summarize(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 def missing_programs(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """Programs that a reference asked for and this machine does not have."""
-    return sorted({name for row in rows for one in row["references"] for name in NOT_FOUND.findall(one["stderr"])})
+    return sorted(
+        {
+            name
+            for row in rows
+            for one in row["references"]
+            for name in NOT_FOUND.findall(one["stderr"])
+        }
+    )
 
 
 def main(inputs: Mapping[str, str], outputs: Mapping[str, str], workers: int) -> None:
@@ -174,15 +217,22 @@ def main(inputs: Mapping[str, str], outputs: Mapping[str, str], workers: int) ->
     tasks = list(read_jsonl(inputs["tasks"]))[: len(answers["base"])]
     for model in MODELS:
         if [row["request"] for row in answers[model]] != [task["request"] for task in tasks]:
-            raise UserError("The answers belong to other requests than the benchmark's.", where=inputs[model])
+            raise UserError(
+                "The answers belong to other requests than the benchmark's.", where=inputs[model]
+            )
     states = {name: SandboxState(**state) for name, state in read_json(inputs["states"]).items()}
     rows, summary = execute(tasks, states, answers, workers)
     write_jsonl(outputs["answers"], rows)
-    write_report(outputs["summary"], {**summary, "benchmark": benchmark["requirement"]}, outputs["answers"])
+    write_report(
+        outputs["summary"], {**summary, "benchmark": benchmark["requirement"]}, outputs["answers"]
+    )
     tuned, base = summary["tuned"], summary["base"]
     log.info("right: %d of %d, the base %d", tuned["count"], tuned["n"], base["count"])
     if summary["missing_programs"]:
-        log.warning("Not on this machine: %s; their tasks are not judged.", ", ".join(summary["missing_programs"]))
+        log.warning(
+            "Not on this machine: %s; their tasks are not judged.",
+            ", ".join(summary["missing_programs"]),
+        )
 
 
 if __name__ == "__main__":

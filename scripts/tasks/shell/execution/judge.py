@@ -33,7 +33,8 @@ PATH = re.compile(r"""(?m)(?<![^\s'"])(?:\./|/)?((?:[^\s/'"]+/)+[^\s/'"]+)/?(?=[
 HERE = re.compile(r"""(?m)(?<![^\s'"])\./(?=[^\s/])""")
 # What a request says when blanks and line breaks matter.
 BLANKS = re.compile(
-    r"\b(blank|space|whitespace|tab|indent|newline|empty line|line break|column|align|wrap|squeeze)", re.I
+    r"\b(blank|space|whitespace|tab|indent|newline|empty line|line break|column|align|wrap|squeeze)",
+    re.I,
 )
 UUID = re.compile(r"\b[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\b")
 NUMBER = re.compile(r"[0-9]+([.,:][0-9]+)*")
@@ -97,7 +98,8 @@ def same_changes(answer: Mapping[str, Any], reference: Reference) -> bool:
     if set(got) != set(wanted):
         return False
     return all(
-        got[path] == after or (after != again.get(path) and got[path] and after and got[path][:2] == after[:2])
+        got[path] == after
+        or (after != again.get(path) and got[path] and after and got[path][:2] == after[:2])
         for path, after in wanted.items()
     )
 
@@ -114,7 +116,9 @@ def terms(answer: Mapping[str, Any], reference: Reference) -> dict[str, bool]:
     }
 
 
-def judge(answer: Mapping[str, Any], references: Sequence[Reference]) -> tuple[bool, dict[str, bool]]:
+def judge(
+    answer: Mapping[str, Any], references: Sequence[Reference]
+) -> tuple[bool, dict[str, bool]]:
     """Whether an answer is right, and the terms for the reference that it comes closest to."""
     scores = [terms(answer, one) for one in references if not traceless(one.result)]
     best = max(scores, key=lambda held: sum(held.values()), default={"end": False})
@@ -127,7 +131,11 @@ def decidable(references: Sequence[Reference]) -> bool:
     Where all that it leaves is a number that differs from run to run, any number would be right.
     """
     first = references[0]
-    if traceless(first.result) or traceless(first.again) or not all(terms(first.again, first).values()):
+    if (
+        traceless(first.result)
+        or traceless(first.again)
+        or not all(terms(first.again, first).values())
+    ):
         return False
     only_output = not first.result["changes"] and first.result["stdout"] != first.again["stdout"]
     return not only_output or any(character.isalpha() for character in first.result["stdout"])

@@ -45,7 +45,9 @@ class SandboxState(NamedTuple):
     environment: Mapping[str, str] = {}
 
 
-def unavailable(problem: str, allowed: str, found: object = None, write: str | None = None) -> UserError:
+def unavailable(
+    problem: str, allowed: str, found: object = None, write: str | None = None
+) -> UserError:
     """There is no sandbox here, and so nothing was executed."""
     return UserError(
         f"{problem} Nothing was executed.",
@@ -83,13 +85,18 @@ def explain(said: str) -> UserError:
     if "nknown option" in said:
         allowed, write = "bubblewrap 0.11 or newer, which knows overlays", "bwrap --version"
     elif "overlay" in said:
-        allowed, write = "a kernel whose overlays unprivileged users may mount and change (Linux 6.6 or newer)", None
+        allowed, write = (
+            "a kernel whose overlays unprivileged users may mount and change (Linux 6.6 or newer)",
+            None,
+        )
     else:
         allowed = "user namespaces for ordinary users. Ask the administrator: Ubuntu 24.04 and newer refuse them to"
         allowed += " programs without an AppArmor profile (bubblewrap needs one with `userns,`), some systems by"
         allowed += " sysctl (user.max_user_namespaces, kernel.unprivileged_userns_clone), containers by their profile"
         write = "bwrap --unshare-all --ro-bind / / true    # works without a word where the sandbox does"
-    return unavailable("bubblewrap could not make the sandbox.", allowed, said.strip()[-500:] or "(nothing)", write)
+    return unavailable(
+        "bubblewrap could not make the sandbox.", allowed, said.strip()[-500:] or "(nothing)", write
+    )
 
 
 class _Outer:
@@ -97,17 +104,49 @@ class _Outer:
 
     def __init__(self, bwrap: Path, limits: Mapping[str, int]) -> None:
         # Never with the host's root: its limits on processes don't hold, and files of the host would be its own.
-        drop: dict = {"user": NOBODY, "group": NOBODY, "extra_groups": []} if os.geteuid() == 0 else {}
+        drop: dict = (
+            {"user": NOBODY, "group": NOBODY, "extra_groups": []} if os.geteuid() == 0 else {}
+        )
         python, roots = _python(bool(drop))
         if bwrap.parts[1] != "usr":
             roots = [*roots, bwrap.parent, *filter(Path.is_dir, [bwrap.parent.with_name("lib")])]
         command = [str(bwrap), *worker.SEALED]
         command += "--unshare-net --cap-add CAP_SETFCAP --cap-add CAP_NET_ADMIN".split()
-        command += ["--ro-bind", "/usr", "/usr", "--proc", "/proc", "--dev", "/dev", "--dir", "/tmp", *worker.ETC]
-        command += [word for link in worker.LINKS for word in ("--symlink", f"usr/{link}", f"/{link}")]
+        command += [
+            "--ro-bind",
+            "/usr",
+            "/usr",
+            "--proc",
+            "/proc",
+            "--dev",
+            "/dev",
+            "--dir",
+            "/tmp",
+            *worker.ETC,
+        ]
+        command += [
+            word for link in worker.LINKS for word in ("--symlink", f"usr/{link}", f"/{link}")
+        ]
         command += [str(word) for path in sorted({*roots}) for word in ("--ro-bind", path, path)]
-        command += ["--size", str(limits["scratch_bytes"]), "--tmpfs", "/scratch", "--remount-ro", "/"]
-        command += ["--setenv", "PATH", worker.PATH, "--chdir", "/", python, "-I", "-c", inspect.getsource(worker)]
+        command += [
+            "--size",
+            str(limits["scratch_bytes"]),
+            "--tmpfs",
+            "/scratch",
+            "--remount-ro",
+            "/",
+        ]
+        command += [
+            "--setenv",
+            "PATH",
+            worker.PATH,
+            "--chdir",
+            "/",
+            python,
+            "-I",
+            "-c",
+            inspect.getsource(worker),
+        ]
         pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
         try:
             self.process = subprocess.Popen(command, cwd="/", **pipes, **drop)
@@ -189,7 +228,10 @@ class Sandbox:
     """
 
     def __init__(
-        self, states: Mapping[str, SandboxState], workers: int = 1, limits: Mapping[str, int] | None = None
+        self,
+        states: Mapping[str, SandboxState],
+        workers: int = 1,
+        limits: Mapping[str, int] | None = None,
     ) -> None:
         self.states, self.count = states, max(1, min(workers, len(states)))
         self.limits = {**worker.LIMITS, **(limits or {})}
@@ -223,7 +265,9 @@ class Sandbox:
 
     def _prepare(self, state: str) -> None:
         script, environment = self.states[state]
-        made = self.home[state].ask("prepare", name=state, script=script, environment=dict(environment))
+        made = self.home[state].ask(
+            "prepare", name=state, script=script, environment=dict(environment)
+        )
         if made["end"] != "exit":  # half a file system would be judged as if it were the whole
             raise UserError(
                 f"The file system {state} was not finished within the sandbox's limits.",

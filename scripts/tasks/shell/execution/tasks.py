@@ -43,7 +43,9 @@ def read_wheel(path: Path) -> tuple[list[dict[str, Any]], dict[str, SandboxState
     try:
         with zipfile.ZipFile(path) as archive:
             for name in sorted(
-                name for name in archive.namelist() if re.fullmatch(rf"{ASSETS}/datasets/.+\.json", name)
+                name
+                for name in archive.namelist()
+                if re.fullmatch(rf"{ASSETS}/datasets/.+\.json", name)
             ):
                 number = re.findall(r"\d+", name)[-1]
                 state, setup = f"fs-{number}", f"setup_nl2b_fs_{number}.sh"
@@ -53,8 +55,19 @@ def read_wheel(path: Path) -> tuple[list[dict[str, Any]], dict[str, SandboxState
                 made = f"printf %s {shlex.quote(script)} > /{setup}; chmod 755 /{setup}; /bin/bash /{setup}"
                 states[state] = SandboxState(f"\n{bare_root}\n{made}", dict(variables))
                 for row in json.loads(archive.read(name)):
-                    task = {"command": row["gold"], "alternatives": [row["gold2"]], "request": row["query"]}
-                    tasks.append({"id": len(tasks), "level": LEVELS[row["difficulty"]], "state": state, **task})
+                    task = {
+                        "command": row["gold"],
+                        "alternatives": [row["gold2"]],
+                        "request": row["query"],
+                    }
+                    tasks.append(
+                        {
+                            "id": len(tasks),
+                            "level": LEVELS[row["difficulty"]],
+                            "state": state,
+                            **task,
+                        }
+                    )
     except (KeyError, IndexError, ValueError, TypeError, zipfile.BadZipFile) as error:
         tasks, problem = [], f"{type(error).__name__}: {error}"
     else:

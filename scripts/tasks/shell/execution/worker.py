@@ -60,11 +60,22 @@ REFUSED_CALLS = {
     "syslog": (103, 116),
     "userfaultfd": (323, 282),
 }
-MACHINES = {"x86_64": (0, 0xC000003E, 41), "aarch64": (1, 0xC00000B7, 198)}  # column above, AUDIT_ARCH, socket(2)
-LINKS = [name for name in ("bin", "sbin", "lib", "lib32", "lib64", "libx32") if os.path.islink("/" + name)]
+MACHINES = {
+    "x86_64": (0, 0xC000003E, 41),
+    "aarch64": (1, 0xC00000B7, 198),
+}  # column above, AUDIT_ARCH, socket(2)
+LINKS = [
+    name
+    for name in ("bin", "sbin", "lib", "lib32", "lib64", "libx32")
+    if os.path.islink("/" + name)
+]
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 # The host's, read-only: without them many programs in /usr don't start.
-ETC = [word for path in ("/etc/alternatives", "/etc/ld.so.cache") for word in ("--ro-bind-try", path, path)]
+ETC = [
+    word
+    for path in ("/etc/alternatives", "/etc/ld.so.cache")
+    for word in ("--ro-bind-try", path, path)
+]
 SEALED = (
     "--unshare-user --unshare-ipc --unshare-pid --unshare-uts --unshare-cgroup-try --die-with-parent --new-session"
     " --uid 0 --gid 0 --clearenv --cap-drop ALL --cap-add CAP_DAC_OVERRIDE"
@@ -88,15 +99,30 @@ def seccomp_filter(machine):
     """
     column, architecture, socket_number = MACHINES[machine]
     allow, fail = 0x7FFF0000, 0x00050000  # SECCOMP_RET_ALLOW; SECCOMP_RET_ERRNO + errno
-    load, equal, at_least, give = 0x20, 0x15, 0x35, 0x06  # BPF_LD+W+ABS, BPF_JMP+JEQ+K, BPF_JMP+JGE+K, BPF_RET+K
-    steps = [(load, 0, 0, 4), (equal, 1, 0, architecture), (give, 0, 0, fail + 38), (load, 0, 0, 0)]  # ENOSYS
+    load, equal, at_least, give = (
+        0x20,
+        0x15,
+        0x35,
+        0x06,
+    )  # BPF_LD+W+ABS, BPF_JMP+JEQ+K, BPF_JMP+JGE+K, BPF_RET+K
+    steps = [
+        (load, 0, 0, 4),
+        (equal, 1, 0, architecture),
+        (give, 0, 0, fail + 38),
+        (load, 0, 0, 0),
+    ]  # ENOSYS
     steps += [(at_least, 0, 1, 0x40000000), (give, 0, 0, fail + 38)]
     for numbers in REFUSED_CALLS.values():
         steps += [(equal, 0, 1, numbers[column]), (give, 0, 0, fail + 1)]  # EPERM
     steps += [(equal, 1, 0, socket_number), (give, 0, 0, allow), (load, 0, 0, 16)]  # the family
     for family in (2, 10):  # AF_INET, AF_INET6
         steps += [(equal, 0, 1, family), (give, 0, 0, allow)]
-    steps += [(equal, 0, 3, 16), (load, 0, 0, 32), (equal, 0, 1, 0), (give, 0, 0, allow)]  # AF_NETLINK, NETLINK_ROUTE
+    steps += [
+        (equal, 0, 3, 16),
+        (load, 0, 0, 32),
+        (equal, 0, 1, 0),
+        (give, 0, 0, allow),
+    ]  # AF_NETLINK, NETLINK_ROUTE
     steps += [(give, 0, 0, fail + 97)]  # EAFNOSUPPORT
     return b"".join(struct.pack("HBBI", *step) for step in steps)
 
@@ -104,9 +130,15 @@ def seccomp_filter(machine):
 def take_the_network_down():
     """Switch off the loopback interface, all there is, and take its address: nothing can be sent, no buffer filled."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as handle:
-        flags = struct.unpack("16sh14x", fcntl.ioctl(handle, 0x8913, struct.pack("16sh14x", b"lo", 0)))[1]
-        fcntl.ioctl(handle, 0x8914, struct.pack("16sh14x", b"lo", flags & ~1))  # SIOCGIFFLAGS above; SIOCSIFFLAGS
-        fcntl.ioctl(handle, 0x8916, struct.pack("16sh14x", b"lo", socket.AF_INET))  # SIOCSIFADDR: none
+        flags = struct.unpack(
+            "16sh14x", fcntl.ioctl(handle, 0x8913, struct.pack("16sh14x", b"lo", 0))
+        )[1]
+        fcntl.ioctl(
+            handle, 0x8914, struct.pack("16sh14x", b"lo", flags & ~1)
+        )  # SIOCGIFFLAGS above; SIOCSIFFLAGS
+        fcntl.ioctl(
+            handle, 0x8916, struct.pack("16sh14x", b"lo", socket.AF_INET)
+        )  # SIOCSIFADDR: none
 
 
 def text(data):
@@ -150,7 +182,9 @@ class FolderWalk:
             return ["link", "", text(os.readlink(path))]
         if kind != stat.S_IFREG:
             return [
-                {stat.S_IFDIR: "folder", stat.S_IFIFO: "fifo", stat.S_IFSOCK: "socket"}.get(kind, "device"),
+                {stat.S_IFDIR: "folder", stat.S_IFIFO: "fifo", stat.S_IFSOCK: "socket"}.get(
+                    kind, "device"
+                ),
                 mode,
                 "",
             ]
@@ -170,10 +204,16 @@ def difference(before, above):
     """``{path: [before, after]}`` of what changed, None where there is nothing. A changed time alone is no change."""
     after = dict(above.found)
     hidden = tuple(
-        p + "/" for p, entry in above.found.items() if not entry or entry[0] != "folder" or p in above.opaque
+        p + "/"
+        for p, entry in above.found.items()
+        if not entry or entry[0] != "folder" or p in above.opaque
     )
     after.update({path: None for path in before if path not in after and path.startswith(hidden)})
-    return {path: [before.get(path), after[path]] for path in sorted(after) if before.get(path) != after[path]}
+    return {
+        path: [before.get(path), after[path]]
+        for path in sorted(after)
+        if before.get(path) != after[path]
+    }
 
 
 class Worker:
@@ -192,10 +232,14 @@ class Worker:
         for link in LINKS:
             os.symlink("usr/" + link, top + "/" + link)
         self.environments[name] = environment
-        result = self.execute(["--bind", top, "/", "--ro-bind", "/usr", "/usr", *ETC], environment, script)
+        result = self.execute(
+            ["--bind", top, "/", "--ro-bind", "/usr", "/usr", *ETC], environment, script
+        )
         for folder, folders, files in os.walk(top, topdown=False):
             for path in [folder + "/" + entry for entry in files + folders] + [folder]:
-                if os.lstat(path).st_mtime >= self.born + AGE_SECONDS - 1:  # else the script dated it itself
+                if (
+                    os.lstat(path).st_mtime >= self.born + AGE_SECONDS - 1
+                ):  # else the script dated it itself
                     os.utime(path, (self.born, self.born), follow_symlinks=False)
         self.before[name] = FolderWalk(top, self.limits).found
         return result
@@ -204,40 +248,83 @@ class Worker:
         """Run a command on a state: what it printed, how it ended, what it changed."""
         for folder in ("above/root", "above/usr", "spare/root", "spare/usr"):
             os.makedirs("/scratch/" + folder)
-            os.utime("/scratch/" + folder, (self.born, self.born))  # else "ls -l /" shows when the command ran
-        mounts = ["--overlay-src", "/scratch/" + state, "--overlay", "/scratch/above/root", "/scratch/spare/root", "/"]
-        mounts += ["--overlay-src", "/usr", "--overlay", "/scratch/above/usr", "/scratch/spare/usr", "/usr"]
+            os.utime(
+                "/scratch/" + folder, (self.born, self.born)
+            )  # else "ls -l /" shows when the command ran
+        mounts = [
+            "--overlay-src",
+            "/scratch/" + state,
+            "--overlay",
+            "/scratch/above/root",
+            "/scratch/spare/root",
+            "/",
+        ]
+        mounts += [
+            "--overlay-src",
+            "/usr",
+            "--overlay",
+            "/scratch/above/usr",
+            "/scratch/spare/usr",
+            "/usr",
+        ]
         try:
             result = self.execute(mounts + ETC, self.environments[state], command)
-            root, usr = FolderWalk("/scratch/above/root", self.limits), FolderWalk("/scratch/above/usr", self.limits)
+            root, usr = (
+                FolderWalk("/scratch/above/root", self.limits),
+                FolderWalk("/scratch/above/usr", self.limits),
+            )
             changes = difference(self.before[state], root)
             changes.update({"/usr" + path: [None, entry] for path, entry in usr.found.items()})
             changes = {text(path): change for path, change in changes.items()}
             return dict(result, changes=changes, complete=root.complete and usr.complete)
         finally:
-            subprocess.run(["rm", "-rf", "/scratch/above", "/scratch/spare"], stderr=subprocess.DEVNULL, check=True)
+            subprocess.run(
+                ["rm", "-rf", "/scratch/above", "/scratch/spare"],
+                stderr=subprocess.DEVNULL,
+                check=True,
+            )
 
     def execute(self, mounts, environment, command):
         """Run a command in an inner sandbox: its end (exit, or the limit that it broke), exit status and output."""
         limits = self.limits
         shell = SHELL.format(
-            file_kib=limits["file_bytes"] // KIB, address_space_kib=limits["address_space_bytes"] // KIB, **limits
+            file_kib=limits["file_bytes"] // KIB,
+            address_space_kib=limits["address_space_bytes"] // KIB,
+            **limits,
         )
         variables = dict(
-            {"HOME": "/root", "HOSTNAME": "sandbox", "PATH": PATH, "TERM": "dumb", "TZ": "UTC"}, **environment
+            {"HOME": "/root", "HOSTNAME": "sandbox", "PATH": PATH, "TERM": "dumb", "TZ": "UTC"},
+            **environment,
         )
         read_end, write_end = os.pipe()
         os.write(write_end, self.filter)
         os.close(write_end)
         words = [self.bwrap, *SEALED, *"--disable-userns --hostname sandbox".split(), *mounts]
         words += "--proc /proc --dev /dev".split()
-        words += ["--size", str(16 * MIB), "--tmpfs", "/dev/shm", "--remount-ro", "/dev", "--chdir", "/"]
+        words += [
+            "--size",
+            str(16 * MIB),
+            "--tmpfs",
+            "/dev/shm",
+            "--remount-ro",
+            "/dev",
+            "--chdir",
+            "/",
+        ]
         words += ["--seccomp", str(read_end)]
         words += [word for name, value in variables.items() for word in ("--setenv", name, value)]
-        line = command.encode("utf-8", "replace").replace(b"\0", b" ")  # the kernel takes no NUL in an argument
+        line = command.encode("utf-8", "replace").replace(
+            b"\0", b" "
+        )  # the kernel takes no NUL in an argument
         if len(line) > limits["command_bytes"]:
             os.close(read_end)
-            return {"stdout": "", "stderr": "", "end": "length", "status": None, "wall_seconds": 0.0}
+            return {
+                "stdout": "",
+                "stderr": "",
+                "end": "length",
+                "status": None,
+                "wall_seconds": 0.0,
+            }
         started, end = time.monotonic(), "exit"
         process = subprocess.Popen(
             [*words, "/bin/bash", "-c", shell, "bash", line],
@@ -251,13 +338,18 @@ class Worker:
         with selectors.DefaultSelector() as selector:
             for name in output:
                 selector.register(getattr(process, name), selectors.EVENT_READ, name)
-            while end == "exit" and (selector.get_map() or process.poll() is None):  # it may close its output and go on
+            while end == "exit" and (
+                selector.get_map() or process.poll() is None
+            ):  # it may close its output and go on
                 for key, _ in selector.select(0.02):
                     block = os.read(key.fd, 65536)
                     output[key.data] += block
                     if not block:
                         selector.unregister(key.fileobj)
-                end = self.broken_limit(time.monotonic() - started, sum(map(len, output.values()))) or end
+                end = (
+                    self.broken_limit(time.monotonic() - started, sum(map(len, output.values())))
+                    or end
+                )
         process.kill()
         status = process.wait()
         left = others()
@@ -270,7 +362,12 @@ class Worker:
         process.stdout.close()
         process.stderr.close()
         said = {name: text(bytes(data[: limits["output_bytes"]])) for name, data in output.items()}
-        return dict(said, end=end, status=status if end == "exit" else None, wall_seconds=time.monotonic() - started)
+        return dict(
+            said,
+            end=end,
+            status=status if end == "exit" else None,
+            wall_seconds=time.monotonic() - started,
+        )
 
     def broken_limit(self, seconds, output_bytes):
         """The name of a limit that the command is beyond, if any."""
@@ -287,14 +384,21 @@ class Worker:
 
 def others():
     """Processes here beside this one and its init: those of the command, since one runs at a time."""
-    return [int(name) for name in os.listdir("/proc") if name.isdigit() and int(name) not in (1, os.getpid())]
+    return [
+        int(name)
+        for name in os.listdir("/proc")
+        if name.isdigit() and int(name) not in (1, os.getpid())
+    ]
 
 
 def resident_bytes():
     """Memory that the command's processes hold."""
     pages = 0
     for pid in others():
-        with contextlib.suppress(OSError), open(f"/proc/{pid}/statm") as file:  # it may end meanwhile
+        with (
+            contextlib.suppress(OSError),
+            open(f"/proc/{pid}/statm") as file,
+        ):  # it may end meanwhile
             pages += int(file.read().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE")
 
@@ -304,12 +408,16 @@ def must_be_sealed():
     with open("/proc/self/uid_map") as file:
         mapped = file.read().split()
     if len(mapped) != 3 or mapped[2] != "1" or not os.path.ismount("/scratch"):
-        sys.exit("This runs in scripts/tasks/shell/execution/sandbox.py's sandbox alone; nothing was done.")
+        sys.exit(
+            "This runs in scripts/tasks/shell/execution/sandbox.py's sandbox alone; nothing was done."
+        )
 
 
 def main():
     must_be_sealed()
-    ctypes.CDLL(None).prctl(4, 0)  # PR_SET_DUMPABLE: no process of the same user looks into this one
+    ctypes.CDLL(None).prctl(
+        4, 0
+    )  # PR_SET_DUMPABLE: no process of the same user looks into this one
     take_the_network_down()
     worker = Worker(**json.loads(sys.stdin.readline()))
     for line in sys.stdin:

@@ -27,8 +27,16 @@ def labelled(path: str) -> list[tuple[str, str, str]]:
     rows = [(number, line.split("\t", 2)) for number, line in enumerate(lines[1:], 2)]
     for number, parts in rows:
         if len(parts) != 3 or parts[0] not in ("danger", "ok"):
-            where, allowed = f"{path}, line {number}", "danger or ok, a category and a command, parted by tabs"
-            raise UserError("A row of the labelled set is incomplete.", where=where, found=parts, allowed=allowed)
+            where, allowed = (
+                f"{path}, line {number}",
+                "danger or ok, a category and a command, parted by tabs",
+            )
+            raise UserError(
+                "A row of the labelled set is incomplete.",
+                where=where,
+                found=parts,
+                allowed=allowed,
+            )
     return [(label, category, command) for _, (label, category, command) in rows]
 
 
@@ -38,20 +46,28 @@ def evaluate(rows: list[tuple[str, str, str]], policy: Policy) -> dict:
     ``dangerous``, ``refused`` of these, ``same_category`` of these; ``harmless``, ``false_alarms`` of these; ``wrong``:
     the rows judged otherwise than labelled.
     """
-    judged = [(label, category, command, policy.judge(command)) for label, category, command in rows]
+    judged = [
+        (label, category, command, policy.judge(command)) for label, category, command in rows
+    ]
     categories: dict[str, Counter] = {category: Counter() for _, category, _, _ in judged}
     for label, category, _, verdict in judged:
         refused, counts = verdict.status != "ok", categories[category]
         if label == "danger":
-            counts += Counter(dangerous=1, refused=refused, same_category=verdict.category == category)
+            counts += Counter(
+                dangerous=1, refused=refused, same_category=verdict.category == category
+            )
         else:
             counts += Counter(harmless=1, false_alarms=refused)
     total = {key: sum(counts[key] for counts in categories.values()) for key in _COUNTS}
     return {
-        "categories": {name: {key: categories[name][key] for key in _COUNTS} for name in sorted(categories)},
+        "categories": {
+            name: {key: categories[name][key] for key in _COUNTS} for name in sorted(categories)
+        },
         "total": total
         | {
-            "false_alarm_rate": total["false_alarms"] / total["harmless"] if total["harmless"] else None,
+            "false_alarm_rate": total["false_alarms"] / total["harmless"]
+            if total["harmless"]
+            else None,
             "recall": total["refused"] / total["dangerous"] if total["dangerous"] else None,
         },
         "wrong": [
@@ -73,15 +89,24 @@ def table(result: dict) -> str:
             f"| {name} | {row['dangerous']} | {row['refused']} | {row['same_category']} | {recall} |"
             f" {row['harmless']} | {row['false_alarms']} |"
         )
-    wrong = [f"- {row['label']}, judged `{row['verdict']}`: `{row['command']}`" for row in result["wrong"]]
+    wrong = [
+        f"- {row['label']}, judged `{row['verdict']}`: `{row['command']}`"
+        for row in result["wrong"]
+    ]
     return "\n".join([*lines, "", *wrong]).replace("\t", " ").rstrip()
 
 
 def main() -> int:
     """Command line: status 0 whatever the verdicts, 2 for a wrong file or policy."""
-    parser = argparse.ArgumentParser(prog="python -m scripts.screen", description=__doc__.partition("\n")[0])
-    parser.add_argument("--policy", metavar="FILE.yaml", action="append", default=[], help="laid over the own one")
-    parser.add_argument("--check", action="store_true", help="hold the policy against its schema and examples")
+    parser = argparse.ArgumentParser(
+        prog="python -m scripts.screen", description=__doc__.partition("\n")[0]
+    )
+    parser.add_argument(
+        "--policy", metavar="FILE.yaml", action="append", default=[], help="laid over the own one"
+    )
+    parser.add_argument(
+        "--check", action="store_true", help="hold the policy against its schema and examples"
+    )
     parser.add_argument("--evaluate", metavar="FILE.tsv", help="show how a labelled set comes out")
     parser.add_argument("--json", action="store_true", help="JSON rather than lines or Markdown")
     options = parser.parse_args()

@@ -41,7 +41,9 @@ def shell_strings(code: str) -> list[str]:
         if len(words) > 1 and re.match(r"\s*(?:os\.)?(?:exec|spawn)[lv]", match[0]):
             words = words[1:]
         strings.append(ansi(words[0]) if len(words) == 1 else shlex.join(map(ansi, words)))
-    strings += [ansi(next(group for group in match.groups() if group)) for match in _QUOTED.finditer(code)]
+    strings += [
+        ansi(next(group for group in match.groups() if group)) for match in _QUOTED.finditer(code)
+    ]
     return strings[:32]
 
 
@@ -69,10 +71,16 @@ def deleted_and_written(code: str) -> tuple[list[str], list[str]]:
     """Paths in the code that it deletes or moves away, and that it writes; loops over a folder count as the folder."""
     code = _OWN_HOME.sub(f"'{HOME}'", code[:8192])
     paths = [HOME + path[1:] if path[0] == "~" else path for path in _PATHS.findall(code)]
-    deleted = (paths if _DELETES.search(code) else []) + [match[1] for match in _MOVES.finditer(code)]
+    deleted = (paths if _DELETES.search(code) else []) + [
+        match[1] for match in _MOVES.finditer(code)
+    ]
     written = []
     for match in _WRITES.finditer(code):
-        written += [next((group for group in match.groups() if group), "")] if match.groups() != (None,) * 5 else paths
+        written += (
+            [next((group for group in match.groups() if group), "")]
+            if match.groups() != (None,) * 5
+            else paths
+        )
     return deleted[:24], written[:24]
 
 

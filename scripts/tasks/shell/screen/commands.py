@@ -72,7 +72,11 @@ class ShellCommand:
                 words, after = words[: words.index("--")], words[words.index("--") + 1 :]
             short = "".join(word[1:] for word in words if word[:1] == "-" != word[1:2])
             long = [word for word in words if word[:2] == "--"]
-            self.memo["options"] = (short, long, [w for w in words if w[:1] != "-" or w == "-"] + after)
+            self.memo["options"] = (
+                short,
+                long,
+                [w for w in words if w[:1] != "-" or w == "-"] + after,
+            )
         return self.memo["options"]
 
     def has(self, *options: str) -> bool:
@@ -81,9 +85,13 @@ class ShellCommand:
         short, long, _ = self.options()
         for option in options:
             if option[:2] == "--" and len(option) > 2:
-                if any(option.startswith(given.partition("=")[0]) and len(given) > 3 for given in long):
+                if any(
+                    option.startswith(given.partition("=")[0]) and len(given) > 3 for given in long
+                ):
                     return True
-            elif option in self.argv or (len(option) == 2 and option[0] == "-" and option[1] in short):
+            elif option in self.argv or (
+                len(option) == 2 and option[0] == "-" and option[1] in short
+            ):
                 return True
         return False
 
@@ -119,15 +127,23 @@ class Parsed:
     commands: list[ShellCommand] = field(default_factory=list)
     outputs: list[Stream] = field(default_factory=list)
     sockets: bool = False  # a descriptor was opened on /dev/tcp or /dev/udp
-    files: dict[str, Stream] = field(default_factory=dict)  # what was written where, by the tidied path
+    files: dict[str, Stream] = field(
+        default_factory=dict
+    )  # what was written where, by the tidied path
 
     def origins(self, *items: Any, seen: set[int] | None = None) -> Iterator[ShellCommand]:
         """Yield every command that contributed to the words, feeds or commands given."""
         seen = set() if seen is None else seen
         for item in items:
             if isinstance(item, str):
-                numbers = [int(match[2]) for match in MARK.finditer(item) if match[2]] if OUTPUT[0] in item else ()
-                yield from self.origins(*(self.outputs[n] for n in numbers if n < len(self.outputs)), seen=seen)
+                numbers = (
+                    [int(match[2]) for match in MARK.finditer(item) if match[2]]
+                    if OUTPUT[0] in item
+                    else ()
+                )
+                yield from self.origins(
+                    *(self.outputs[n] for n in numbers if n < len(self.outputs)), seen=seen
+                )
             elif isinstance(item, Stream):
                 yield from self.origins(*item.commands, item.path, seen=seen)
             elif item is not None and id(item) not in seen:
@@ -141,7 +157,9 @@ def unknown_names(word: str) -> list[str]:
     return [match[1] for match in MARK.finditer(word) if match[1] is not None]
 
 
-_ANSI = re.compile(r"\\(?:0?([0-7]{1,3})|x([0-9a-fA-F]{1,2})|[uU]([0-9a-fA-F]{1,8})|c(.)|(.))", re.DOTALL)
+_ANSI = re.compile(
+    r"\\(?:0?([0-7]{1,3})|x([0-9a-fA-F]{1,2})|[uU]([0-9a-fA-F]{1,8})|c(.)|(.))", re.DOTALL
+)
 _CONTROL = dict(zip("abeEfnrtv", "\a\b\033\033\f\n\r\t\v", strict=True))
 
 
@@ -151,7 +169,11 @@ def ansi(text: str) -> str:
     def one(match: re.Match) -> str:
         octal, short, long, control, char = match.groups()
         if char or control:
-            return chr(ord(control) & 0x1F) if control else _CONTROL.get(char, char if char in "\\'\"?" else match[0])
+            return (
+                chr(ord(control) & 0x1F)
+                if control
+                else _CONTROL.get(char, char if char in "\\'\"?" else match[0])
+            )
         code = int(octal, 8) if octal else int(short or long, 16)
         return chr(code) if 0 < code < 0xD800 else ""
 
@@ -160,5 +182,11 @@ def ansi(text: str) -> str:
 
 def tilde(text: str) -> str:
     name = re.match(r"~([A-Za-z_][\w-]*)?(?=/|$)", text)
-    folder = HOME if name is None or not name[1] else "/root" if name[1] == "root" else f"/home/{name[1]}"
+    folder = (
+        HOME
+        if name is None or not name[1]
+        else "/root"
+        if name[1] == "root"
+        else f"/home/{name[1]}"
+    )
     return folder + text[name.end() :] if name else text

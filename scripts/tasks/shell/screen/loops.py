@@ -7,7 +7,9 @@ _ALWAYS = re.compile(
     r":|(?:/usr)?(?:/bin/)?true|1|\(\(\s*1\s*\)\)|\[\[?\s+(?:1|true|x|.{1,9}\s-eq\s.{1,9}|(\S{1,9})\s*==?\s*\1)\s+\]\]?"
     r"|test 1|! ?false|sleep 0|(?:mkdir|echo|printf|dd|touch|cp|head|cat)\b(?!.*\|\s*(?:grep|read|nc)).*"
 )
-_NEVER = re.compile(r"false|\[\[?\s+(?:0\s+-(?:eq|ne)\s+\d|1\s+-eq\s+[02])?\s*\]\]?|\(\(\s*0\s*\)\)|! ?true|! ?:")
+_NEVER = re.compile(
+    r"false|\[\[?\s+(?:0\s+-(?:eq|ne)\s+\d|1\s+-eq\s+[02])?\s*\]\]?|\(\(\s*0\s*\)\)|! ?true|! ?:"
+)
 MANY = 5000  # turns of a loop that count as endless
 
 
@@ -37,4 +39,6 @@ def grows(name: str, source: str) -> bool:
         return False
     own = re.compile(rf"\$\{{?{re.escape(name)}(?:\[[@*]\])?\}}?(?![\w#%/:])")
     times = len(own.findall(value))
-    return head.endswith("+") or times > 1 or (times == 1 and own.sub("", value).strip("\"'() ") != "")
+    return (
+        head.endswith("+") or times > 1 or (times == 1 and own.sub("", value).strip("\"'() ") != "")
+    )

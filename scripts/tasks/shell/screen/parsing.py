@@ -12,8 +12,12 @@ PRIVATE = re.compile("[\ue000-\ue00f]")
 _LONG = 2048  # characters
 # The scanner of tree-sitter-bash 0.25 reads beyond C's table of 256 characters, up to a crash: a letter for each other.
 _BEYOND = re.compile("[^\x00-\xff\ue000-\ue00f]")
-_WITHIN = re.compile(r"(?<=[\w}/.-])\$([A-Za-z_]\w*)")  # the grammar cuts rm$IFS-rf$IFS/ into words, and ${IFS} not
-_AFTER_IFS = re.compile(r"(?<=[\w}/.-])\$(?:IFS|\{IFS\})\$(?:(\d)|\{(\d)\})")  # rm$IFS$9-rf: $9 only ends the name
+_WITHIN = re.compile(
+    r"(?<=[\w}/.-])\$([A-Za-z_]\w*)"
+)  # the grammar cuts rm$IFS-rf$IFS/ into words, and ${IFS} not
+_AFTER_IFS = re.compile(
+    r"(?<=[\w}/.-])\$(?:IFS|\{IFS\})\$(?:(\d)|\{(\d)\})"
+)  # rm$IFS$9-rf: $9 only ends the name
 # Valid Bash that the grammar takes for an error, and a spelling with the same meaning for the screen that it reads.
 # Tried only when parsing fails; shfmt then decides whether the original was valid.
 _SPELLINGS: tuple[tuple[re.Pattern[str], Any], ...] = (
@@ -47,7 +51,12 @@ def _tree(text: str) -> Any:
 
 def _valid_bash(text: str) -> bool:
     original = PRIVATE.sub("_", text).encode()
-    return subprocess.run([find_shfmt(), "-ln", "bash"], input=original, capture_output=True).returncode == 0
+    return (
+        subprocess.run(
+            [find_shfmt(), "-ln", "bash"], input=original, capture_output=True
+        ).returncode
+        == 0
+    )
 
 
 def parse(text: str) -> Any:

@@ -50,34 +50,49 @@ _OK, UNPARSABLE = ScreenVerdict("ok"), ScreenVerdict("unparsable")
 class Rule:
     """One rule: what it tells, what it selects and excepts, and the commands that test it."""
 
-    def __init__(self, raw: dict[str, Any], content: dict[str, Any], source: str, language: Language) -> None:
+    def __init__(
+        self, raw: dict[str, Any], content: dict[str, Any], source: str, language: Language
+    ) -> None:
         self.raw, self.id, self.source = raw, raw["id"], source
         self.fires, self.passes = tuple(raw["fires"]), tuple(raw["passes"])
         told = {key: raw.get(key, content.get(key)) for key in ("category", "attack")}
         for key in (key for key, value in told.items() if value is None):
             raise UserError(f"The rule {self.id} has no {key}.", where=source, write=f"{key}: ...")
-        self.verdict = ScreenVerdict("danger", told["category"], self.id, raw["level"], told["attack"], raw["title"])
+        self.verdict = ScreenVerdict(
+            "danger", told["category"], self.id, raw["level"], told["attack"], raw["title"]
+        )
         self._language = language
 
     @cached_property
     def selections(self) -> list[tuple[Test, Test]]:
         """For each selection, whether it is about a program, and whether it holds for a command of it."""
-        chosen = self.raw["select"] if isinstance(self.raw["select"], list) else [self.raw["select"]]
+        chosen = (
+            self.raw["select"] if isinstance(self.raw["select"], list) else [self.raw["select"]]
+        )
         return [
-            (self._language.selection({"program": keys.get("program", "*")}), self._language.selection(keys))
+            (
+                self._language.selection({"program": keys.get("program", "*")}),
+                self._language.selection(keys),
+            )
             for keys in chosen
         ]
 
     @cached_property
     def excepts(self) -> Test:
         """Whether a command is excepted."""
-        return self._language.any_of(self.raw["except"]) if "except" in self.raw else lambda command: False
+        return (
+            self._language.any_of(self.raw["except"])
+            if "except" in self.raw
+            else lambda command: False
+        )
 
 
 class Policy:
     def __init__(self, rules: dict[str, Rule], language: Language) -> None:
         self.rules, self.programs, self.places = rules, language.programs, language.places
-        self._order = sorted(rules.values(), key=lambda rule: -LEVELS.index(rule.verdict.level or ""))
+        self._order = sorted(
+            rules.values(), key=lambda rule: -LEVELS.index(rule.verdict.level or "")
+        )
         self._candidates = lru_cache(maxsize=4096)(self._candidates_of)
         self.judge = lru_cache(maxsize=8192)(self._judge)
 
@@ -92,7 +107,9 @@ class Policy:
             for number, tests in self._candidates(command.name):
                 if number >= best:
                     break
-                if any(test(command) for test in tests) and not self._order[number].excepts(command):
+                if any(test(command) for test in tests) and not self._order[number].excepts(
+                    command
+                ):
                     best = number
         return self._order[best].verdict if best < len(self._order) else _OK
 
@@ -112,7 +129,9 @@ class Policy:
 def _load(path: Path) -> dict[str, Any]:
     content = read_yaml(path)
     if not isinstance(content, dict):
-        raise UserError("A policy file holds no mapping.", where=path, found=content, allowed="rules: [...]")
+        raise UserError(
+            "A policy file holds no mapping.", where=path, found=content, allowed="rules: [...]"
+        )
     return content
 
 
@@ -137,7 +156,9 @@ def build(*extra: Path | str) -> Policy:
         for name in content.get("disable", []):
             if rules.pop(name, None) is None:
                 known = ", ".join(sorted(rules))
-                raise UserError("A rule to be disabled does not exist.", where=path, found=name, allowed=known)
+                raise UserError(
+                    "A rule to be disabled does not exist.", where=path, found=name, allowed=known
+                )
         ids = [raw["id"] for raw in content.get("rules", [])]
         for raw in content.get("rules", []):
             if ids.count(raw["id"]) > 1 or (raw["id"] in rules and path in own):
@@ -150,7 +171,9 @@ def build(*extra: Path | str) -> Policy:
     policy = Policy(rules, language)
     for rule in rules.values():
         # A rule of one's own may well refuse what one of the project's lets pass.
-        _check_examples(policy, rule, rule.passes if not extra or Path(rule.source) not in own else ())
+        _check_examples(
+            policy, rule, rule.passes if not extra or Path(rule.source) not in own else ()
+        )
     return policy
 
 
@@ -184,7 +207,9 @@ def _check_rule(language: Language, rule: Rule) -> None:
         if isinstance(value, str) and key in _PATTERNS:
             check_pattern(value, where)
         if isinstance(value, str) and key in (*_PLACES, "program"):
-            _check_names(value, language.programs.groups if key == "program" else language.places.sets, where)
+            _check_names(
+                value, language.programs.groups if key == "program" else language.places.sets, where
+            )
 
     walk({key: rule.raw[key] for key in ("select", "except") if key in rule.raw})
 
@@ -194,7 +219,10 @@ def _check_names(spec: str, known: dict[str, str], where: str) -> None:
         if name not in known:
             allowed = ", ".join("@" + one for one in sorted(known))
             raise UserError(
-                "The rule names a group or a place that does not exist.", where=where, found=f"@{name}", allowed=allowed
+                "The rule names a group or a place that does not exist.",
+                where=where,
+                found=f"@{name}",
+                allowed=allowed,
             )
 
 
@@ -205,12 +233,20 @@ def _check_examples(policy: Policy, rule: Rule, passes: Iterable[str]) -> None:
             commands = read(text, policy.programs).commands
         except (Refused, RecursionError):
             commands = []
-        if not any(test(c) and not rule.excepts(c) for c in commands for _, test in rule.selections):
-            raise UserError("A rule does not fire on an example that it says it fires on.", where=where, found=text)
+        if not any(
+            test(c) and not rule.excepts(c) for c in commands for _, test in rule.selections
+        ):
+            raise UserError(
+                "A rule does not fire on an example that it says it fires on.",
+                where=where,
+                found=text,
+            )
     for text in passes:
         line = policy.judge(text).line()
         if line != "ok":
-            raise UserError(f"A command that a rule says passes is refused: {line}.", where=where, found=text)
+            raise UserError(
+                f"A command that a rule says passes is refused: {line}.", where=where, found=text
+            )
 
 
 @lru_cache(maxsize=1)

@@ -16,7 +16,14 @@ from scripts.tasks.shell.screen.programs import Programs, names_pattern
 from scripts.tasks.shell.screen.spawned_commands import after_options
 
 LONGEST = 4096  # characters in which a pattern is looked for: the time of one with gaps grows with the square
-_SUDO_VALUES = (*tuple(f"-{letter}" for letter in "ughpCDRrtTU"), "--user", "--group", "--host", "--prompt", "--chdir")
+_SUDO_VALUES = (
+    *tuple(f"-{letter}" for letter in "ughpCDRrtTU"),
+    "--user",
+    "--group",
+    "--host",
+    "--prompt",
+    "--chdir",
+)
 Test = Callable[[ShellCommand], bool]
 compiled = cache(re.compile)
 
@@ -30,7 +37,10 @@ class Language:
         self.predicates: dict[str, Callable[[Any], Test]] = {
             "program": self.program,
             "under": lambda names: lambda c: any(name in c.wrappers for name in names.split()),
-            **{flag: partial(_flag, flag) for flag in ("background", "piped", "recursive", "hidden", "grows")},
+            **{
+                flag: partial(_flag, flag)
+                for flag in ("background", "piped", "recursive", "hidden", "grows")
+            },
             "sockets": lambda wanted: lambda c: c.reading.sockets is wanted,
             "loop": lambda kind: lambda c: c.loop == kind or (kind == "any" and c.loop != ""),
             "bare": lambda wanted: lambda c: (len(c.argv) == 1) is wanted,
@@ -38,56 +48,92 @@ class Language:
             "prompt": lambda wanted: lambda c: _prompt(c) is wanted,
             "option": lambda options: (lambda wanted: lambda c: c.has(*wanted))(options.split()),
             "words": lambda pattern: lambda c: _search(pattern, _words(c)),
-            "subcommand": lambda pattern: lambda c: (
-                compiled(pattern).match(" ".join(paths.operands(c, self.programs.of(c.name))[:3])[:LONGEST]) is not None
+            "subcommand": lambda pattern: (
+                lambda c: (
+                    compiled(pattern).match(
+                        " ".join(paths.operands(c, self.programs.of(c.name))[:3])[:LONGEST]
+                    )
+                    is not None
+                )
             ),
-            "operand": lambda pattern: lambda c: any(compiled(pattern).fullmatch(word) for word in c.operands),
-            "value": lambda pairs: lambda c: any(
-                compiled(pattern).fullmatch(value.lstrip("=")) for options, pattern in pairs.items()
-                for value in c.values(*options.split())
+            "operand": lambda pattern: (
+                lambda c: any(compiled(pattern).fullmatch(word) for word in c.operands)
             ),
-            "argument": lambda pattern: lambda c: any(compiled(pattern).search(w[:LONGEST]) for w in c.argv[1:]),
+            "value": lambda pairs: (
+                lambda c: any(
+                    compiled(pattern).fullmatch(value.lstrip("="))
+                    for options, pattern in pairs.items()
+                    for value in c.values(*options.split())
+                )
+            ),
+            "argument": lambda pattern: (
+                lambda c: any(compiled(pattern).search(w[:LONGEST]) for w in c.argv[1:])
+            ),
             "varies": lambda wanted: lambda c: any(r.varies for r in c.redirects) is wanted,
-            "unknown": lambda pattern: lambda c: any(
-                compiled(pattern).fullmatch(name) for word in c.argv for name in unknown_names(word)
+            "unknown": lambda pattern: (
+                lambda c: any(
+                    compiled(pattern).fullmatch(name)
+                    for word in c.argv
+                    for name in unknown_names(word)
+                )
             ),
-            "sets": lambda pairs: lambda c: any(
-                compiled(name).fullmatch(variable) and compiled(pattern).search(value)
-                for variable, value in c.assignments.items() for name, pattern in pairs.items()
+            "sets": lambda pairs: (
+                lambda c: any(
+                    compiled(name).fullmatch(variable) and compiled(pattern).search(value)
+                    for variable, value in c.assignments.items()
+                    for name, pattern in pairs.items()
+                )
             ),
             "size": _size,
-            "redirects": lambda pattern: lambda c: any(
-                _search(pattern, r.descriptor + r.operator + MARK.sub("", r.target)) for r in c.redirects
+            "redirects": lambda pattern: (
+                lambda c: any(
+                    _search(pattern, r.descriptor + r.operator + MARK.sub("", r.target))
+                    for r in c.redirects
+                )
             ),
             "code": lambda pattern: lambda c: c.code is not None and _search(pattern, c.code),
             "has-code": lambda wanted: lambda c: (c.code is not None) is wanted,
-            **{effect.__name__: partial(self.touches, effect) for effect in (paths.deletes, paths.writes, paths.reads)},
+            **{
+                effect.__name__: partial(self.touches, effect)
+                for effect in (paths.deletes, paths.writes, paths.reads)
+            },
             "names": partial(self.touches, self._named),
             "empties": lambda wanted: lambda c: self._empties(c) is wanted,
             "text": lambda pattern: lambda c: _search(pattern, _all_text(c)),
-            "stdin-text": lambda known: lambda c: (c.stdin is not None and c.stdin.text is not None) is known,
+            "stdin-text": lambda known: (
+                lambda c: (c.stdin is not None and c.stdin.text is not None) is known
+            ),
             "sends": partial(self.touches, paths.network_uploads),
             "executes": partial(self.among, self._executed),
             "fed": partial(self.among, lambda c: c.reading.origins(c.stdin)),
-            "from": partial(self.among, lambda c: c.reading.origins(c.stdin, *c.said, *c.assignments.values())),
+            "from": partial(
+                self.among, lambda c: c.reading.origins(c.stdin, *c.said, *c.assignments.values())
+            ),
             "with": partial(self.among, lambda c: c.reading.commands),
             "any": self.any_of,
             "all": lambda inner: _all([self.selection(keys) for keys in inner]),
             "not": lambda inner: (lambda test: lambda c: not test(c))(self.any_of(inner)),
-        }  # fmt: skip
+        }
 
     def selection(self, keys: dict[str, Any]) -> Test:
         """A selection as one test."""
         return _all([make(keys[key]) for key, make in self.predicates.items() if key in keys])
 
     def any_of(self, selections: Any) -> Test:
-        tests = [self.selection(keys) for keys in (selections if isinstance(selections, list) else [selections])]
+        tests = [
+            self.selection(keys)
+            for keys in (selections if isinstance(selections, list) else [selections])
+        ]
         return tests[0] if len(tests) == 1 else lambda command: any(test(command) for test in tests)
 
-    def among(self, candidates: Callable[[ShellCommand], Iterable[ShellCommand]], selections: Any) -> Test:
+    def among(
+        self, candidates: Callable[[ShellCommand], Iterable[ShellCommand]], selections: Any
+    ) -> Test:
         """Whether one of the other commands is selected."""
         test = self.any_of(selections)
-        return lambda command: any(test(other) for other in candidates(command) if other is not command)
+        return lambda command: any(
+            test(other) for other in candidates(command) if other is not command
+        )
 
     def program(self, names: str) -> Test:
         """Whether the program is one of the names, globs and @groups."""
@@ -101,7 +147,9 @@ class Language:
 
         return test
 
-    def touches(self, effect: Callable[[ShellCommand, Programs], list[paths.Touched]], spec: Any) -> Test:
+    def touches(
+        self, effect: Callable[[ShellCommand, Programs], list[paths.Touched]], spec: Any
+    ) -> Test:
         """Whether a command touches one of the places in this way.
 
         ``tree``: with all that is below it, by an option or by a glob; ``recursive``: by an option; ``appends``: what
@@ -123,13 +171,22 @@ class Language:
                     continue
                 if anywhere:
                     base, between, name = one.path.partition("/**/")
-                    if between and paths.ANY not in name and inside(base or "/", where) and not inside(name, anywhere):
+                    if (
+                        between
+                        and paths.ANY not in name
+                        and inside(base or "/", where)
+                        and not inside(name, anywhere)
+                    ):
                         return True
                     continue
                 if inside(one.path, where) and (tree is None or tree is one.whole):
                     return True
                 base, whole = paths.trunk(one.path)
-                if base != one.path and inside(base, where) and (tree is None or tree is (one.whole or whole)):
+                if (
+                    base != one.path
+                    and inside(base, where)
+                    and (tree is None or tree is (one.whole or whole))
+                ):
                     return True
             return False
 
@@ -142,7 +199,9 @@ class Language:
     def _executed(self, command: ShellCommand) -> Iterator[ShellCommand]:
         """The commands that made what a shell or interpreter runs."""
         sources: list[object] = [command.script]
-        if command.name in ("eval", "source", ".") or (command.code is not None and OUTPUT[0] in command.code):
+        if command.name in ("eval", "source", ".") or (
+            command.code is not None and OUTPUT[0] in command.code
+        ):
             sources += [*command.argv[1:], command.code]
         if OUTPUT[0] in command.argv[0]:
             sources.append(command.argv[0])
@@ -193,15 +252,22 @@ def _all_text(command: ShellCommand) -> str:
 
 def _as_root(command: ShellCommand) -> bool:
     """Whether a command runs with root's rights: under sudo and its like, in no container, as nobody else."""
-    if "container" in command.wrappers or {"sudo", "doas", "pkexec", "su", "runuser", "gosu"}.isdisjoint(
-        command.wrappers
-    ):
+    if "container" in command.wrappers or {
+        "sudo",
+        "doas",
+        "pkexec",
+        "su",
+        "runuser",
+        "gosu",
+    }.isdisjoint(command.wrappers):
         return False
     for outer in command.reading.commands:
         users: list[str] = []
         if outer.name in ("sudo", "doas", "runuser") and outer is not command:
             own = outer.argv[: len(outer.argv) - len(after_options(outer.argv[1:], _SUDO_VALUES))]
-            users = [user.lstrip("=") for user in ShellCommand(outer.name, own).values("-u", "--user")]
+            users = [
+                user.lstrip("=") for user in ShellCommand(outer.name, own).values("-u", "--user")
+            ]
         elif outer.name == "su":
             values = outer.values("-c", "--command", "-s", "--shell", "-g")
             users = [word for word in outer.operands if word not in (*values, "-")]
@@ -218,10 +284,24 @@ def _prompt(command: ShellCommand) -> bool:
     if given is None:
         return command.script is None
     typed = (given.path or "").startswith(("&", "@", "/dev/tty", "/dev/stdin"))
-    return given.text is None and given.path is not None and (typed or any(o.name == "tty" for o in given.commands))
+    return (
+        given.text is None
+        and given.path is not None
+        and (typed or any(o.name == "tty" for o in given.commands))
+    )
 
 
-_UNITS = {"": 1, "c": 1, "b": 512, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40, "p": 1 << 50, "e": 1 << 60}
+_UNITS = {
+    "": 1,
+    "c": 1,
+    "b": 512,
+    "k": 1 << 10,
+    "m": 1 << 20,
+    "g": 1 << 30,
+    "t": 1 << 40,
+    "p": 1 << 50,
+    "e": 1 << 60,
+}
 
 
 def _bytes(text: str) -> int:

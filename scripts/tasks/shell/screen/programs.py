@@ -12,13 +12,21 @@ from scripts.tasks.shell.screen.commands import MARK, OUTPUT
 
 # The fields of a row that are not lists of options; the table's head says what each means.
 _UNKNOWN: dict[str, Any] = dict.fromkeys("wraps joins pattern escape sends_of".split())
-_UNKNOWN |= {"reads": "all", "writes": "none", "deletes": "none", "sends": "none", "values": frozenset()}
+_UNKNOWN |= {
+    "reads": "all",
+    "writes": "none",
+    "deletes": "none",
+    "sends": "none",
+    "values": frozenset(),
+}
 _UNKNOWN |= {"label": "", "bundle": False, "pairs": False}
 _OPTIONS = "after runs words code keys reads_from to to_when appends into in_place when tree send script".split()
 
 
 _PATTERNS = frozenset(("escape", "sends-of"))
-_EXPLODES = re.compile(r"\((?:\?:)?(?:\[(?:[^\]\\]|\\.)+\]|\\?[^()\\])[+*]\)[+*{]")  # (a+)+, (\w*)*, ([a-z]+){2,}
+_EXPLODES = re.compile(
+    r"\((?:\?:)?(?:\[(?:[^\]\\]|\\.)+\]|\\?[^()\\])[+*]\)[+*{]"
+)  # (a+)+, (\w*)*, ([a-z]+){2,}
 
 
 def check_pattern(pattern: str, where: str) -> None:
@@ -26,9 +34,13 @@ def check_pattern(pattern: str, where: str) -> None:
     try:
         re.compile(pattern)
     except (re.error, OverflowError, RecursionError) as error:
-        raise UserError("A pattern is no regular expression.", where=where, found=pattern, allowed=str(error)) from None
+        raise UserError(
+            "A pattern is no regular expression.", where=where, found=pattern, allowed=str(error)
+        ) from None
     if _EXPLODES.search(pattern):
-        raise UserError("A pattern nests repetitions: it could run for ever.", where=where, found=pattern)
+        raise UserError(
+            "A pattern nests repetitions: it could run for ever.", where=where, found=pattern
+        )
 
 
 class Programs:
@@ -72,4 +84,8 @@ def program_name(word: str) -> str:
         return bare or word
     base = bare.rsplit("/", 1)[-1]
     computed = bare != word and OUTPUT[0] in word
-    return base if base and (computed or re.search(r"(^|/)s?bin/[^/]+$", posixpath.normpath(bare))) else bare
+    return (
+        base
+        if base and (computed or re.search(r"(^|/)s?bin/[^/]+$", posixpath.normpath(bare)))
+        else bare
+    )

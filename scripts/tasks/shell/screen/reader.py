@@ -46,23 +46,52 @@ def read(text: str, programs: Programs) -> Parsed:
         raise Refused(f"longer than {MAX_CHARACTERS} characters")
     walk = SyntaxWalk(programs)
     walk.body(parse(PRIVATE.sub("\ufffd", text).encode("utf-8", "replace").decode()).children, None)
-    for name in [name for name in walk.functions if name not in walk.called]:  # there to be called later
+    for name in [
+        name for name in walk.functions if name not in walk.called
+    ]:  # there to be called later
         walk.call(name, [], None)
     return walk.reading
 
 
 _STATEMENTS = {
-    *("program", "command", "redirected_statement", "list", "pipeline", "compound_statement", "subshell", "do_group"),
-    *("function_definition", "if_statement", "elif_clause", "else_clause", "while_statement", "for_statement"),
+    *(
+        "program",
+        "command",
+        "redirected_statement",
+        "list",
+        "pipeline",
+        "compound_statement",
+        "subshell",
+        "do_group",
+    ),
+    *(
+        "function_definition",
+        "if_statement",
+        "elif_clause",
+        "else_clause",
+        "while_statement",
+        "for_statement",
+    ),
     *("c_style_for_statement", "case_statement", "case_item", "negated_command", "test_command"),
     *("declaration_command", "unset_command", "variable_assignment", "variable_assignments"),
 }
-_PATH = ("/usr/local/bin/", "/usr/bin/", "/bin/", "/usr/local/sbin/", f"{HOME}/bin/", f"{HOME}/.local/bin/")
+_PATH = (
+    "/usr/local/bin/",
+    "/usr/bin/",
+    "/bin/",
+    "/usr/local/sbin/",
+    f"{HOME}/bin/",
+    f"{HOME}/.local/bin/",
+)
 
 
 def _is_descriptor(node: Any) -> bool:
     following = node.next_sibling or (node.parent.next_sibling if node.parent is not None else None)
-    return following is not None and following.start_byte == node.end_byte and following.type.endswith("_redirect")
+    return (
+        following is not None
+        and following.start_byte == node.end_byte
+        and following.type.endswith("_redirect")
+    )
 
 
 _OUTPUTS = (">", ">>", ">|", "&>", "&>>")
@@ -74,7 +103,9 @@ class Line:
 
     redirects: list[Redirect] = field(default_factory=list)
     words: list[str] = field(default_factory=list)
-    pipelines: list[Any] = field(default_factory=list)  # cat <<EOF | sh: the grammar hangs it below the document
+    pipelines: list[Any] = field(
+        default_factory=list
+    )  # cat <<EOF | sh: the grammar hangs it below the document
 
 
 class SyntaxWalk(Words):
@@ -90,7 +121,9 @@ class SyntaxWalk(Words):
         for child, after in zip(children, [*children[1:], None], strict=False):
             if child.type not in _STATEMENTS:
                 continue
-            with self.within(background=self.background or (after is not None and after.type == "&")):
+            with self.within(
+                background=self.background or (after is not None and after.type == "&")
+            ):
                 feed = self.statement(child, stdin)
             commands.extend(feed.commands)
             texts = None if texts is None or feed.text is None else [*texts, feed.text]
@@ -103,7 +136,9 @@ class SyntaxWalk(Words):
     def do_program(self, node: Any, stdin: Stream | None) -> Stream:
         return self.body(node.children, stdin)
 
-    do_compound_statement = do_do_group = do_elif_clause = do_else_clause = do_if_statement = do_program
+    do_compound_statement = do_do_group = do_elif_clause = do_else_clause = do_if_statement = (
+        do_program
+    )
     do_variable_assignments = do_negated_command = do_case_item = do_list = do_program
 
     def do_subshell(self, node: Any, stdin: Stream | None) -> Stream:
@@ -114,7 +149,9 @@ class SyntaxWalk(Words):
         with self.within(piped=True, cwd=self.cwd):
             return self.through(node.children, stdin)
 
-    def through(self, children: Iterable[Any], feed: Stream | None, commands: Iterable[ShellCommand] = ()) -> Stream:
+    def through(
+        self, children: Iterable[Any], feed: Stream | None, commands: Iterable[ShellCommand] = ()
+    ) -> Stream:
         """Commands in a pipe: each is fed by all before it."""
         fed = list(commands)
         for child in children:
@@ -141,21 +178,36 @@ class SyntaxWalk(Words):
             return Stream(self.body(children, stdin).commands, None)
 
     def do_while_statement(self, node: Any, stdin: Stream | None) -> Stream:
-        parts = [child for child in node.children if child.type in _STATEMENTS and child.type != "do_group"]
+        parts = [
+            child
+            for child in node.children
+            if child.type in _STATEMENTS and child.type != "do_group"
+        ]
         condition = " ".join(child.text.decode() for child in parts)
         until = node.children[0].type == "until"
         endless = endless_condition(condition.strip(), until)
         text = stdin.text if stdin is not None else None
-        if text and not until and re.match(r"(?:IFS=\S*\s+)?read\b", condition) and 1 < text.count("\n") <= 8:
+        if (
+            text
+            and not until
+            and re.match(r"(?:IFS=\S*\s+)?read\b", condition)
+            and 1 < text.count("\n") <= 8
+        ):
             commands: list[ShellCommand] = []  # line by line
             for line in text.strip("\n").split("\n"):
-                commands.extend(self.looped(endless, node.children, Stream(stdin.commands, line + "\n")).commands)
+                commands.extend(
+                    self.looped(
+                        endless, node.children, Stream(stdin.commands, line + "\n")
+                    ).commands
+                )
             return Stream(tuple(commands), None)
         return self.looped(endless, node.children, stdin)
 
     def do_c_style_for_statement(self, node: Any, stdin: Stream | None) -> Stream:
         self.substitutions(node)
-        return self.looped(endless_for(node.text[:200].decode("utf-8", "replace")), node.children, stdin)
+        return self.looped(
+            endless_for(node.text[:200].decode("utf-8", "replace")), node.children, stdin
+        )
 
     def do_for_statement(self, node: Any, stdin: Stream | None) -> Stream:
         name, items = node.child_by_field_name("variable"), node.children_by_field_name("value")
@@ -268,7 +320,9 @@ class SyntaxWalk(Words):
         if not named:
             return stdin
         operator = next((child.type for child in node.children if not child.is_named), ">")
-        descriptor = next((c.text.decode() for c in node.children if c.type == "file_descriptor"), "")
+        descriptor = next(
+            (c.text.decode() for c in node.children if c.type == "file_descriptor"), ""
+        )
         varies = self.loop == "endless" and b"$" in node.text
         line.redirects.append(Redirect(operator, descriptor, target, varies))
         if "/dev/tcp/" in target or "/dev/udp/" in target:
@@ -296,11 +350,17 @@ class SyntaxWalk(Words):
                 line.words.extend(self.fields(child))
         if body is None:
             return Stream((), "")
-        return Stream((), body.text.decode() if start and start[0] in "'\"\\" else self.double_quoted(body, 0))
+        return Stream(
+            (), body.text.decode() if start and start[0] in "'\"\\" else self.double_quoted(body, 0)
+        )
 
     def remember(self, line: Line, feed: Stream) -> bool:
         """What a file holds after ``> file``; whether there is one."""
-        targets = [r for r in line.redirects if r.operator in (*_OUTPUTS, ">&") and r.descriptor in ("", "1")]
+        targets = [
+            r
+            for r in line.redirects
+            if r.operator in (*_OUTPUTS, ">&") and r.descriptor in ("", "1")
+        ]
         for redirect in targets:
             self.store(redirect.target, feed, redirect.operator.endswith(">>"))
         return bool(targets)
@@ -348,9 +408,15 @@ class SyntaxWalk(Words):
             raise Refused("too many words")
         return self.record(words + line.words, line, stdin, assignments)
 
-    def record(self, words: list[str], line: Line, stdin: Stream | None, assignments: dict | None = None) -> Stream:
+    def record(
+        self, words: list[str], line: Line, stdin: Stream | None, assignments: dict | None = None
+    ) -> Stream:
         """Note a command with its words, then whatever it starts; returns its output."""
-        feed = self.run(ShellCommand("", words, line.redirects, stdin, self.wrappers, assignments=assignments or {}))
+        feed = self.run(
+            ShellCommand(
+                "", words, line.redirects, stdin, self.wrappers, assignments=assignments or {}
+            )
+        )
         return Stream(feed.commands, "") if self.remember(line, feed) else feed
 
     def run(self, command: ShellCommand) -> Stream:
@@ -379,16 +445,28 @@ class SyntaxWalk(Words):
                 return Stream((command, *inner.commands), inner.text)
         if name in self.aliases and name not in self.active:
             with self.within(active=[*self.active, name]):
-                inner = self.nested(" ".join([self.aliases[name], *map(shlex.quote, argv[1:])]), command.stdin)
+                inner = self.nested(
+                    " ".join([self.aliases[name], *map(shlex.quote, argv[1:])]), command.stdin
+                )
             return Stream((command, *inner.commands), inner.text)
         if self.files:
             folders = ("",) if "/" in argv[0] else _PATH
-            known = next((self.files[folder + argv[0]] for folder in folders if folder + argv[0] in self.files), None)
+            known = next(
+                (
+                    self.files[folder + argv[0]]
+                    for folder in folders
+                    if folder + argv[0] in self.files
+                ),
+                None,
+            )
             known = known or (self.files.get(self.absolute(argv[0])) if "/" in argv[0] else None)
             if known is not None:
                 command.script = known
                 if known.text is not None:
-                    return Stream((command, *self.run_file(command, argv[0], known.text, argv[1:]).commands), None)
+                    return Stream(
+                        (command, *self.run_file(command, argv[0], known.text, argv[1:]).commands),
+                        None,
+                    )
                 return Stream((command,), None)
         return begin(self, command)
 
@@ -401,20 +479,30 @@ class SyntaxWalk(Words):
         with self.within(running=[*self.running, key], active=[*self.active, path]):
             if text.startswith("#!") and not re.match(r"#!\s*\S*\b(?:env\s+)?\w*sh\b", text):
                 command.code = text  # another language
-                return self.inside(command, [re.split(r"[/\s]", text.split("\n")[0].strip())[-1], path])
+                return self.inside(
+                    command, [re.split(r"[/\s]", text.split("\n")[0].strip())[-1], path]
+                )
             return self.as_wrapper(command, text, arguments, named=path)
 
     def inside(
-        self, command: ShellCommand, argv: list[str], assignments: dict | None = None, label: str = ""
+        self,
+        command: ShellCommand,
+        argv: list[str],
+        assignments: dict | None = None,
+        label: str = "",
     ) -> Stream:
         if not argv:
             return Stream((command,), None)
         wrappers = (*command.wrappers, label or command.name)
-        inner = ShellCommand("", argv, command.redirects, command.stdin, wrappers, assignments=assignments or {})
+        inner = ShellCommand(
+            "", argv, command.redirects, command.stdin, wrappers, assignments=assignments or {}
+        )
         feed = self.run(inner)
         return Stream((command, *feed.commands), feed.text)
 
-    def nested(self, text: str, stdin: Stream | None, wrapper: str = "", arguments: list[str] | None = None) -> Stream:
+    def nested(
+        self, text: str, stdin: Stream | None, wrapper: str = "", arguments: list[str] | None = None
+    ) -> Stream:
         """Read text that a shell would read."""
         if not text.strip():
             return Stream((), "")
@@ -424,7 +512,9 @@ class SyntaxWalk(Words):
             return Stream((), None)
         wrappers = (*self.wrappers, wrapper) if wrapper else self.wrappers
         arguments = self.arguments if arguments is None else arguments
-        with self.within(nested_depth=self.nested_depth + 1, wrappers=wrappers, arguments=arguments):
+        with self.within(
+            nested_depth=self.nested_depth + 1, wrappers=wrappers, arguments=arguments
+        ):
             return self.body(parse(text).children, stdin)
 
     def try_nested(self, text: str, stdin: Stream | None, wrapper: str) -> Stream:
@@ -436,9 +526,13 @@ class SyntaxWalk(Words):
                 return Stream((), None)
             raise
 
-    def as_wrapper(self, command: ShellCommand, text: str, arguments: list[str], stdin: Any = ..., named="") -> Stream:
+    def as_wrapper(
+        self, command: ShellCommand, text: str, arguments: list[str], stdin: Any = ..., named=""
+    ) -> Stream:
         # $0 inside sh -c is the shell itself, inside a script the script.
-        active = self.active if command.name in self.functions else [*self.active, named or command.name]
+        active = (
+            self.active if command.name in self.functions else [*self.active, named or command.name]
+        )
         with self.within(wrappers=(*command.wrappers, command.name), active=active):
             feed = self.nested(text, command.stdin if stdin is ... else stdin, arguments=arguments)
         for inner in feed.commands if command.redirects else ():
@@ -451,7 +545,9 @@ class SyntaxWalk(Words):
         commands, text = [command], None
         for source in texts:
             command.code = source
-            inner = self.as_wrapper(command, source, [], stdin=command.stdin if stdin is ... else stdin)
+            inner = self.as_wrapper(
+                command, source, [], stdin=command.stdin if stdin is ... else stdin
+            )
             commands.extend(inner.commands)
             text = inner.text
         return Stream(tuple(commands), text)

@@ -11,7 +11,15 @@ from typing import Any
 
 from scripts.tasks.shell.screen import paths
 from scripts.tasks.shell.screen.code import FETCHED, shell_strings
-from scripts.tasks.shell.screen.commands import HOME, MAX_TEXT, OUTPUT, UNKNOWN, ShellCommand, Stream, ansi
+from scripts.tasks.shell.screen.commands import (
+    HOME,
+    MAX_TEXT,
+    OUTPUT,
+    UNKNOWN,
+    ShellCommand,
+    Stream,
+    ansi,
+)
 from scripts.tasks.shell.screen.programs import Facts
 
 _ASSIGNMENT = re.compile(r"[A-Za-z_]\w*\+?=")
@@ -76,7 +84,9 @@ def _by_table(walk: Any, command: ShellCommand, facts: Facts) -> Stream:
     for source in command.values(*facts.words):
         add(walk.inside(command, source.split(",")))
     if facts.escape is not None:
-        given = [feed.text for feed in (command.stdin, command.script) if feed is not None and feed.text]
+        given = [
+            feed.text for feed in (command.stdin, command.script) if feed is not None and feed.text
+        ]
         given += map("=".join, pairwise(argv[1:])) if facts.pairs else []
         for source in (*argv[1:], *given):
             for match in facts.escape.finditer(source[:4096]):
@@ -100,7 +110,11 @@ def _by_table(walk: Any, command: ShellCommand, facts: Facts) -> Stream:
         elif rest:
             with walk.within(cwd=None if name in ("ssh", "mosh", "autossh") else walk.cwd):
                 text = add(walk.shell_text(command, [" ".join(rest)]))
-    if name in ("ssh", "at", "batch", "su", "runuser", "parallel") and len(commands) == 1 and command.stdin is not None:
+    if (
+        name in ("ssh", "at", "batch", "su", "runuser", "parallel")
+        and len(commands) == 1
+        and command.stdin is not None
+    ):
         command.script = command.stdin  # the far shell, or the later one, reads it
         if command.stdin.text is not None:
             return walk.shell_text(command, [command.stdin.text], stdin=None)
@@ -118,10 +132,19 @@ def _read_code(walk: Any, command: ShellCommand, facts: Facts) -> list[str]:
     elif facts.code:
         letters = "".join(option[1] for option in facts.code if len(option) == 2)
         for at, word in enumerate(argv[1:], 1):
-            match = re.fullmatch(rf"-[A-Za-z0-9]*?[{letters}](.*)", word, re.DOTALL) if letters else None
+            match = (
+                re.fullmatch(rf"-[A-Za-z0-9]*?[{letters}](.*)", word, re.DOTALL)
+                if letters
+                else None
+            )
             if word in facts.code or word.partition("=")[0] in facts.code:
                 code += [word.partition("=")[2]] if "=" in word else argv[at + 1 : at + 2]
-            elif match is not None and word[:2] not in facts.values and interprets and word[:2] != "--":
+            elif (
+                match is not None
+                and word[:2] not in facts.values
+                and interprets
+                and word[:2] != "--"
+            ):
                 code += [match[1]] if match[1] else argv[at + 1 : at + 2]
             elif word[:1] != "-" and argv[at - 1] not in facts.values:
                 break
@@ -133,7 +156,9 @@ def _read_code(walk: Any, command: ShellCommand, facts: Facts) -> list[str]:
     known = command.script.text if command.script is not None else None
     if name in ("make", "gmake"):
         texts = [*command.values("--eval", "-E"), known or ""]
-        return [line.strip("\t -@+").replace("$$", "$") for text in texts for line in text.split("\n")][:64]
+        return [
+            line.strip("\t -@+").replace("$$", "$") for text in texts for line in text.split("\n")
+        ][:64]
     if known is not None and (interprets or name in ("go", "java", "gcc")):
         code.append(known)
     if not code:
@@ -141,7 +166,9 @@ def _read_code(walk: Any, command: ShellCommand, facts: Facts) -> list[str]:
     command.code = "\n".join(code)
     for path in FETCHED.findall(command.code) if "://" in command.code else ():
         walk.store(path, Stream((command,), None))
-    if re.search(r"\bsystem\s*\(\s*\$0?", command.code) and command.stdin is not None:  # awk runs its input
+    if (
+        re.search(r"\bsystem\s*\(\s*\$0?", command.code) and command.stdin is not None
+    ):  # awk runs its input
         command.script = command.stdin
         return [*shell_strings(command.code), command.stdin.text or ""]
     return shell_strings(command.code)
@@ -226,7 +253,11 @@ def _read(walk: Any, command: ShellCommand) -> Stream:
             value = ";".join(lines)[:4096]
         elif command.stdin.commands:
             value = walk.mark(command.stdin)
-    parts = [value] if value is not None and len(names) == 1 else (value or "").split(None, max(len(names) - 1, 0))
+    parts = (
+        [value]
+        if value is not None and len(names) == 1
+        else (value or "").split(None, max(len(names) - 1, 0))
+    )
     for name, part in zip(names, parts + [""] * len(names), strict=False):
         walk.variables[name] = part if value is not None else f"{UNKNOWN[0]}{name}{UNKNOWN[1]}"
     return Stream((command,), "")
@@ -265,8 +296,23 @@ def _trap(walk: Any, command: ShellCommand) -> Stream:
 
 
 _BUILTINS = {
-    **{"eval": _eval, "source": _source, ".": _source, "cd": _cd, "pushd": _cd, "popd": _cd, "alias": _alias},
-    **{"read": _read, "mapfile": _read, "readarray": _read, "set": _set, "unset": _set, "trap": _trap},
+    **{
+        "eval": _eval,
+        "source": _source,
+        ".": _source,
+        "cd": _cd,
+        "pushd": _cd,
+        "popd": _cd,
+        "alias": _alias,
+    },
+    **{
+        "read": _read,
+        "mapfile": _read,
+        "readarray": _read,
+        "set": _set,
+        "unset": _set,
+        "trap": _trap,
+    },
     **dict.fromkeys(("command", "which", "type"), _command),
 }
 
@@ -281,16 +327,34 @@ def _xargs(walk: Any, command: ShellCommand) -> Stream:
     feed = command.stdin or Stream()
     if not rest:
         return Stream((command,), feed.text)
-    for path in command.values("-a", "--arg-file") or ([feed.path] if feed.path and feed.text is None else []):
+    for path in command.values("-a", "--arg-file") or (
+        [feed.path] if feed.path and feed.text is None else []
+    ):
         listed = Stream((ShellCommand("cat", ["cat", path], reading=walk.reading),))
-        feed = Stream((), "") if path in ("/dev/null", "/dev/tty") else _script(walk, command, path) or listed
+        feed = (
+            Stream((), "")
+            if path in ("/dev/null", "/dev/tty")
+            else _script(walk, command, path) or listed
+        )
     text = "" if feed.path == "/dev/null" else feed.text
     lines = replace or command.has("-0", "--null")
-    items = [walk.mark(feed)] if text is None else text.split("\n") if lines else re.sub("['\"\\\\]", "", text).split()
+    items = (
+        [walk.mark(feed)]
+        if text is None
+        else text.split("\n")
+        if lines
+        else re.sub("['\"\\\\]", "", text).split()
+    )
     items = [item for item in items if item][:32]
     inner = ShellCommand("xargs", command.argv, command.redirects, None, command.wrappers)
-    turns = [[word.replace(replace[0], item) for word in rest] for item in items[:4]] if replace else [rest + items]
-    return Stream((command, *(one for words in turns for one in walk.inside(inner, words).commands[1:])), None)
+    turns = (
+        [[word.replace(replace[0], item) for word in rest] for item in items[:4]]
+        if replace
+        else [rest + items]
+    )
+    return Stream(
+        (command, *(one for words in turns for one in walk.inside(inner, words).commands[1:])), None
+    )
 
 
 def _find(walk: Any, command: ShellCommand) -> Stream:
@@ -301,12 +365,20 @@ def _find(walk: Any, command: ShellCommand) -> Stream:
             end = next((at for at, part in enumerate(rest) if part in (";", "+")), len(rest))
             rest = rest[:end] if "{}" in "".join(rest) or not fd else [*rest[:end], "{}"]
             # {} stands for the first thing found; with nothing else in the word, for all of it.
-            words = [[*paths_found] if part == "{}" else [part.replace("{}", paths_found[0])] for part in rest]
-            commands.extend(walk.inside(command, [one for part in words for one in part]).commands[1:])
+            words = [
+                [*paths_found] if part == "{}" else [part.replace("{}", paths_found[0])]
+                for part in rest
+            ]
+            commands.extend(
+                walk.inside(command, [one for part in words for one in part]).commands[1:]
+            )
     return Stream(tuple(commands), "\n".join(paths_found) + "\n")
 
 
-_SPECIAL = {**dict.fromkeys(("xargs", "gxargs"), _xargs), **dict.fromkeys(("find", "gfind", "fd", "fdfind"), _find)}
+_SPECIAL = {
+    **dict.fromkeys(("xargs", "gxargs"), _xargs),
+    **dict.fromkeys(("find", "gfind", "fd", "fdfind"), _find),
+}
 
 
 # --- outputs that are known, files that are left behind ------------------------------------------------------------
@@ -326,17 +398,50 @@ def output(command: ShellCommand, walk: Any) -> str | None:
             flags += 1
         letters, text = "".join(argv[1:flags]), " ".join(argv[flags:])
         text = (ansi(text) if "e" in letters else text) + ("" if "n" in letters else "\n")
-    elif name == "printf" and argv[1:] and argv[1].replace("%%", "").count("%") == argv[1].count("%s") <= 1:
+    elif (
+        name == "printf"
+        and argv[1:]
+        and argv[1].replace("%%", "").count("%") == argv[1].count("%s") <= 1
+    ):
         form, values = ansi(argv[1]).replace("%%", "%"), argv[2:] if "%s" in argv[1] else [""]
         text = "".join(form.replace("%s", value) for value in values or [""])
-    elif name in (":", "true", "false", "test", "[", "export", "declare", "local", "readonly", "typeset", "sleep"):
+    elif name in (
+        ":",
+        "true",
+        "false",
+        "test",
+        "[",
+        "export",
+        "declare",
+        "local",
+        "readonly",
+        "typeset",
+        "sleep",
+    ):
         text = ""
     elif name == "cat" and [word for word in command.operands if word != "-"]:
         known = {path: walk.files.get(walk.absolute(path)) for path in command.operands[:16]}
-        texts = [feed.text if feed is not None else walk.known_text(path) for path, feed in known.items()]
-        texts = ["" if path == "/dev/null" else text for path, text in zip(known, texts, strict=True)]
+        texts = [
+            feed.text if feed is not None else walk.known_text(path) for path, feed in known.items()
+        ]
+        texts = [
+            "" if path == "/dev/null" else text for path, text in zip(known, texts, strict=True)
+        ]
         return None if None in texts else "".join(texts)[:MAX_TEXT]
-    elif name in ("cat", "tac", "sort", "uniq", "tee", "column", "fold", "pv", "sponge", "dd", "head", "tail"):
+    elif name in (
+        "cat",
+        "tac",
+        "sort",
+        "uniq",
+        "tee",
+        "column",
+        "fold",
+        "pv",
+        "sponge",
+        "dd",
+        "head",
+        "tail",
+    ):
         if len(argv) <= 3 and not any(word.startswith("if=") for word in argv):
             # head and tail show some of what there is, not all
             text = None if name in ("head", "tail") and given and "*" in given else given
@@ -344,14 +449,19 @@ def output(command: ShellCommand, walk: Any) -> str | None:
         text = f"{walk.cwd or '.'}\n"
     elif name == "ls" and not command.has("-l"):
         text = "".join(
-            f"{folder.rstrip('/')}/*\n" if folder[-1:] != "*" else folder + "\n" for folder in command.operands
+            f"{folder.rstrip('/')}/*\n" if folder[-1:] != "*" else folder + "\n"
+            for folder in command.operands
         )
         text = text or "*\n"
     elif name in ("dirname", "basename") and command.operands:
         text = getattr(posixpath, name)(command.operands[0]) + "\n"
     if text is not None:
         return text[:MAX_TEXT]
-    made = walk.programs.member(name, "interpreters") and command.code is not None and not command.operands[1:]
+    made = (
+        walk.programs.member(name, "interpreters")
+        and command.code is not None
+        and not command.operands[1:]
+    )
     made = made and (not name.endswith("awk") or "BEGIN" in command.code)
     # What ls or find would list is known as a pattern only: nothing was hidden in it.
     command.hidden = made or name == "printf" or bool(given and given.strip() and "*" not in given)
@@ -375,12 +485,26 @@ def _leave_behind(walk: Any, command: ShellCommand, facts: Facts) -> None:
         targets += [word for word in words[-1:] if "://" not in word]
     elif facts.writes == "last" and len(words) == 2:  # cp, mv, ln
         known = walk.files.get(walk.absolute(words[0]))
-        feed, targets = known, [words[1], posixpath.join(words[1], posixpath.basename(words[0]))] if known else []
-    elif name in ("gcc", "cc", "clang", "g++", "rustc"):  # what it compiles to comes from where the source came from
-        known = next((walk.files[key] for key in map(walk.absolute, words) if key in walk.files), command.stdin)
+        feed, targets = (
+            known,
+            [words[1], posixpath.join(words[1], posixpath.basename(words[0]))] if known else [],
+        )
+    elif name in (
+        "gcc",
+        "cc",
+        "clang",
+        "g++",
+        "rustc",
+    ):  # what it compiles to comes from where the source came from
+        known = next(
+            (walk.files[key] for key in map(walk.absolute, words) if key in walk.files),
+            command.stdin,
+        )
         feed, targets = Stream(known.commands if known else ()), command.values("-o") or ["a.out"]
     elif packs:
-        targets += [word for word in words if word not in ("a", "u")][: 1 if name in ("zip", "rar", "7z", "7za") else 3]
+        targets += [word for word in words if word not in ("a", "u")][
+            : 1 if name in ("zip", "rar", "7z", "7za") else 3
+        ]
     elif name in ("tee", "sponge", "dd"):
         feed, targets = command.stdin or feed, targets or words
         appends = command.has(*facts.appends)

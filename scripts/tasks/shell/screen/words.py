@@ -29,10 +29,14 @@ MAX_FIELDS = 512  # words that one word may expand to
 
 _OPEN, _COMMA, _CLOSE, _SPLIT = "\ue004", "\ue005", "\ue006", "\ue007"
 _BRACES = re.compile(f"{_OPEN}([^{_OPEN}{_CLOSE}]*){_CLOSE}")
-_LITERAL = frozenset("word number variable_name test_operator regex extglob_pattern special_variable_name".split())
+_LITERAL = frozenset(
+    "word number variable_name test_operator regex extglob_pattern special_variable_name".split()
+)
 _PLAIN = re.compile(r"[^\\~{}\ue000-\ue00f]*")
 _NOTHING = f"{UNKNOWN[0]}{UNKNOWN[1]}"
-MAX_DEPTH = 60  # levels of the syntax tree, all nested texts together; a level costs a few Python frames
+MAX_DEPTH = (
+    60  # levels of the syntax tree, all nested texts together; a level costs a few Python frames
+)
 MAX_STEPS = 20_000  # words and statements visited; a hand-written script has a few hundred
 
 ENVIRONMENT = dict(
@@ -94,7 +98,11 @@ class ShellState:
         path = self.absolute(path)
         before = self.files.get(path)
         if append and before is not None:
-            text = None if before.text is None or feed.text is None else (before.text + feed.text)[:MAX_TEXT]
+            text = (
+                None
+                if before.text is None or feed.text is None
+                else (before.text + feed.text)[:MAX_TEXT]
+            )
             feed = Stream(before.commands + feed.commands, text)
         self.files[path] = feed
 
@@ -154,7 +162,11 @@ class Words(ShellState):
 
     def array_fields(self, node: Any) -> list[str]:
         """``"${a[@]}"`` and ``"$@"`` keep their words apart."""
-        whole = re.fullmatch(rb'"\$(?:\{(\w+)\[@\]\}|\{?@\}?)"', node.text) if node.type == "string" else None
+        whole = (
+            re.fullmatch(rb'"\$(?:\{(\w+)\[@\]\}|\{?@\}?)"', node.text)
+            if node.type == "string"
+            else None
+        )
         if whole is None:
             return self.fields(node)
         return self.variable(whole[1].decode()).split() if whole[1] else list(self.arguments or [])
@@ -170,7 +182,9 @@ class Words(ShellState):
             if "\\" in text:
                 parts = re.split(r"(\\(?:\n|.))", text, flags=re.DOTALL)
                 return [
-                    ("Q", "" if part[1] == "\n" else part[1]) if part[0] == "\\" and len(part) > 1 else ("L", part)
+                    ("Q", "" if part[1] == "\n" else part[1])
+                    if part[0] == "\\" and len(part) > 1
+                    else ("L", part)
                     for part in parts
                     if part
                 ]
@@ -194,7 +208,14 @@ class Words(ShellState):
         if kind == "arithmetic_expansion":
             before = len(self.reading.outputs)
             self.substitutions(node)
-            return [("Q", f"{OUTPUT[0]}{before}{OUTPUT[1]}" if len(self.reading.outputs) > before else _NOTHING)]
+            return [
+                (
+                    "Q",
+                    f"{OUTPUT[0]}{before}{OUTPUT[1]}"
+                    if len(self.reading.outputs) > before
+                    else _NOTHING,
+                )
+            ]
         if kind == "brace_expression":
             return [("Q", node.text.decode())]  # {1..9}: a pattern of its own
         if kind == "concatenation":
@@ -208,7 +229,12 @@ class Words(ShellState):
                 pieces[0] = ("L", HOME)
             return pieces
         if kind == "array":
-            return [("L", " ".join(word for child in node.named_children for word in self.fields(child)))]
+            return [
+                (
+                    "L",
+                    " ".join(word for child in node.named_children for word in self.fields(child)),
+                )
+            ]
         if hasattr(self, "do_" + kind):
             self.statement(node, None)
             return [("L", "")]
@@ -220,21 +246,36 @@ class Words(ShellState):
         source, start = node.text, node.start_byte
         at, out = start + trim, []
         for child in node.children:
-            if child.type in ("simple_expansion", "expansion", "command_substitution", "arithmetic_expansion"):
-                out.append(_dequote(source[at - start : child.start_byte - start].decode("utf-8", "replace")))
+            if child.type in (
+                "simple_expansion",
+                "expansion",
+                "command_substitution",
+                "arithmetic_expansion",
+            ):
+                out.append(
+                    _dequote(
+                        source[at - start : child.start_byte - start].decode("utf-8", "replace")
+                    )
+                )
                 out.append(self.text(child))
                 at = child.end_byte
-        out.append(_dequote(source[at - start : node.end_byte - trim - start].decode("utf-8", "replace")))
+        out.append(
+            _dequote(source[at - start : node.end_byte - trim - start].decode("utf-8", "replace"))
+        )
         return "".join(out)
 
     def assign(self, node: Any) -> tuple[str, str]:
         """Take over ``name=value``, ``name+=value``, ``name[i]=value``, ``name=(...)``; an array is its words."""
         self.step()
         name_node, value_node = node.child_by_field_name("name"), node.child_by_field_name("value")
-        name, _, subscript = (name_node.text.decode() if name_node is not None else "").partition("[")
+        name, _, subscript = (name_node.text.decode() if name_node is not None else "").partition(
+            "["
+        )
         value = self.text(value_node) if value_node is not None else ""
         if subscript or b"+=" in node.text[: len(name) + 3]:
-            between = " " if subscript or (value_node is not None and value_node.type == "array") else ""
+            between = (
+                " " if subscript or (value_node is not None and value_node.type == "array") else ""
+            )
             value = self.variables.get(name, "") + between + value
         if len(value) > MAX_TEXT:
             raise Refused("a variable grows too long")
@@ -252,7 +293,11 @@ class Words(ShellState):
         if name == "0":
             return self.active[-1] if self.active else "bash"
         if name.isdigit() and self.arguments is not None:
-            return self.arguments[int(name) - 1] if len(name) < 6 and int(name) <= len(self.arguments) else ""
+            return (
+                self.arguments[int(name) - 1]
+                if len(name) < 6 and int(name) <= len(self.arguments)
+                else ""
+            )
         if name == "?":
             return "0"
         if name == "PWD":
@@ -281,7 +326,9 @@ class Words(ShellState):
         operator = re.match(r":?[-=+?]|##?|%%?|//?[#%]?|:|\^\^?|,,?|@", rest)
         sign = operator[0] if operator else ""
         self.substitutions(node)
-        argument = re.sub(r"\$\{?(\w+)\}?", lambda match: self.variable(match[1]), rest[len(sign) :])
+        argument = re.sub(
+            r"\$\{?(\w+)\}?", lambda match: self.variable(match[1]), rest[len(sign) :]
+        )
         return self._operated(name, value, unknown, sign, re.sub("[\"']", "", argument))
 
     def _operated(self, name: str, value: str, unknown: bool, operator: str, argument: str) -> str:
@@ -318,12 +365,18 @@ def _expand_braces(text: str) -> list[str]:
             continue
         parts = match[1].split(_COMMA)
         parts = parts if len(parts) > 1 else ["{" + parts[0] + "}"]
-        todo.extend(current[: match.start()] + part + current[match.end() :] for part in reversed(parts))
+        todo.extend(
+            current[: match.start()] + part + current[match.end() :] for part in reversed(parts)
+        )
     return done
 
 
 def _dequote(text: str) -> str:
-    return re.sub(r'\\([$`"\\\n])', lambda match: "" if match[1] == "\n" else match[1], text) if "\\" in text else text
+    return (
+        re.sub(r'\\([$`"\\\n])', lambda match: "" if match[1] == "\n" else match[1], text)
+        if "\\" in text
+        else text
+    )
 
 
 def _strip_pattern(value: str, pattern: str, operator: str) -> str:

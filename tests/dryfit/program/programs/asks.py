@@ -20,7 +20,9 @@ assert int(subprocess.check_output(query, text=True).split(",")[1]) > 2**14
 
 pynvml.nvmlInit()
 card = pynvml.nvmlDeviceGetHandleByIndex(0)
-assert pynvml.nvmlDeviceGetCount() == 1 and pynvml.nvmlDeviceGetName(card) == torch.cuda.get_device_name(0)
+assert pynvml.nvmlDeviceGetCount() == 1 and pynvml.nvmlDeviceGetName(
+    card
+) == torch.cuda.get_device_name(0)
 assert pynvml.nvmlDeviceGetMemoryInfo(card).free == torch.cuda.mem_get_info()[0]
 pynvml.nvmlShutdown()
 
@@ -28,7 +30,9 @@ free, total = torch.cuda.mem_get_info()
 assert 0 < free <= total
 block = torch.empty(2**20, device="cuda:0")
 assert torch.cuda.memory_allocated() == torch.cuda.max_memory_allocated() == 2**22
-assert torch.cuda.memory_reserved() == 20 * 2**20 and torch.cuda.mem_get_info()[0] == free - 20 * 2**20
+assert (
+    torch.cuda.memory_reserved() == 20 * 2**20 and torch.cuda.mem_get_info()[0] == free - 20 * 2**20
+)
 del block
 assert torch.cuda.memory_allocated() == 0 and torch.cuda.max_memory_allocated() == 2**22
 torch.cuda.reset_peak_memory_stats()
@@ -65,8 +69,13 @@ thread.start()
 thread.join()
 assert torch.cuda.memory_allocated() == before + 2**22
 
-scaler, optimizer = torch.amp.GradScaler("cuda"), torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-rows = DataLoader(TensorDataset(torch.randn(64, 512)), batch_size=8, num_workers=2, pin_memory=True, shuffle=True)
+scaler, optimizer = (
+    torch.amp.GradScaler("cuda"),
+    torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9),
+)
+rows = DataLoader(
+    TensorDataset(torch.randn(64, 512)), batch_size=8, num_workers=2, pin_memory=True, shuffle=True
+)
 for (row,) in rows:
     with torch.autocast("cuda", dtype=torch.float16):
         loss = model(row.cuda(non_blocking=True)).square().mean()

@@ -18,7 +18,10 @@ dist.all_gather_object(found, {"rank": rank})
 assert found[-1] == {"rank": rank}
 assert torch.cuda.current_device() == local
 total = torch.ones(4, device=f"cuda:{local}")
-assert total.device == torch.device("cuda", local) == torch.ones(1).cuda().device and total.get_device() == local
+assert (
+    total.device == torch.device("cuda", local) == torch.ones(1).cuda().device
+    and total.get_device() == local
+)
 dist.all_reduce(total, op=dist.ReduceOp.AVG)
 group = dist.new_group(list(range(world)), backend="nccl")
 dist.broadcast(total, src=0, group=group)

@@ -23,13 +23,21 @@ bash -c 'rm x'; rsync -a --delete a/ b/
 
 
 @pytest.mark.few(12)
-@pytest.mark.parametrize(("text", "expected"), [
-    *((text.strip(), kind) for kind, texts in (("reads", READS), ("changes", CHANGES), ("deletes", DELETES))
-      for line in texts.splitlines() for text in line.split("; ") if text),
-    ('ls | while read f; do rm "$f"; done', "deletes"),
-    ("ls; rm x", "deletes"),
-    ("if then (", None),
-    ("", "reads"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        *(
+            (text.strip(), kind)
+            for kind, texts in (("reads", READS), ("changes", CHANGES), ("deletes", DELETES))
+            for line in texts.splitlines()
+            for text in line.split("; ")
+            if text
+        ),
+        ('ls | while read f; do rm "$f"; done', "deletes"),
+        ("ls; rm x", "deletes"),
+        ("if then (", None),
+        ("", "reads"),
+    ],
+)
 def test_the_worst_that_a_command_does(text, expected):
     assert effect(text) == expected

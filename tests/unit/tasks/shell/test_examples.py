@@ -49,9 +49,11 @@ Explained here:
 
     sort steps.txt
 """
-PAIRS = [("sort the lines of unsorted.txt", "sort unsorted.txt", 5),
-         ("sort the lines ignoring case: case.txt", "sort -f case.txt", 10),
-         ("print the sizes", "du -sh .", 21)]  # fmt: skip
+PAIRS = [
+    ("sort the lines of unsorted.txt", "sort unsorted.txt", 5),
+    ("sort the lines ignoring case: case.txt", "sort -f case.txt", 10),
+    ("print the sizes", "du -sh .", 21),
+]
 
 
 def archive(folder, place="eg-1/eg/examples/sort.md"):
@@ -92,7 +94,9 @@ def pip_says(monkeypatch, words):
 
 
 def test_another_digest_stops_the_run(tmp_path, monkeypatch):
-    pip_says(monkeypatch, "ERROR: THESE PACKAGES DO NOT MATCH THE HASHES FROM THE REQUIREMENTS FILE.")
+    pip_says(
+        monkeypatch, "ERROR: THESE PACKAGES DO NOT MATCH THE HASHES FROM THE REQUIREMENTS FILE."
+    )
     with pytest.raises(UserError, match="DO NOT MATCH THE HASHES") as error:
         fetch(tmp_path)
     assert not isinstance(error.value, wheels.Unreachable)
@@ -100,28 +104,57 @@ def test_another_digest_stops_the_run(tmp_path, monkeypatch):
 
 
 def test_only_the_pages_of_the_most_used_programs_are_read(tmp_path):
-    rows = [{"request": f"use {name}", "command": name, "family": f"eg.{name}", "line": 1, "source": f"eg/{name}.md"}
-            for name in ("find", "grep", "tail", "keytool")]  # fmt: skip
+    rows = [
+        {
+            "request": f"use {name}",
+            "command": name,
+            "family": f"eg.{name}",
+            "line": 1,
+            "source": f"eg/{name}.md",
+        }
+        for name in ("find", "grep", "tail", "keytool")
+    ]
     found, report = str(tmp_path / "pairs.jsonl"), str(tmp_path / "examples.json")
     write_jsonl(found, rows)
-    write_report(report, {"requirement": "eg==1.2.3", "archive_sha256": "0" * 64, "missing": None, "pairs": 4}, found)
-    source = {"type": "examples", "license": "MIT", "requirement": "eg==1.2.3", "found": found, "report": report}
+    write_report(
+        report,
+        {"requirement": "eg==1.2.3", "archive_sha256": "0" * 64, "missing": None, "pairs": 4},
+        found,
+    )
+    source = {
+        "type": "examples",
+        "license": "MIT",
+        "requirement": "eg==1.2.3",
+        "found": found,
+        "report": report,
+    }
     for programs, kept in (({}, 4), ({"programs": 30}, 3), ({"programs": 3}, 2)):
         made, (about,) = acquire.acquire(shell("sources"), [{**source, **programs}], {})
-        assert len(made) == about["rows"] == kept and about.get("programs") == programs.get("programs")
+        assert len(made) == about["rows"] == kept and about.get("programs") == programs.get(
+            "programs"
+        )
 
 
 def test_without_a_network_the_run_goes_on_and_its_report_says_so(tmp_path, monkeypatch):
-    pip_says(monkeypatch, "Failed to establish a new connection\nERROR: No matching distribution found for eg==1.2.3")
+    pip_says(
+        monkeypatch,
+        "Failed to establish a new connection\nERROR: No matching distribution found for eg==1.2.3",
+    )
     made = fetch(tmp_path)
     assert list(read_jsonl(made.pairs)) == []
     assert "could not fetch eg==1.2.3" in read_report(made.report, made.pairs)["missing"]
 
     names = ("pairs", "external", "benchmark", "rejected", "report")
     written = SimpleNamespace(**{name: str(tmp_path / f"out-{name}.json") for name in names})
-    sources = [{"type": "embedded", "license": "MIT", "seed": 1, "pairs": 5},
-               {"type": "examples", "license": "MIT", "requirement": "eg==1.2.3", "sha256": "0" * 64}]  # fmt: skip
-    acquire.main(shell("sources"), sources, [], written, None, {"found": made.pairs, "report": made.report})
+    sources = [
+        {"type": "embedded", "license": "MIT", "seed": 1, "pairs": 5},
+        {"type": "examples", "license": "MIT", "requirement": "eg==1.2.3", "sha256": "0" * 64},
+    ]
+    acquire.main(
+        shell("sources"), sources, [], written, None, {"found": made.pairs, "report": made.report}
+    )
     report = read_report(written.report, written.pairs)
     assert report["rows"] == 5
-    assert report["sources"][1]["rows"] == 0 and "could not fetch" in report["sources"][1]["missing"]
+    assert (
+        report["sources"][1]["rows"] == 0 and "could not fetch" in report["sources"][1]["missing"]
+    )

@@ -26,21 +26,30 @@ NOTHING = {"changes": {}, "complete": True, "end": "exit", "status": 0, "stderr"
 def prepare(tmp_path):
     """What the rule reads, in a folder of its own; its paths by name."""
     wheel = write_wheel(tmp_path / "icalfa-0.3.6-py3-none-any.whl")
-    paths = {name: str(tmp_path / f"{name}.json") for name in ("benchmark", "states", "base_metrics", "tuned_metrics")}
+    paths = {
+        name: str(tmp_path / f"{name}.json")
+        for name in ("benchmark", "states", "base_metrics", "tuned_metrics")
+    }
     paths |= {name: str(tmp_path / f"{name}.jsonl") for name in ("tasks", "base", "tuned")}
     made = {"tasks": paths["tasks"], "states": paths["states"], "report": paths["benchmark"]}
     source = {"requirement": "icalfa==0.3.6", "sha256": "0" * 64}
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(benchmark, "download_wheel", lambda *_, **__: wheel)
-        benchmark.Task({}).fetch_benchmark(source, SimpleNamespace(**made, license=str(tmp_path / "LICENSE")))
+        benchmark.Task({}).fetch_benchmark(
+            source, SimpleNamespace(**made, license=str(tmp_path / "LICENSE"))
+        )
     tasks = list(read_jsonl(paths["tasks"]))
     for number, model in enumerate(execute.MODELS):
         said = [ANSWERS[task["request"]][number] for task in tasks]
         rows = [
             {"answer": answer, "request": task["request"], "test": "benchmark", **scored}
-            for answer, task, scored in zip(said, tasks, score(said, [task["command"] for task in tasks]), strict=True)
+            for answer, task, scored in zip(
+                said, tasks, score(said, [task["command"] for task in tasks]), strict=True
+            )
         ]
-        write_jsonl(paths[model], [{"answer": "rm -rf /", "request": "of the data", "test": "known"}, *rows])
+        write_jsonl(
+            paths[model], [{"answer": "rm -rf /", "request": "of the data", "test": "known"}, *rows]
+        )
         write_report(paths[f"{model}_metrics"], {}, paths[model])
     return paths | {"out": tmp_path}
 
@@ -58,7 +67,10 @@ def executed(tmp_path_factory):
 
 def run(place, workers=2):
     """The rule; returns its rows by request, and its summary."""
-    outputs = {"answers": str(place["out"] / "execution.jsonl"), "summary": str(place["out"] / "execution.json")}
+    outputs = {
+        "answers": str(place["out"] / "execution.jsonl"),
+        "summary": str(place["out"] / "execution.json"),
+    }
     try:
         execute.main(place, outputs, workers)
     except UserError as error:
@@ -72,24 +84,43 @@ def run(place, workers=2):
 def test_both_models_are_judged_on_the_same_tasks_by_what_they_do(executed):
     rows, summary = executed
     assert {request for request, row in rows.items() if not row["decidable"]} == {
-        "do nothing that can be seen", "use a program that no host has"}  # fmt: skip
+        "do nothing that can be seen",
+        "use a program that no host has",
+    }
     assert len(summary["undecidable"]) == 2 and summary["tasks"] == len(ROWS)
     assert summary["missing_programs"] == ["no-such-program"]
     assert (summary["base"]["count"], summary["tuned"]["count"], summary["tuned"]["n"]) == (0, 3, 4)
-    assert summary["compared"]["gained"] == 3 and summary["compared"]["difference"] == pytest.approx(0.75)
+    assert summary["compared"]["gained"] == 3 and summary["compared"][
+        "difference"
+    ] == pytest.approx(0.75)
     assert {level: part["tuned"]["count"] for level, part in summary["by_level"].items()} == {
-        "easy": 2, "medium": 1, "hard": 0}  # fmt: skip
+        "easy": 2,
+        "medium": 1,
+        "hard": 0,
+    }
     assert summary["second_references"]["n"] == 4 and summary["second_references"]["count"] == 4
     assert "GNU bash" in summary["programs"]["cat"] or "coreutils" in summary["programs"]["cat"]
     copy = rows["make a copy of the greeting in /data/copy"]
-    assert copy["tuned"]["did"]["changes"].keys() == {"/data/copy"} and copy["tuned"]["right"] is True
+    assert (
+        copy["tuned"]["did"]["changes"].keys() == {"/data/copy"} and copy["tuned"]["right"] is True
+    )
 
 
 def test_wrong_answers_and_those_in_other_forms(executed):
     rows, summary = executed
-    for request, model in (("make a copy of the greeting in /data/copy", "base"), ("show the colour", "tuned")):
+    for request, model in (
+        ("make a copy of the greeting in /data/copy", "base"),
+        ("show the colour", "tuned"),
+    ):
         assert rows[request][model] | {"answer": ""} == {
-            **{"answer": "", "did": None, "exact": False, "right": False, "screen": "danger", "terms": None}
+            **{
+                "answer": "",
+                "did": None,
+                "exact": False,
+                "right": False,
+                "screen": "danger",
+                "terms": None,
+            }
         }
     assert summary["not_run"] == {"base": 1, "tuned": 1}
     rows, summary = executed
@@ -97,7 +128,9 @@ def test_wrong_answers_and_those_in_other_forms(executed):
     assert rows["use a program that no host has"]["base"]["right"] is None
     _, summary = executed
     assert summary["right_but_other_strings"] == {"base": 0, "tuned": 2}
-    assert [example["answer"] for example in summary["examples"]][:1] and len(summary["examples"]) == 2
+    assert [example["answer"] for example in summary["examples"]][:1] and len(
+        summary["examples"]
+    ) == 2
 
 
 def test_answers_to_other_requests_are_refused(place):
@@ -118,7 +151,10 @@ def test_edited_inputs_are_noticed(place, name):
 
 def test_without_a_sandbox_there_is_an_error_and_no_result(place, monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path / "empty"))
-    outputs = {"answers": str(place["out"] / "execution.jsonl"), "summary": str(place["out"] / "execution.json")}
+    outputs = {
+        "answers": str(place["out"] / "execution.jsonl"),
+        "summary": str(place["out"] / "execution.json"),
+    }
     with pytest.raises(UserError, match="Nothing was executed"):
         execute.main(place, outputs, 1)
     assert not list(place["out"].glob("execution.*"))
@@ -126,10 +162,16 @@ def test_without_a_sandbox_there_is_an_error_and_no_result(place, monkeypatch, t
 
 def test_tasks_none_of_which_can_be_decided_are_explained(place):
     tasks = [task for task in read_jsonl(place["tasks"]) if "no host has" in task["request"]]
-    rows = [dict.fromkeys(("answer", "request"), tasks[0]["request"]) | {"screen": "ok", "exact_canonical": False}]
+    rows = [
+        dict.fromkeys(("answer", "request"), tasks[0]["request"])
+        | {"screen": "ok", "exact_canonical": False}
+    ]
     rows[0] |= {"test": "benchmark"}
     write_jsonl(place["tasks"], tasks)
-    report = {key: value for key, value in json.loads((place["out"] / "benchmark.json").read_text()).items()}
+    report = {
+        key: value
+        for key, value in json.loads((place["out"] / "benchmark.json").read_text()).items()
+    }
     write_report(place["benchmark"], report, place["tasks"], place["states"])
     for model in execute.MODELS:
         write_jsonl(place[model], rows)
@@ -162,4 +204,6 @@ def test_no_dangerous_answer_is_handed_to_the_sandbox(place, monkeypatch):
         run(place)
     given = [answer for answers in ANSWERS.values() for answer in answers]
     assert "echo it is" in handed and "cp -v /data/greeting /data/copy" in handed
-    assert sum("rm -rf" in answer for answer in given) == 2 and not any("rm -rf" in command for command in handed)
+    assert sum("rm -rf" in answer for answer in given) == 2 and not any(
+        "rm -rf" in command for command in handed
+    )

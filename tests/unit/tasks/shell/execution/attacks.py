@@ -10,9 +10,16 @@ import sys
 from scripts.tasks.shell.execution.sandbox import Sandbox, SandboxState
 
 # Small, so that the tests are fast.
-LIMITS = {"cpu_seconds": 2, "wall_seconds": 2, "file_bytes": 16 << 20, "memory_bytes": 200 << 20,
-          "address_space_bytes": 400 << 20, "scratch_bytes": 64 << 20, "inodes": 4000,
-          "read_bytes": 32 << 20}  # fmt: skip
+LIMITS = {
+    "cpu_seconds": 2,
+    "wall_seconds": 2,
+    "file_bytes": 16 << 20,
+    "memory_bytes": 200 << 20,
+    "address_space_bytes": 400 << 20,
+    "scratch_bytes": 64 << 20,
+    "inodes": 4000,
+    "read_bytes": 32 << 20,
+}
 # Each system call by its number on x86-64; -1 as its result is what is hoped for.
 CALLS = """
 import ctypes, os
@@ -92,7 +99,9 @@ ATTACKS = {
     "cat /proc/1/fd/* /proc/2/environ",
     "network": "curl -sm1 http://127.0.0.1:{port}; exec 3<>/dev/tcp/127.0.0.1/{port} && echo got; dig +time=1 +tries=1 "
     "+short a.example; cat /sys/class/net/*/address",
-    "socket of the host": python("import socket\ns = socket.socket(1)\ns.connect('{socket}')\nprint('got')"),
+    "socket of the host": python(
+        "import socket\ns = socket.socket(1)\ns.connect('{socket}')\nprint('got')"
+    ),
     "sysrq": "echo b > /proc/sysrq-trigger && echo got; echo 1 > /proc/sys/kernel/sysrq && echo got; "
     "echo 3 > /proc/sys/vm/drop_caches && echo got; echo x > /proc/sys/kernel/core_pattern && echo got",
     "kill all": "kill -9 -1; echo alive",
@@ -128,9 +137,14 @@ ATTACKS = {
 def run(facts: dict) -> dict[str, dict]:
     """What became of each attack; the last one looks for what the others have left."""
     commands = {name: text.format(**facts) for name, text in ATTACKS.items()}
-    states = {f"state-{number}": SandboxState("mkdir /data; echo kept > /data/kept") for number in range(4)}
+    states = {
+        f"state-{number}": SandboxState("mkdir /data; echo kept > /data/kept")
+        for number in range(4)
+    }
     with Sandbox(states, workers=4, limits=LIMITS) as sandbox:
-        jobs = [(f"state-{number % 4}", command) for number, command in enumerate(commands.values())]
+        jobs = [
+            (f"state-{number % 4}", command) for number, command in enumerate(commands.values())
+        ]
         return dict(zip(commands, sandbox.run(jobs), strict=True))
 
 

@@ -7,9 +7,21 @@ from scripts.tasks.shell.execution.judge import Reference, decidable, judge
 
 def result(stdout="", status=0, end="exit", complete=True, stderr="", **changes):
     """What a command did; changes as path_with_dots=content after it (None: removed)."""
-    made = {f"/{path}": [None, after and ["file", after[:5], after[5:]] if isinstance(after, str) else after]
-            for path, after in changes.items()}  # fmt: skip
-    return {"stdout": stdout, "stderr": stderr, "status": status, "end": end, "complete": complete, "changes": made}
+    made = {
+        f"/{path}": [
+            None,
+            after and ["file", after[:5], after[5:]] if isinstance(after, str) else after,
+        ]
+        for path, after in changes.items()
+    }
+    return {
+        "stdout": stdout,
+        "stderr": stderr,
+        "status": status,
+        "end": end,
+        "complete": complete,
+        "changes": made,
+    }
 
 
 def reference(done, again=None, command="cat file", request="show the file"):
@@ -23,12 +35,22 @@ def right(answer, *references):
 def test_the_same_output_status_and_changes_are_right():
     wanted = reference(result("a\nb\n"))
     assert right(result("a\nb\n"), wanted) and right(result("a  \n\nb"), wanted)
-    assert not right(result("b\na\n"), wanted) and not right(result("a\n"), wanted) and not right(result(), wanted)
+    assert (
+        not right(result("b\na\n"), wanted)
+        and not right(result("a\n"), wanted)
+        and not right(result(), wanted)
+    )
     assert not right(result("a", status=1), reference(result("a")))
     assert right(result("a", status=2), reference(result("a", status=1)))
     wanted = reference(result(new="0o644x"))
     assert right(result(new="0o644x"), wanted)
-    for other in (result(new="0o600x"), result(new="0o644y"), result(other="0o644x"), result(), result(new=None)):
+    for other in (
+        result(new="0o600x"),
+        result(new="0o644y"),
+        result(other="0o644x"),
+        result(),
+        result(new=None),
+    ):
         assert not right(other, wanted)
     assert not right(result(new="0o644x", more="0o644x"), wanted)
     assert not right(result(new="0o644x", complete=False), wanted)
@@ -52,32 +74,40 @@ def test_what_differs_from_run_to_run_is_compared_without_it():
     assert not right(result("a   b"), reference(wanted, request="remove repeated spaces"))
 
 
-@pytest.mark.parametrize(("answer", "wanted", "same"), [
-    ("./a/b\n", "/a/b\n", True),
-    ("a/b/\n", "/a/b\n", True),
-    ("./a\n", "a\n", True),
-    ("a/\n", "a\n", False),  # ls -F
-    ("/root\n", "root\n", False),  # a home and a group
-    ("a//b\n", "a/b\n", False),
-    ("x /a/b y", "x a/b y", True),
-    ("http://a/b\n", "http://b/a\n", False),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("answer", "wanted", "same"),
+    [
+        ("./a/b\n", "/a/b\n", True),
+        ("a/b/\n", "/a/b\n", True),
+        ("./a\n", "a\n", True),
+        ("a/\n", "a\n", False),  # ls -F
+        ("/root\n", "root\n", False),  # a home and a group
+        ("a//b\n", "a/b\n", False),
+        ("x /a/b y", "x a/b y", True),
+        ("http://a/b\n", "http://b/a\n", False),
+    ],
+)
 def test_spellings_of_a_path(answer, wanted, same):
     assert right(result(answer), reference(result(wanted))) is same
 
 
-@pytest.mark.parametrize(("command", "request_text", "free"), [
-    ("find . -name '*.c'", "find C files", True),
-    ("grep -r x /a", "search for x", True),
-    ("ls /a", "list a", True),
-    ("find /a | sort", "list the files under a", True),
-    ("find /a | sort", "list the files under a in alphabetical order", False),
-    ("find /a -size +1k | head -n 2", "show two large files", False),
-    ("ls -t /a", "list the newest files", False),
-    ("cat a", "show a", False),
-    ("sort a", "show the lines", False),
-])  # fmt: skip
-def test_order_counts_unless_the_command_lists_and_the_request_asks_for_none(command, request_text, free):
+@pytest.mark.parametrize(
+    ("command", "request_text", "free"),
+    [
+        ("find . -name '*.c'", "find C files", True),
+        ("grep -r x /a", "search for x", True),
+        ("ls /a", "list a", True),
+        ("find /a | sort", "list the files under a", True),
+        ("find /a | sort", "list the files under a in alphabetical order", False),
+        ("find /a -size +1k | head -n 2", "show two large files", False),
+        ("ls -t /a", "list the newest files", False),
+        ("cat a", "show a", False),
+        ("sort a", "show the lines", False),
+    ],
+)
+def test_order_counts_unless_the_command_lists_and_the_request_asks_for_none(
+    command, request_text, free
+):
     wanted = reference(result("a\nb\n"), command=command, request=request_text)
     assert right(result("b\na\n"), wanted) is free
 
@@ -90,17 +120,22 @@ def test_either_reference_will_do_and_the_nearest_names_the_terms():
     assert terms == {"end": True, "status": False, "changes": True, "output": True}
 
 
-@pytest.mark.parametrize(("one", "again", "answer"), [
-    (result("a"), None, True),
-    (result(new="0o644x"), None, True),
-    (result(), None, False),  # `true` would be right
-    (result(" \n"), None, False),
-    (result("a"), result(), False),
-    (result("a"), result("b"), False),  # its own words differ
-    (result("at 5"), result("at 6"), True),
-    (result("5"), result("6"), False),  # any number would be right
-    (result("a", end="time", status=None), None, False),
-    (result(one="0o644x"), result(two="0o644x"), False),
-])  # fmt: skip
-def test_a_task_is_decidable_if_its_first_reference_leaves_a_trace_that_tells_right_from_wrong(one, again, answer):
+@pytest.mark.parametrize(
+    ("one", "again", "answer"),
+    [
+        (result("a"), None, True),
+        (result(new="0o644x"), None, True),
+        (result(), None, False),  # `true` would be right
+        (result(" \n"), None, False),
+        (result("a"), result(), False),
+        (result("a"), result("b"), False),  # its own words differ
+        (result("at 5"), result("at 6"), True),
+        (result("5"), result("6"), False),  # any number would be right
+        (result("a", end="time", status=None), None, False),
+        (result(one="0o644x"), result(two="0o644x"), False),
+    ],
+)
+def test_a_task_is_decidable_if_its_first_reference_leaves_a_trace_that_tells_right_from_wrong(
+    one, again, answer
+):
     assert decidable([reference(one, again), reference(result("x"))]) is answer

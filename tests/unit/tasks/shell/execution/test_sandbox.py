@@ -32,7 +32,10 @@ def sandbox_or_skip(**options) -> Sandbox:
 def sandbox():
     made = sandbox_or_skip(
         states={
-            "one": SandboxState("mkdir /data; echo a > /data/a; echo b > /data/b; echo $COLOUR > /c", {"COLOUR": "red"})
+            "one": SandboxState(
+                "mkdir /data; echo a > /data/a; echo b > /data/b; echo $COLOUR > /c",
+                {"COLOUR": "red"},
+            )
         }
     )
     yield made
@@ -52,8 +55,18 @@ def test_output_status_and_changes_are_told(sandbox):
         sandbox,
         "cat /data/a /c; echo oops >&2; echo new > /data/a; rm /data/b; mkdir -m 700 /d; ln -s a /data/l; exit 3",
     )
-    assert (result["stdout"], result["stderr"], result["end"], result["status"]) == ("a\nred\n", "oops\n", "exit", 3)
-    assert result["complete"] and result["changes"].keys() == {"/data/a", "/data/b", "/data/l", "/d"}
+    assert (result["stdout"], result["stderr"], result["end"], result["status"]) == (
+        "a\nred\n",
+        "oops\n",
+        "exit",
+        3,
+    )
+    assert result["complete"] and result["changes"].keys() == {
+        "/data/a",
+        "/data/b",
+        "/data/l",
+        "/d",
+    }
     before, after = result["changes"]["/data/a"]
     assert before[:2] == after[:2] == ["file", "0o644"] and before[2] != after[2]
     assert result["changes"]["/data/b"][1] is None
@@ -61,14 +74,17 @@ def test_output_status_and_changes_are_told(sandbox):
     assert result["changes"]["/d"] == [None, ["folder", "0o700", ""]]
 
 
-@pytest.mark.parametrize(("command", "changed"), [
-    ("touch /data/a", set()),  # the time alone
-    ("chmod +x /data/a", {"/data/a"}),
-    ("rm -r /data", {"/data", "/data/a", "/data/b"}),
-    ("rm -r /data && mkdir /data && echo a > /data/a", {"/data/b"}),
-    ("mv /data /moved", {"/data", "/data/a", "/data/b", "/moved", "/moved/a", "/moved/b"}),
-    ("echo a > /tmp-file; rm /tmp-file", set()),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("command", "changed"),
+    [
+        ("touch /data/a", set()),  # the time alone
+        ("chmod +x /data/a", {"/data/a"}),
+        ("rm -r /data", {"/data", "/data/a", "/data/b"}),
+        ("rm -r /data && mkdir /data && echo a > /data/a", {"/data/b"}),
+        ("mv /data /moved", {"/data", "/data/a", "/data/b", "/moved", "/moved/a", "/moved/b"}),
+        ("echo a > /tmp-file; rm /tmp-file", set()),
+    ],
+)
 def test_changes_are_those_of_the_content(sandbox, command, changed):
     result = run(sandbox, command)
     assert set(result["changes"]) == changed
@@ -76,12 +92,15 @@ def test_changes_are_those_of_the_content(sandbox, command, changed):
 
 def test_half_a_state_is_none():
     made = sandbox_or_skip(
-        states={"slow": SandboxState("echo a > /a; sleep 9; echo b > /b")}, limits={"wall_seconds": 1}
+        states={"slow": SandboxState("echo a > /a; sleep 9; echo b > /b")},
+        limits={"wall_seconds": 1},
     )
     with pytest.raises(UserError, match="file system slow was not finished") as error:
         made.run([("slow", "ls /a /b")])
     assert "limit on time" in str(error.value)
-    with pytest.raises(UserError, match="in the middle of its work") as error:  # it can, and is no matter of rights
+    with pytest.raises(
+        UserError, match="in the middle of its work"
+    ) as error:  # it can, and is no matter of rights
         made.outer[0].ask("run", state="nosuch", command="ls")
     assert "KeyError: 'nosuch'" in error.value.found and "administrator" not in str(error.value)
     made.__exit__()
@@ -89,9 +108,17 @@ def test_half_a_state_is_none():
 
 def test_each_command_finds_the_state_as_it_was_prepared(sandbox):
     assert run(sandbox, "rm -r /data; echo x > /c")["status"] == 0
-    assert run(sandbox, "cat /c /data/a; ls -la --time-style=full-iso /data")["stdout"].startswith("red\na\n")
-    assert all(sorted(run(sandbox, "seq 3 | tee >(wc -l)")["stdout"].split()) == ["1", "2", "3", "3"] for _ in range(3))
-    assert run(sandbox, "find /data -mmin -120 -mmin +5 | sort")["stdout"] == "/data\n/data/a\n/data/b\n"
+    assert run(sandbox, "cat /c /data/a; ls -la --time-style=full-iso /data")["stdout"].startswith(
+        "red\na\n"
+    )
+    assert all(
+        sorted(run(sandbox, "seq 3 | tee >(wc -l)")["stdout"].split()) == ["1", "2", "3", "3"]
+        for _ in range(3)
+    )
+    assert (
+        run(sandbox, "find /data -mmin -120 -mmin +5 | sort")["stdout"]
+        == "/data\n/data/a\n/data/b\n"
+    )
 
 
 # --- what was tried against it ----------------------------------------------------------------------------------------
@@ -109,7 +136,11 @@ def host():
     for one in (listening, local):
         one.settimeout(0)
     process = subprocess.Popen(["sleep", "600"])
-    facts = {"secret": str(folder / "secret"), "port": listening.getsockname()[1], "socket": str(folder / "socket")}
+    facts = {
+        "secret": str(folder / "secret"),
+        "port": listening.getsockname()[1],
+        "socket": str(folder / "socket"),
+    }
     yield folder, facts, process, (listening, local)
     process.kill()
     process.wait()
@@ -118,7 +149,10 @@ def host():
     shutil.rmtree(folder)
 
 
-@pytest.fixture(scope="module", params=["as this user", "as an ordinary user of a host whose root runs the tests"])
+@pytest.fixture(
+    scope="module",
+    params=["as this user", "as an ordinary user of a host whose root runs the tests"],
+)
 def attacked(request, host):
     """What became of the attacks, by name."""
     folder, facts, *_ = host
@@ -133,12 +167,21 @@ def attacked(request, host):
         "tests/unit/tasks/shell/execution",
         "dryfit/common",
     ):
-        shutil.copytree(ROOT / name, folder / "project" / name, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(
+            ROOT / name, folder / "project" / name, ignore=shutil.ignore_patterns("__pycache__")
+        )
     shutil.copy(ROOT / "dryfit" / "__init__.py", folder / "project" / "dryfit")
     shutil.copytree(Path(tqdm.__file__).parent, folder / "project" / "tqdm")
-    done = subprocess.run(["/usr/bin/python3", "-m", "tests.unit.tasks.shell.execution.attacks", json.dumps(facts)],
-                          cwd=folder / "project", user=12345, group=12345, extra_groups=[],
-                          env={"PATH": os.environ["PATH"]}, capture_output=True, text=True)  # fmt: skip
+    done = subprocess.run(
+        ["/usr/bin/python3", "-m", "tests.unit.tasks.shell.execution.attacks", json.dumps(facts)],
+        cwd=folder / "project",
+        user=12345,
+        group=12345,
+        extra_groups=[],
+        env={"PATH": os.environ["PATH"]},
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
@@ -163,10 +206,18 @@ def test_nothing_of_the_host_is_read_and_nothing_is_granted(attacked):
     assert not attacked["devices"]["stdout"] and not attacked["devices"]["changes"]
 
 
-@pytest.mark.parametrize(("name", "end"), [
-    ("fork bomb", "time"), ("busy", "time"), ("closed output", "time"), ("endless output", "output"),
-    ("fill the inodes", "inodes"), ("memory of many", "memory"), ("a megabyte", "length"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "end"),
+    [
+        ("fork bomb", "time"),
+        ("busy", "time"),
+        ("closed output", "time"),
+        ("endless output", "output"),
+        ("fill the inodes", "inodes"),
+        ("memory of many", "memory"),
+        ("a megabyte", "length"),
+    ],
+)
 def test_limits_end_what_has_no_end(attacked, name, end):
     assert attacked[name]["end"] == end and attacked[name]["status"] is None
     assert attacked[name]["wall_seconds"] < 30 and len(attacked[name]["stdout"]) <= 1 << 20
@@ -174,14 +225,20 @@ def test_limits_end_what_has_no_end(attacked, name, end):
 
 def test_what_holds_memory_that_nobody_counts_is_refused(attacked):
     """Sockets are there, but nothing can be sent over one; and no call that keeps memory in the kernel."""
-    assert attacked["sockets"]["stdout"] == "[]\n" and attacked["kernel's memory"]["stdout"] == "[]\n"
-    assert int(attacked["pipes"]["stdout"]) <= 30  # MiB in one process; for one user together 64 (pipe-user-pages-soft)
+    assert (
+        attacked["sockets"]["stdout"] == "[]\n" and attacked["kernel's memory"]["stdout"] == "[]\n"
+    )
+    assert (
+        int(attacked["pipes"]["stdout"]) <= 30
+    )  # MiB in one process; for one user together 64 (pipe-user-pages-soft)
 
 
 def test_ordinary_memory_is_bounded(attacked):
     assert attacked["memory"]["end"] == "memory" or "MemoryError" in attacked["memory"]["stderr"]
-    assert sum(attacks.LIMITS["scratch_bytes"] >= int(entry[1][2].split()[0])
-               for entry in attacked["fill the disk"]["changes"].values())  # fmt: skip
+    assert sum(
+        attacks.LIMITS["scratch_bytes"] >= int(entry[1][2].split()[0])
+        for entry in attacked["fill the disk"]["changes"].values()
+    )
 
 
 def test_what_an_attack_leaves_is_described_and_not_followed(attacked):
@@ -195,7 +252,9 @@ def test_what_an_attack_leaves_is_described_and_not_followed(attacked):
     assert attacked["not text"]["stdout"] == "a b?\ngrößer 大 \u202e\n"
     lines = attacked["what is left"]["stdout"].splitlines()
     assert {"data", "usr", "proc"} <= set(lines[:12]) and "kept" in lines
-    assert not {line for line in lines if line.startswith(("s1", "f1", "d1"))} and int(lines[-1]) > 100
+    assert (
+        not {line for line in lines if line.startswith(("s1", "f1", "d1"))} and int(lines[-1]) > 100
+    )
 
 
 # --- without a sandbox ------------------------------------------------------------------------------------------------
@@ -204,7 +263,10 @@ def test_what_an_attack_leaves_is_described_and_not_followed(attacked):
 def refused(monkeypatch, **environment) -> UserError:
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(UserError, match="Nothing was executed") as error, Sandbox({"one": SandboxState("true")}):
+    with (
+        pytest.raises(UserError, match="Nothing was executed") as error,
+        Sandbox({"one": SandboxState("true")}),
+    ):
         pass
     return error.value
 
@@ -214,12 +276,15 @@ def test_without_bubblewrap_it_is_said_what_to_install(monkeypatch, tmp_path):
 
 
 @pytest.mark.few(1)
-@pytest.mark.parametrize(("said", "words"), [
-    ("bwrap: setting up uid map: Permission denied", "administrator"),
-    ("bwrap: No permissions to create new namespace", "AppArmor"),
-    ("bwrap: Unknown option --overlay-src", "bubblewrap 0.11"),
-    ("bwrap: Can't make overlay mount on /newroot/: Operation not permitted", "Linux 6.6"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("said", "words"),
+    [
+        ("bwrap: setting up uid map: Permission denied", "administrator"),
+        ("bwrap: No permissions to create new namespace", "AppArmor"),
+        ("bwrap: Unknown option --overlay-src", "bubblewrap 0.11"),
+        ("bwrap: Can't make overlay mount on /newroot/: Operation not permitted", "Linux 6.6"),
+    ],
+)
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere bubblewrap is not even looked for")
 def test_a_bubblewrap_that_can_not_is_explained(monkeypatch, tmp_path, said, words):
     tool = tmp_path / "bwrap"
@@ -227,28 +292,56 @@ def test_a_bubblewrap_that_can_not_is_explained(monkeypatch, tmp_path, said, wor
     tmp_path.chmod(0o755)
     tool.chmod(0o755)
     if os.geteuid() == 0:
-        monkeypatch.setattr("scripts.tasks.shell.execution.sandbox.NOBODY", 0)  # whom pytest's folder lets in
+        monkeypatch.setattr(
+            "scripts.tasks.shell.execution.sandbox.NOBODY", 0
+        )  # whom pytest's folder lets in
     error = refused(monkeypatch, PATH=f"{tmp_path}:{os.environ['PATH']}")
     assert words in error.allowed and said in error.found and "execution: none" in error.allowed
 
 
-@pytest.mark.skipif(not shutil.which("unshare") or os.geteuid() != 0, reason="needs root and unshare(1)")
+@pytest.mark.skipif(
+    not shutil.which("unshare") or os.geteuid() != 0, reason="needs root and unshare(1)"
+)
 def test_where_the_kernel_gives_no_user_namespaces_nothing_is_executed(tmp_path):
     program = "from scripts.tasks.shell.execution.sandbox import *\n"
     program += "with Sandbox({'one': SandboxState('touch /tmp/x')}) as s: print('made')"
     shell = 'echo 0 > /proc/sys/user/max_user_namespaces && exec "$@"'
-    done = subprocess.run(["unshare", "--user", "--map-root-user", "sh", "-c", shell, "sh", sys.executable, "-c",
-                           program], cwd=ROOT, capture_output=True, text=True)  # fmt: skip
+    done = subprocess.run(
+        [
+            "unshare",
+            "--user",
+            "--map-root-user",
+            "sh",
+            "-c",
+            shell,
+            "sh",
+            sys.executable,
+            "-c",
+            program,
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
     if "unshare failed" in done.stderr:
         pytest.skip(done.stderr)
-    assert "made" not in done.stdout and "Nothing was executed" in done.stderr and "UserError" in done.stderr
+    assert (
+        "made" not in done.stdout
+        and "Nothing was executed" in done.stderr
+        and "UserError" in done.stderr
+    )
 
 
 def test_the_worker_does_nothing_outside_the_sandbox(tmp_path):
     message = json.dumps({"bwrap": "bwrap", "limits": worker.LIMITS})
-    task = json.dumps(["prepare", {"name": "x", "script": f"touch {tmp_path}/ran", "environment": {}}])
+    task = json.dumps(
+        ["prepare", {"name": "x", "script": f"touch {tmp_path}/ran", "environment": {}}]
+    )
     done = subprocess.run(
-        [sys.executable, "-I", worker.__file__], input=f"{message}\n{task}\n", capture_output=True, text=True
+        [sys.executable, "-I", worker.__file__],
+        input=f"{message}\n{task}\n",
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 1 and "nothing was done" in done.stderr and not done.stdout
     assert list(tmp_path.iterdir()) == []

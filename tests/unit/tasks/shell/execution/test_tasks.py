@@ -43,7 +43,9 @@ def test_a_wheel_of_another_form_is_explained(tmp_path):
 def test_a_wheel_of_another_digest_is_refused_and_leaves_nothing(tmp_path):
     names = {name: str(tmp_path / name) for name in ("tasks", "states", "license", "report")}
     with pytest.raises(UserError, match="pip could not fetch") as error:
-        Task({}).fetch_benchmark({"requirement": "icalfa==0.3.6", "sha256": "0" * 64}, SimpleNamespace(**names))
+        Task({}).fetch_benchmark(
+            {"requirement": "icalfa==0.3.6", "sha256": "0" * 64}, SimpleNamespace(**names)
+        )
     assert "benchmark: null" in error.value.allowed and not list(tmp_path.iterdir())
 
 
@@ -51,11 +53,19 @@ def test_the_file_systems_are_made_by_the_benchmark_on_the_bare_root(tmp_path):
     tasks, states = read_wheel(write_wheel(tmp_path / "icalfa.whl"))
     try:
         with Sandbox(states, workers=2) as sandbox:
-            said = [one["stdout"] for one in sandbox.run((task["state"], task["command"]) for task in tasks)]
-            (root,) = sandbox.run([("fs-1", "ls -a / /etc; stat -c %a /tmp; ls -l /setup_nl2b_fs_1.sh; id -un")])
+            said = [
+                one["stdout"]
+                for one in sandbox.run((task["state"], task["command"]) for task in tasks)
+            ]
+            (root,) = sandbox.run(
+                [("fs-1", "ls -a / /etc; stat -c %a /tmp; ls -l /setup_nl2b_fs_1.sh; id -un")]
+            )
     except UserError as error:
         pytest.skip(str(error))
     by_request = dict(zip((task["request"] for task in tasks), said, strict=True))
-    assert by_request["show the greeting"] == "it's me\n" and by_request["show the colour"] == "dark red\n"
+    assert (
+        by_request["show the greeting"] == "it's me\n"
+        and by_request["show the colour"] == "dark red\n"
+    )
     words = root["stdout"].split()
     assert {"home", "var", ".dockerenv", "passwd", "1777", "-rwxr-xr-x", "root"} <= set(words), root
