@@ -1,5 +1,6 @@
 """The safety screen: its table, the labelled set, what the original filter got wrong, and texts of every kind."""
 
+import ast
 import json
 import subprocess
 import sys
@@ -37,12 +38,16 @@ def test_a_rule_tells_what_it_is_about(rule):
 
 
 def test_the_policy_and_its_language_stay_small():
-    code = sum(len(path.read_text().splitlines()) for path in SCREEN.glob("*.py"))
-    data = sum(
-        len(path.read_text().splitlines()) for path in (ROOT / "config" / "screen").glob("*.yaml")
-    )
-    assert code <= 2_550
-    assert data <= 1_600
+    """Counted in statements: a line may hold as much or as little as the formatter likes."""
+    statements = 0
+    for path in SCREEN.glob("*.py"):
+        nodes = ast.walk(ast.parse(path.read_text()))
+        statements += sum(isinstance(node, ast.stmt) for node in nodes)
+    policy_lines = 0
+    for path in (ROOT / "config" / "screen").glob("*.yaml"):
+        policy_lines += len(path.read_text().splitlines())
+    assert statements <= 2_000
+    assert policy_lines <= 1_600
 
 
 def test_the_digest_of_a_job_that_screens_covers_every_module_of_the_screen():
