@@ -8,6 +8,7 @@ shown and judged, and never run.
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -209,6 +210,7 @@ def main() -> int:
 
     console = Console(highlight=False)
     log.info("Asking %s. Answers are shown, never run.", run.folder)
+    os.environ["TQDM_DISABLE"] = "1"  # reading the weights takes a second: no bar of transformers
     model = Model(run, options.device)
     status = 0
     for text in requests_to_answer(options.request):

@@ -32,8 +32,9 @@ class Task(Shell):
         if verdict.status != "ok":
             return Advice("unknown", "not judged", "The screen can't read all of this command.")
         found = effect(command)
-        level = "ok" if found == READS else "caution"
-        return Advice(level, "no rule fires", _would(command))
+        if found == READS:
+            return Advice("ok", "ok", _would(command))
+        return Advice("caution", "careful", _would(command))
 
 
 def _reason(verdict: ScreenVerdict) -> str:
