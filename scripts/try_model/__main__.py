@@ -27,7 +27,7 @@ LEVEL_STYLES = {"ok": "green", "caution": "yellow", "danger": "bold red", "unkno
 INDENT = "  "
 
 
-class Run(NamedTuple):
+class FinishedRun(NamedTuple):
     """A finished run: its folder, its task, and how evaluation asked its model."""
 
     folder: Path
@@ -73,7 +73,7 @@ def chosen_folder(wanted: str | None, results: Path = RESULTS) -> Path:
     )
 
 
-def read_run(folder: Path) -> Run:
+def read_run(folder: Path) -> FinishedRun:
     """What a finished run's files say about asking its model."""
     if not (folder / "provenance.json").is_file():
         raise UserError(
@@ -83,7 +83,7 @@ def read_run(folder: Path) -> Run:
         )
     configuration = read_report(folder / "provenance.json")["configuration"]
     metrics = read_report(folder / "evaluation" / "metrics.json")
-    return Run(
+    return FinishedRun(
         folder,
         registry.task(registry.checked(configuration["task"]), "advice"),
         metrics["prompt"]["system"],
@@ -95,7 +95,7 @@ def read_run(folder: Path) -> Run:
 class Model:
     """A run's merged model, ready to answer."""
 
-    def __init__(self, run: Run, device: str) -> None:
+    def __init__(self, run: FinishedRun, device: str) -> None:
         from scripts.common.machine import pick_device
         from scripts.common.tokenizer import read_tokenizer
         from scripts.evaluation.evaluate import load
@@ -142,7 +142,7 @@ class Model:
         return text.replace("\0", " ").strip()
 
 
-def checked_request(run: Run, text: str) -> str:
+def checked_request(run: FinishedRun, text: str) -> str:
     """The request as the dataset's rows are cleaned.
 
     UserError: for an empty one, one of control characters, or one that is far too long.
@@ -159,7 +159,7 @@ def checked_request(run: Run, text: str) -> str:
     return request
 
 
-def show(console: Any, run: Run, answer: str) -> None:
+def show(console: Any, run: FinishedRun, answer: str) -> None:
     """Print an answer, and below it the verdict and the reason."""
     from rich.text import Text
 

@@ -9,10 +9,10 @@ from rich.console import Console
 
 from dryfit.common.errors import UserError
 from scripts.tasks.shell.refusals import read_refusals
-from scripts.try_model.__main__ import Run, checked_request, chosen_folder, read_run, show
+from scripts.try_model.__main__ import FinishedRun, checked_request, chosen_folder, read_run, show
 from tests.task_parts import shell, text
 
-RUN = Run(Path("results/a-r1"), shell("advice"), "Answer.", 32, 448)
+RUN = FinishedRun(Path("results/a-r1"), shell("advice"), "Answer.", 32, 448)
 
 
 @pytest.mark.parametrize(
