@@ -17,6 +17,7 @@ from typing import Any
 from dryfit.common.files import read_yaml
 from scripts.common.code_digests import ROOT
 from scripts.tasks.shell import find_expression
+from scripts.tasks.shell.find_expression import NoRule
 from scripts.tasks.shell.syntax import find_shfmt
 
 TABLE = ROOT / "config" / "equivalence.yaml"
@@ -28,12 +29,8 @@ _PLACES = frozenset(
 Word = str | tuple
 
 
-class NoRule(Exception):
-    """A command is written in a way that no rule covers."""
-
-
 @dataclass(frozen=True)
-class Options:
+class OptionRules:
     """What is known of a program's options: a row of ``config/equivalence.yaml``."""
 
     flags: str = ""
@@ -51,12 +48,12 @@ class Options:
 
 
 @cache
-def options_table() -> dict[str, Options]:
+def options_table() -> dict[str, OptionRules]:
     """The rows of ``config/equivalence.yaml`` by program."""
     rows = {}
     for program, row in read_yaml(TABLE).items():
         lists = {key: tuple(row[key]) for key in ("long_values", "overrides") if key in row}
-        rows[program] = Options(**{**row, **lists})
+        rows[program] = OptionRules(**{**row, **lists})
     return rows
 
 
@@ -126,7 +123,7 @@ def _arguments(words: list[Word]) -> tuple:
             return ("find", *find_expression.canonical(words[1:]))
         if words and words[0] in options_table():
             return _by_options(words)
-    except (NoRule, find_expression.NoRule):
+    except NoRule:
         pass
     return ("words", *words)
 
@@ -224,7 +221,7 @@ def _by_options(words: list[Word]) -> tuple:
 
 
 def _read_options(
-    program: str, options: Options, words: Sequence[Word]
+    program: str, options: OptionRules, words: Sequence[Word]
 ) -> tuple[list[str], list[tuple[str, Word]], list[Word]]:
     """Flags, values and operands in the order in which they are given."""
     flags: list[str] = []
@@ -262,7 +259,7 @@ def _refuse_hidden_option(word: tuple) -> None:
         raise NoRule("computed")
 
 
-def _tar_bundle(options: Options, word: str, flags: list[str]) -> list[str]:
+def _tar_bundle(options: OptionRules, word: str, flags: list[str]) -> list[str]:
     """tar's first word without a dash: the values of its letters follow in their order."""
     waiting = []
     for letter in word:
@@ -276,7 +273,7 @@ def _tar_bundle(options: Options, word: str, flags: list[str]) -> list[str]:
 
 
 def _long(
-    options: Options, word: str, flags: list[str], values: list[tuple[str, Word]]
+    options: OptionRules, word: str, flags: list[str], values: list[tuple[str, Word]]
 ) -> list[str]:
     name, equals, value = word[2:].partition("=")
     letter = dict(options.long).get(name)
@@ -294,7 +291,7 @@ def _long(
 
 
 def _short(
-    options: Options, word: str, flags: list[str], values: list[tuple[str, Word]]
+    options: OptionRules, word: str, flags: list[str], values: list[tuple[str, Word]]
 ) -> list[str]:
     if options.number and word[1:].isdigit():
         values.append((options.number, word[1:]))

@@ -30,7 +30,7 @@ Node = tuple[str, Any]
 
 
 class NoRule(Exception):
-    """The expression has something that no rule covers."""
+    """A command is written in a way that no rule covers."""
 
 
 def canonical(words: Sequence[Word]) -> tuple:
