@@ -339,6 +339,13 @@ def without_benchmark() -> dict[str, Any]:
     return content
 
 
+def named(title: str) -> dict[str, Any]:
+    """The settings of the card of a base with this title."""
+    settings = copy.deepcopy(CARD_SETTINGS)
+    settings["configuration"]["model"]["title"] = title
+    return settings
+
+
 def hostile() -> dict[str, Any]:
     """A run in which every text that others wrote is an attack."""
     content = files()
@@ -347,7 +354,6 @@ def hostile() -> dict[str, Any]:
             row["request"] = row["command"] = row["answer"] = HOSTILE
     content["acquire"]["sources"][0]["name"] = content["acquire"]["sources"][0]["license"] = HOSTILE
     content["acquire"]["reasons"] = {HOSTILE: 4}
-    content["description"]["title"] = HOSTILE
     content["execution"]["examples"] = [dict.fromkeys(("answer", "command", "request"), HOSTILE)]
     content["execution"]["missing_programs"] = [HOSTILE]
     content["encode"]["system_prompt"] = content["comparison"]["tuned"]["prompt"]["system"] = (

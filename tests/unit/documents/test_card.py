@@ -476,8 +476,9 @@ def test_another_models_memory_stands_in_the_card_under_that_models_name(
     assert "> By the rule of thumb, a full FP32 fine-tune" in card
     other = re.search(r"### What the methods take on (.*)", card)[1]
     assert f"<p>{other}, " not in page and f"<h3>{other}</h3>" in page
-    content["description"]["title"] = other
-    card, page = write("MODEL_CARD.md", content), write("report.html", content)
+    settings = inputs.named(other)
+    card = write("MODEL_CARD.md", content, settings)
+    page = write("report.html", content, settings)
     assert "### What other methods take" in card and "another model's" not in card
     assert f"<p>{other}, " in page
 
