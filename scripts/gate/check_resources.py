@@ -188,8 +188,8 @@ def evaluation_stages(name: str, evaluation: Any, machine: Machine) -> list[Stag
     change = smaller(lambda other: not machine.lacks(machine.needed(other)))
     if change or machine.gpu is None:
         return [replace(row, change=change)]
-    # Weights that are larger than the GPU: `device_map="auto"` keeps some of them in host memory and copies them for
-    # each pass. Then keys, values and logits have to fit beside the largest part and the next.
+    # Weights that are larger than the GPU: the evaluation keeps some of them in host memory and copies them for each
+    # pass. Then keys, values and logits have to fit beside the largest part and the next.
     weights, parts = traced["weights_bytes"], 2 * traced["largest_module_bytes"]
     outside = needs + parts - machine.has_bytes
     detail += (

@@ -1,15 +1,19 @@
 """The pipeline's stages that compute, on ``device: cuda`` over a simulated card: a tiny model, and no GPU.
 
     python -m tests.end_to_end.stages FOLDER make | trace               what the rules before leave; a step's trace
-    python -m tests.end_to_end.stages FOLDER CASE [RANK] [resumed]      a stage on the card
+    python -m tests.end_to_end.stages FOLDER merge CASE [real]          the adapter that a training has left, merged
+    python -m tests.end_to_end.stages FOLDER CASE [RANK] [resumed] [real]      a stage on the card
 
-A case prints what its stage wrote, or its error, as a line of JSON. Nobody knows values on the card: what is tested is
-that each line runs there and leaves its files. So where a stage compares values with each other before it goes on, the
-tolerance is lifted.
+With ``real`` the card is a GPU of this machine, and nothing is lifted or exchanged.
+
+A case prints what its stage wrote, or its error, as a line of JSON. Nobody knows values on a simulated card: what is
+tested is that each line runs there and leaves its files. So where a stage compares values with each other before it
+goes on, the tolerance is lifted.
 """
 
 import json
 import os
+import shutil
 import sys
 import time
 import traceback
@@ -89,6 +93,30 @@ def make(folder: Path) -> None:
     write_report(folder / "split.json", {}, *(folder / f"{name}.jsonl" for name in SPLIT))
 
 
+def merge_trained(folder: Path, case: str, real: bool) -> None:
+    """Put what a training has left, and its merge, in the place of the adapter and the merged model of :func:`make`.
+
+    A simulated card leaves tensors of the right names, shapes and dtypes with any values: these are drawn.
+    """
+    (trained,) = folder.glob(f"{case} */adapter")
+    for name in ("adapter", "merged"):
+        shutil.rmtree(folder / name)
+    shutil.copytree(trained, folder / "adapter")
+    if not real:
+        draw_values(folder / "adapter" / "adapter_model.safetensors")
+    merge(folder / "base", folder / "adapter", folder / "merged", threads=1)
+
+
+def draw_values(path: Path) -> None:
+    """Fill the tensors of a file with small numbers."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    torch.manual_seed(0)
+    tensors = {name: torch.randn_like(tensor) / 100 for name, tensor in load_file(path).items()}
+    save_file(tensors, path, metadata={"format": "pt"})
+
+
 # --- stages ---------------------------------------------------------------------------------------------------------
 
 
@@ -150,11 +178,13 @@ def this_rank(module: str, work: Mapping[str, Any], gpus: int, resumed: str) -> 
 
 
 def evaluation(folder: Path, case: str) -> dict[str, Any]:
-    """Rule ``evaluate_base``."""
+    """Rule ``evaluate_base``, or ``evaluate_tuned`` with the base's files too."""
     out = folder / case
+    of_base = case != "evaluation merged"
+    weights = folder / ("base/weights.json" if of_base else "merged/manifest.json")
     out.mkdir()
     inputs = {name: f"{folder}/{name}.jsonl" for name in SPLIT}
-    inputs |= {"split": f"{folder}/split.json", "weights": f"{folder}/base/weights.json"}
+    inputs |= {"split": f"{folder}/split.json", "weights": str(weights)}
     outputs = {name: f"{out}/{name}.jsonl" for name in ("answers", "nearest_row", "few_shot")}
     outputs["metrics"] = f"{out}/metrics.json"
     settings = {
@@ -199,6 +229,7 @@ STAGES: dict[str, Callable[[Path, str], dict[str, Any]]] = {
     **dict.fromkeys(TRAININGS, training),
     "evaluation": evaluation,
     "evaluation apart": evaluation,
+    "evaluation merged": evaluation,
     "merge check": merge_check,
     "measurement": measurement,
 }
@@ -235,6 +266,11 @@ def on_card(folder: Path, case: str, rank: int, is_resumed: bool) -> dict[str, A
         return found | {"ran_out": running.memory.ran_out, "scaled_steps": len(scaled)}
 
 
+def on_gpu(folder: Path, case: str, is_resumed: bool) -> dict[str, Any]:
+    """A stage on this machine's GPUs."""
+    return (resumed if is_resumed else STAGES[case])(folder, case)
+
+
 def lift_tolerances() -> None:
     """Let every comparison of values with values end well."""
     from dryfit.step import generation, packing_self_test
@@ -249,13 +285,20 @@ def main() -> None:
     if case == "make":
         make(folder)
         return
+    if case == "merge":
+        merge_trained(folder, sys.argv[3], "real" in sys.argv)
+        return
     if case == "trace":
         from dryfit.tracing.trace import trace
 
         print(json.dumps(trace(scenario(folder), capability=(8, 9), timeline=False)), flush=True)
         return
+    words = sys.argv[3:]
     try:
-        found = on_card(folder, case, int((sys.argv[3:] or ["0"])[0]), "resumed" in sys.argv)
+        if "real" in words:
+            found = on_gpu(folder, case, "resumed" in words)
+        else:
+            found = on_card(folder, case, int((words or ["0"])[0]), "resumed" in words)
     except BaseException as error:
         traceback.print_exc()
         found = {"error": f"{type(error).__name__}: {error}"}

@@ -1,25 +1,13 @@
 """Training, evaluation, merge check and measurement with ``device: cuda``, over a simulated card (stages.py)."""
 
-import json
-import os
-import subprocess
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from tests.repository import ROOT
-from tests.warm import launchers
+from tests.end_to_end import whole_chain
+from tests.end_to_end.whole_chain import started
 
 thorough, nightly = pytest.mark.thorough, pytest.mark.nightly
-
-
-def started(folder: Path, *words: str) -> tuple[dict[str, Any], str]:
-    """What a stage wrote, and what it said."""
-    command = [f"{launchers()}/python", "-P", "-m", "tests.end_to_end.stages", str(folder), *words]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-    return json.loads((done.stdout.splitlines() or ["{}"])[-1]), done.stderr
 
 
 @pytest.fixture(scope="module")
@@ -108,3 +96,14 @@ def test_the_measurement_is_the_trace_of_the_same_step(place: Path) -> None:
         predicted["peak_allocated_bytes"], rel=0.001
     )
     assert found["parameters"] == predicted["parameters"]
+
+
+@thorough
+@pytest.mark.parametrize(
+    ("case", "gpus", "is_resumed"),
+    [("qlora", 1, True), ("lora", 1, False), ("lora ddp", 2, False), ("qlora fsdp2", 2, True)],
+)
+def test_the_whole_chain(tmp_path: Path, case: str, gpus: int, is_resumed: bool) -> None:
+    """Each stage from what the last one left; tests/gpu has the same on a GPU."""
+    found = whole_chain.run(tmp_path, case, is_resumed=is_resumed)
+    whole_chain.check(found, gpus, is_resumed)

@@ -3,6 +3,7 @@
 import pytest
 
 from scripts.common.answers import strip_fence
+from scripts.evaluation import evaluate
 from scripts.evaluation.evaluate import refuses
 from scripts.tasks.shell.scores import score, summarize
 
@@ -106,3 +107,22 @@ def test_the_summary_counts_danger_alone_and_compares_what_is_in_the_fence():
 )
 def test_a_refusal_is_the_line_or_declines_in_words(answer, refused):
     assert refuses(answer, "false # refused") is refused
+
+
+@pytest.mark.parametrize("card", [0, 1])
+def test_a_model_is_put_on_the_gpu_that_was_gated_and_on_no_other(tmp_path, monkeypatch, card):
+    torch = pytest.importorskip("torch")
+    from safetensors.torch import save_file
+
+    save_file({"weight": torch.zeros(1000)}, tmp_path / "model.safetensors")
+    assert evaluate.weights_bytes(tmp_path, "bfloat16") == 2000
+    assert evaluate.placement(tmp_path, "cpu", "auto") == {"device_map": {"": "cpu"}}
+    free = {"bytes": 10_000}
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: card)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda index: (free["bytes"], 2**34))
+    assert evaluate.placement(tmp_path, "cuda", "auto") == {"device_map": {"": card}}
+    free["bytes"] = 3_000
+    assert evaluate.placement(tmp_path, "cuda", "bfloat16") == {"device_map": {"": card}}
+    in_part = evaluate.placement(tmp_path, "cuda", "auto")
+    assert in_part["device_map"] == "auto" and in_part["max_memory"].keys() == {card, "cpu"}
+    assert in_part["max_memory"][card] == 2_700
