@@ -132,7 +132,11 @@ class _TwoSteps(TrainingStep):
         shapes = self._shapes()
         if first:
             state.hold_optimizer_states(self, self.setting, shapes)
-        if OPTIMIZERS[self.scenario.optimizer].copies_moments:
+        if self.scenario.has_wider_states:
+            for _, elements, _ in shapes:
+                for _ in ("gradient", "denominator"):  # each in fp32, and gone before the next
+                    self.free(self.allocate(4 * elements))
+        elif OPTIMIZERS[self.scenario.optimizer].copies_moments:
             for identity in [self.allocate(width * elements) for width, elements, _ in shapes]:
                 self.free(identity)
         earlier.clear()

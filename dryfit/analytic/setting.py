@@ -255,6 +255,10 @@ class Setting:
         shapes = self.decoder.weight_shapes()
         return [(self.dense_width, self.share(elements), times) for _, elements, _, times in shapes]
 
+    def state_width(self, width: int) -> int:
+        """Bytes of an element of an optimizer state that is no 8-bit one, for what takes ``width`` bytes itself."""
+        return 4 if self.scenario.has_wider_states else width
+
     # --- several GPUs ---
 
     @property

@@ -164,7 +164,8 @@ def hold_optimizer_states(
     moments = kind.moments
     for width, elements, times in shapes:
         if kind.bits is None:
-            ledger.hold(OPTIMIZER_STATES, "moments", width, elements, moments * times)
+            state_width = setting.state_width(width)
+            ledger.hold(OPTIMIZER_STATES, "moments", state_width, elements, moments * times)
             if kind.counts_steps:
                 ledger.hold(OPTIMIZER_STATES, "step counters", 4, 1, times)
         elif elements < EIGHT_BIT_FROM:
@@ -184,9 +185,15 @@ def hold_optimizer_states(
 
 
 def optimizer_step(ledger: Ledger, setting: Setting) -> None:
-    """`foreach` AdamW takes the square root of all second moments at once: one more copy of them."""
+    """`foreach` AdamW takes the square root of all second moments at once: one more copy of them.
+
+    With states wider than what is trained, it steps one tensor at a time, with a copy of that one.
+    """
     ledger.begin("optimizer")
-    if OPTIMIZERS[setting.scenario.optimizer].copies_moments:
+    if setting.scenario.has_wider_states:
+        largest = max(elements for _, elements, _ in setting.trained_shapes())
+        ledger.hold(TEMPORARIES, "the tensor that steps, in fp32", 4, largest, 1)
+    elif OPTIMIZERS[setting.scenario.optimizer].copies_moments:
         for width, elements, times in setting.trained_shapes():
             ledger.hold(TEMPORARIES, "square roots of second moments", width, elements, times)
     ledger.look()

@@ -306,8 +306,11 @@ def without_masters(scenario: Scenario, where: object = "scenario") -> list[str]
     if not pure or scenario.parallel.zero_stage or scenario.aim.trainer:
         return []
     half, usual = scenario.precision, f"{scenario.precision}-mixed"
+    kept = f"weights, gradients and the optimizer's states are all in {half}"
+    if scenario.has_wider_states:
+        kept = f"weights and gradients are in {half}, the optimizer's states in fp32"
     text = (
-        f"weights, gradients and the optimizer's states are all in {half}: no fp32 copy of the weights is kept, as"
+        f"{kept}: no fp32 copy of the weights is kept, as"
         f" most recipes of full fine-tuning keep one (precision: {usual}, fp32 weights under autocast)"
     )
     with suppress(NotDescribed, UserError):

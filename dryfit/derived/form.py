@@ -88,6 +88,8 @@ class StepKey:
         settings = {
             name: part for name, part in scenario.to_mapping().items() if name not in _APART
         }
+        if not scenario.has_wider_states:  # the states are in fp32 anyway
+            settings["optimizer_state_precision"] = None
         settings["gradient_accumulation"] = min(scenario.gradient_accumulation, MICRO_BATCHES)
         if scenario.lora:
             numbers["r"] = scenario.lora.rank

@@ -187,11 +187,18 @@ def _moves_of_experts(scenario: Scenario) -> Iterator[Move]:
 def _moves_for_quality(scenario: Scenario) -> Iterator[Move]:
     """Other numbers: less precise states and weights, smaller adapters, shorter rows, fewer trained weights."""
     kind = OPTIMIZERS[scenario.optimizer]
+    narrow: Changes = {}
+    if scenario.optimizer_state_precision is not None:
+        narrow = {"optimizer_state_precision": None}
+    if scenario.has_wider_states:
+        cost = f"optimizer states in {scenario.trained_dtype}, as what is trained"
+        yield Move("narrow_states", cost, [narrow])
     if kind.bits is None and kind.elementwise:
-        yield Move("8bit_optimizer", "optimizer states in 8 bits", [{"optimizer": EIGHT_BIT}])
+        options = [{"optimizer": EIGHT_BIT, **narrow}]
+        yield Move("8bit_optimizer", "optimizer states in 8 bits", options)
     if not kind.paged:
         cost = "optimizer states in 8 bits that may move to the host, slowly"
-        yield Move("paged_optimizer", cost, [{"optimizer": PAGED}])
+        yield Move("paged_optimizer", cost, [{"optimizer": PAGED, **narrow}])
     if scenario.precision == "fp32" and scenario.method != "qlora":
         yield Move("16bit_weights", "weights in 16 bits", [{"precision": "bf16"}])
     if scenario.mixed:

@@ -16,6 +16,7 @@ OPTIONS: dict[str, Mapping[str, Any]] = {
     "default": {},
     "trl": {"loss": "chunked", "optimizer": "adamw_fused"},
     "not_checkpointed": {"gradient_checkpointing": False},
+    "fp32_states": {"optimizer_state_precision": "fp32"},  # for full fine-tuning in 16 bits
 }
 BEFORE_8 = "trl_before_8"  # the same as `trl` on a GPU of an older compute capability
 METHODS: dict[str, Mapping[str, Any]] = {
@@ -68,6 +69,8 @@ def variants_of(family: ModelFamily) -> Iterator[Variant]:
     ):
         settings = {"method": method, **options, **(METHODS[method] if "loss" in options else {})}
         if rows > 1 and ("e" in family.keys or family.exact_length):
+            continue
+        if called == "fp32_states" and method != "full":  # what adapters train has fp32 states
             continue
         step = {"model": name, "sequence_length": length, "micro_batch": rows, **settings}
         try:

@@ -75,6 +75,8 @@ def _view(scenario: Any, loop: Mapping[str, Any]) -> View:
         several=max(parallel.gpus, 2),
         meshed=parallel.meshed,
         is_mixed=scenario.mixed,
+        has_wider_states=scenario.has_wider_states,
+        trained_dtype=scenario.trained_dtype,
         half=scenario.precision.removesuffix("-mixed"),
         compute=scenario.compute_precision,
         weights=scenario.weight_precision,
@@ -107,6 +109,8 @@ def _view(scenario: Any, loop: Mapping[str, Any]) -> View:
 _APART = "don't go together"
 # Where each number is updated for itself tensors may be cut anywhere.
 _CUT_ANYWHERE = ", ".join(name for name, one in OPTIMIZERS.items() if one.elementwise)
+# Those whose states can be wider than what they train.
+_WITH_WIDER_STATES = "adamw"
 # What TRL's trainers leave no choice about, by field: what goes with them, and why.
 _BY_TRL = {
     "loss": Only(("full",), "the objective is the loss"),
@@ -122,6 +126,9 @@ _BY_TRL = {
     "adapter_precision": Only(
         ("fp32",), "TRL casts the adapters itself: bf16 over a 4-bit base, else fp32"
     ),
+    "optimizer_state_precision": Only(
+        (None,), "TRL makes the optimizer, whose states have the dtype of what is trained"
+    ),
     "optimizer": Only(
         tuple(name for name, one in OPTIMIZERS.items() if one.in_trl),
         "TRL makes the optimizer, and this one is not predicted in its trainers",
@@ -131,13 +138,14 @@ _BY_TRL = {
 
 def _by_trl(field: str) -> Contradiction:
     allowed, why = _BY_TRL[field]
-    words = ", ".join(str(word).lower() for word in allowed)
+    as_written = ["null" if word is None else str(word).lower() for word in allowed]
+    words = ", ".join(as_written)
     return Contradiction(
         lambda s: s.aim.trainer and getattr(s, field) not in allowed,
         field,
         f"`objective: {{objective}}` and `{field}: {{{field}}}` {_APART}: {why}.",
         f"{words}; or objective sft",
-        f"{field}: {str(allowed[0]).lower()}",
+        f"{field}: {as_written[0]}",
     )
 
 
@@ -626,6 +634,21 @@ STEP = (
         " forward pass in which {strategy_title} has gathered its weights.",
         "full, or chunked with zero3; or strategy ddp",
         "loss: full",
+    ),
+    Contradiction(
+        lambda s: s.has_wider_states and s.optimizer != _WITH_WIDER_STATES,
+        "optimizer",
+        "`optimizer: {optimizer}` and `optimizer_state_precision: fp32` don't go together where {trained_dtype} is"
+        " trained: this optimizer decides itself what its states are.",
+        f"{_WITH_WIDER_STATES}; or optimizer_state_precision null",
+        f"optimizer: {_WITH_WIDER_STATES}",
+    ),
+    Contradiction(
+        lambda s: s.has_wider_states and (s.zero or s.meshed),
+        "optimizer_state_precision",
+        "`optimizer_state_precision: fp32` and `parallel.strategy: {strategy}` are not predicted together.",
+        "null; or strategy none, ddp, fsdp1, fsdp2",
+        "optimizer_state_precision: null",
     ),
     Contradiction(
         lambda s: s.sharded and not OPTIMIZERS[s.optimizer].elementwise,

@@ -287,6 +287,16 @@ class Fields:
         said="{}",
         closed_form=tuple(name for name, one in OPTIMIZERS.items() if one.in_closed_form),
     )
+    optimizer_state_precision: str | None = described(
+        "`fp32`: the optimizer's states are in fp32 whatever the dtype of what is trained, as Apex's FusedAdam and"
+        " bitsandbytes' 32-bit AdamW keep them for 16-bit weights; `adamw` steps such weights one after the other."
+        " `null`: in the dtype of what is trained.",
+        words=("fp32",),
+        nullable=True,
+        example="fp32",
+        said="optimizer states in {}",
+        closed_form=ANY,
+    )
     float8: str = described(
         "Products of linear layers in 8 bits, by one of torchao's recipes. Weights stay in their dtype. Predicted where"
         " the extra `optimizers` is installed, and not trained.",

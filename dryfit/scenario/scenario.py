@@ -219,6 +219,16 @@ class Scenario(Fields):
             else self.weight_precision
         )
 
+    @property
+    def trained_dtype(self) -> str:
+        """Dtype of what is trained: of all weights, or of the adapters."""
+        return self.weight_precision if self.method == "full" else self.adapter_dtype
+
+    @property
+    def has_wider_states(self) -> bool:
+        """Whether the optimizer's states have more bits than what is trained."""
+        return self.optimizer_state_precision == "fp32" and self.trained_dtype != "fp32"
+
     def size(self, name: str, default: Any = None) -> Any:
         """A size of the model under its usual name, whatever its configuration calls it (None counts as missing)."""
         own = size(self.model, name)

@@ -16,6 +16,7 @@ from dryfit.scenario.scenario import Scenario
 from dryfit.step.meshes import mesh_of
 
 Parameters = Sequence[nn.Parameter]
+MOMENTS = ("exp_avg", "exp_avg_sq")  # what PyTorch calls AdamW's states
 PROJECTED_EVERY = 200  # steps: GaLore's projections last so long
 
 
@@ -34,6 +35,8 @@ def build_optimizer(
     """
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     options = {"lr": learning_rate, "weight_decay": weight_decay}
+    if scenario.has_wider_states:
+        return AdamWWithFp32States(trained, **options)
     fused_on_host = scenario.optimizer == "adamw_fused" and scenario.parallel.offload == "cpu"
     build = BUILDERS[
         "adamw" if fused_on_host else scenario.optimizer
@@ -155,6 +158,68 @@ class Together(torch.optim.Optimizer):
         for part, group in zip(self.parts, self.param_groups, strict=True):
             part.param_groups, part.state = [group], self.state
             part.step()
+
+
+class AdamWWithFp32States(torch.optim.Optimizer):
+    """AdamW whose two moments are in fp32, whatever the dtype of the parameters and their gradients.
+
+    PyTorch's own keeps moments in the parameters' dtype, and its kernels refuse any other (torch 2.13:
+    ``torch._foreach_lerp_`` and ``torch._fused_adamw_`` want one dtype). The rule is its
+    (``torch/optim/adamw.py``, decoupled weight decay). Parameters step one after the other, each in fp32: beside the
+    moments, a step needs one fp32 copy of the largest parameter at a time.
+    """
+
+    def __init__(
+        self,
+        parameters: Parameters,
+        *,
+        lr: float,
+        weight_decay: float = 0.0,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+    ) -> None:
+        settings = {"lr": lr, "weight_decay": weight_decay, "betas": betas, "eps": eps}
+        super().__init__(parameters, settings)
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:
+        """Update each parameter that has a gradient."""
+        del closure
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    self._update_moments(parameter, group["betas"])
+                    self._update_parameter(parameter, group)
+
+    def _update_moments(self, parameter: nn.Parameter, betas: tuple[float, float]) -> None:
+        state = self.state[parameter]
+        if not state:
+            state["step"] = 0
+            for name in MOMENTS:
+                state[name] = torch.zeros_like(parameter, dtype=torch.float32)
+        state["step"] += 1
+        first, second = (state[name] for name in MOMENTS)
+        gradient = parameter.grad.float()
+        first.lerp_(gradient, 1 - betas[0])
+        second.mul_(betas[1]).addcmul_(gradient, gradient, value=1 - betas[1])
+
+    def _update_parameter(self, parameter: nn.Parameter, group: Mapping[str, Any]) -> None:
+        state = self.state[parameter]
+        first, second = (state[name] for name in MOMENTS)
+        first_correction, second_correction = (1 - beta ** state["step"] for beta in group["betas"])
+        parameter.mul_(1 - group["lr"] * group["weight_decay"])
+        denominator = second.sqrt().div_(second_correction**0.5).add_(group["eps"])
+        parameter.addcdiv_(first, denominator, value=-group["lr"] / first_correction)
+
+    def load_state_dict(self, states: dict[str, Any]) -> None:
+        """Load states without rounding: PyTorch casts moments to the parameters' dtype."""
+        super().load_state_dict(states)
+        parameters = [one for group in self.param_groups for one in group["params"]]
+        for index, kept in states["state"].items():
+            parameter = parameters[index]
+            for name in MOMENTS:
+                moment = kept[name].to(parameter.device, torch.float32, copy=True)
+                self.state[parameter][name] = moment
 
 
 # In the order of dryfit.scenario.optimizers, which says what each keeps.

@@ -46,6 +46,7 @@ class ParameterCounts:
     merged_width: int
     adapter_width: int
     optimizer: str
+    state_width: int  # of a number of an optimizer state, where the optimizer leaves it open
 
     @classmethod
     def of(
@@ -57,7 +58,10 @@ class ParameterCounts:
         ) == "int8"  # PEFT leaves adapters of such a base in fp32
         wide = step["adapter_precision"] == "fp32" or step["precision"].startswith("fp32")
         own = 4 if wide or (int8 and step["adapter_precision"] == "base") else 2
-        return cls(parameters, trainable, WIDTHS[base], WIDTHS[merged], own, step["optimizer"])
+        states = 4 if step.get("optimizer_state_precision") == "fp32" else own
+        return cls(
+            parameters, trainable, WIDTHS[base], WIDTHS[merged], own, step["optimizer"], states
+        )
 
 
 def written(sizes: ParameterCounts, exports: Sequence[str] = ()) -> dict[str, tuple[int, int]]:
@@ -70,7 +74,7 @@ def written(sizes: ParameterCounts, exports: Sequence[str] = ()) -> dict[str, tu
     """
     adapter = sizes.trainable * sizes.adapter_width
     # Adafactor, Muon and GaLore are counted with AdamW's two states: mostly they keep less.
-    states = OPTIMIZERS[sizes.optimizer].state_bytes(sizes.adapter_width)
+    states = OPTIMIZERS[sizes.optimizer].state_bytes(sizes.state_width)
     checkpoint = adapter + int(sizes.trainable * states)
     merged = sizes.parameters * sizes.merged_width + COMPANIONS_BYTES
     types = {"f32": 4, "f16": 2, "bf16": 2, "q8_0": Q8_0}

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from math import log2
 from typing import Any
 
+from dryfit.analytic.estimate import ADAM_STATES, LORA_SHARE
 from dryfit.engine import components
 from dryfit.engine.components import grouped
 from dryfit.scenario.nested_fields import Parallel
@@ -34,6 +35,22 @@ TICKS = sourced(
     tuple(64 * 4**power for power in range(9)), "scripts/documents/memory.py", "TICKS"
 )  # tokens of a row
 ANSWERS = ("rule_of_thumb", "analytic", "trace", "measurement")
+
+# What people quote beside the rule of thumb (:mod:`dryfit.analytic.estimate`), and what it is made of.
+QUOTES = sourced(
+    {
+        "parameters": 7_000_000_000,  # that the range is quoted for
+        "qlora_gb": (12, 16),
+        "cards_gb": (16, 24),  # commodity GPUs
+        "adapter_share": float(LORA_SHARE),
+        "packed_bytes": 0.5,  # of a 4-bit weight
+        "half_bytes": 2,  # of a 16-bit number
+        "moment_bytes": 4,  # of one of Adam's two
+        "state_bytes": ADAM_STATES,
+    },
+    "scripts/documents/memory.py",
+    "QUOTES",
+)
 
 WEIGHTS = sourced(
     {
@@ -131,6 +148,7 @@ def scenario_memory(name: str, compared: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "allocators": compared.get("allocators") or {},
         "answers": answers,
+        "before_temporaries": _before_temporaries(answers, parts["trace"]),
         "states": _states(scenario, answers),
         "analytic_terms": answers["analytic"].get("terms", [])[:LARGEST_TERMS],
         # A measurement on the CPU is set against the trace of the same step on the CPU.
@@ -139,6 +157,7 @@ def scenario_memory(name: str, compared: Mapping[str, Any]) -> dict[str, Any]:
             for answer in ANSWERS
             if answer != "trace"
         },
+        "errors_cancel": _errors_cancel(rows),
         "evidence": (compared.get("evidence") or {}).get("text"),
         "verdict": compared.get("verdict"),
         "fits": compared.get("fits"),
@@ -183,15 +202,42 @@ def _states(scenario: Mapping[str, Any], answers: Mapping[str, Any]) -> dict[str
         answers[name]["components"].get(components.OPTIMIZER_STATES)
         for name in ("rule_of_thumb", "trace")
     )
-    sixteen_bits = scenario["method"] == "full" and scenario["precision"] in ("bf16", "fp16")
     if (
-        not sixteen_bits
+        not _in_16_bits(scenario)
+        or has_fp32_states(scenario)
         or not OPTIMIZERS[scenario["optimizer"]].elementwise
         or not rule
         or not traced
     ):
         return None
     return {"setting_bytes": traced, "count_bytes": rule - 2 * traced}
+
+
+def _in_16_bits(scenario: Mapping[str, Any]) -> bool:
+    """Whether all weights are trained, in 16 bits."""
+    return scenario["method"] == "full" and scenario["precision"] in ("bf16", "fp16")
+
+
+def has_fp32_states(scenario: Mapping[str, Any]) -> bool:
+    """Whether the optimizer keeps fp32 states for weights of 16 bits: the step that the rule of thumb's B counts."""
+    return _in_16_bits(scenario) and scenario.get("optimizer_state_precision") == "fp32"
+
+
+def _before_temporaries(
+    answers: Mapping[str, Any], traced: Mapping[str, int]
+) -> dict[str, float] | None:
+    """The traced peak without its temporaries, and how far the rule of thumb, which counts none, is from it."""
+    thumb = answers["rule_of_thumb"]["peak_allocated_bytes"]
+    if thumb is None or not traced.get("temporaries"):
+        return None
+    left = answers["trace"]["peak_allocated_bytes"] - traced["temporaries"]
+    return {"bytes": left, "rule_share": thumb / left - 1}
+
+
+def _errors_cancel(rows: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether the rule is nearer to the trace in all than in its lines: a tenth of the largest error or less."""
+    errors = [row["rule_minus_trace"] for row in rows]
+    return 10 * abs(sum(errors)) <= max(map(abs, errors))
 
 
 def _answer(compared: Mapping[str, Any], name: str) -> dict[str, Any]:
@@ -221,28 +267,50 @@ def precision_title(scenario: Mapping[str, Any]) -> str:
     if scenario["method"] == "qlora":
         double = " with double quantization" if scenario["quantization"]["double"] else ""
         return f"{scenario['quantization']['type'].upper().replace('INT8', 'LLM.int8')}{double}, {precision}"
+    if has_fp32_states(scenario):
+        return f"{precision} with {scenario['optimizer_state_precision'].upper()} states"
     return precision
 
 
 def sections(scenarios: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Those that the memory profile has a section for, each the first of its kind, or None; and the others.
 
-    The rule of thumb's B is in 16 bits: all of the step (``B``), or its computation alone (``mixed``).
+    The rule of thumb's B has weights and gradients in 16 bits and states in fp32. Where no scenario is that step, the
+    one wholly in 16 bits stands for it. ``other_readings``: what else people call fine-tuning in 16 bits.
     """
-
-    def first(method: str, *precisions: str) -> Any:
-        fitting = (s for s in scenarios if s["scenario"]["method"] == method)
-        return next(
-            (s for s in fitting if not precisions or s["scenario"]["precision"] in precisions), None
-        )
-
-    chosen = {"A": first("full", "fp32"), "B": first("full", "bf16", "fp16"), "C": first("qlora")}
-    chosen["mixed"] = first("full", "bf16-mixed", "fp16-mixed")
-    names = [scenario["name"] for scenario in chosen.values() if scenario]
+    full = [each for each in scenarios if each["scenario"]["method"] == "full"]
+    wide = [each for each in full if has_fp32_states(each["scenario"])]
+    narrow = _of_precision(full, "bf16", "fp16")
+    narrow = [each for each in narrow if each not in wide]
+    mixed = _of_precision(full, "bf16-mixed", "fp16-mixed")
+    second = [*wide, *narrow]
+    chosen = {
+        "A": _first(_of_precision(full, "fp32")),
+        "B": _first(second),
+        "C": _first([each for each in scenarios if each["scenario"]["method"] == "qlora"]),
+    }
+    other_readings = [*narrow[:1], *mixed[:1]] if wide else mixed[:1]
+    shown = [each for each in (*chosen.values(), *other_readings) if each is not None]
+    names = [scenario["name"] for scenario in shown]
     return {
         **chosen,
+        "b_has_fp32_states": bool(wide),
+        "narrow": _first(narrow) if wide else None,
+        "mixed": _first(mixed),
+        "other_readings": other_readings,
+        "quotes": QUOTES,
         "others": [scenario for scenario in scenarios if scenario["name"] not in names],
     }
+
+
+def _of_precision(
+    scenarios: Sequence[Mapping[str, Any]], *precisions: str
+) -> list[Mapping[str, Any]]:
+    return [each for each in scenarios if each["scenario"]["precision"] in precisions]
+
+
+def _first(scenarios: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
+    return scenarios[0] if scenarios else None
 
 
 def feasibility(plan: Mapping[str, Any]) -> dict[str, Any]:

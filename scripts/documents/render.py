@@ -116,6 +116,13 @@ def gigabytes(size: float | None, digits: int = 2) -> str:
     return "not measured" if size is None else f"{size / 1e9:,.{digits}f} GB"
 
 
+def short_gigabytes(size: float) -> str:
+    """Bytes as a number of GB of 10^9 bytes with no more digits than it has: ``28``, ``0.25``."""
+    quoted = round(size / 1e9, 2)
+    digits = 0 if quoted == int(quoted) else 2
+    return f"{size / 1e9:,.{digits}f}"
+
+
 def gibibytes(size: float | None, digits: int = 2) -> str:
     """Bytes as GiB of 2^30 bytes."""
     return "not measured" if size is None else f"{size / 2**30:,.{digits}f} GiB"
@@ -183,6 +190,8 @@ def deviation(share: float | None, digits: int = 2) -> str:
     """A relative difference in words: ``18.9 % too low``."""
     if share is None:
         return "not measured"
+    if share and not round(100 * share, digits):
+        digits = 2  # what rounds to zero is shown closer
     word = ("too high" if share > 0 else "too low") if round(100 * share, digits) else "off"
     return f"{100 * abs(share):,.{digits}f} % {word}"
 
@@ -280,6 +289,7 @@ def environment(folder: Path, html: bool) -> Any:
         signed,
         signed_percent,
         deviation,
+        short_gigabytes,
         signed_size,
         duration,
     )

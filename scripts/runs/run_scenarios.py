@@ -151,12 +151,13 @@ def profile_scenarios(settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         for name, differences in memory["scenarios"].items()
     }
 
-    def cost(item: tuple[str, dict[str, Any]]) -> tuple[int, int, str]:
+    def cost(item: tuple[str, dict[str, Any]]) -> tuple[int, int, bool, str]:
         name, scenario = item
         precisions = ("fp32", "bf16-mixed", "fp16-mixed", "bf16", "fp16")
         return (
             BY_NAME["method"].words.index(scenario["method"]),
             precisions.index(scenario["precision"]),
+            scenario.get("optimizer_state_precision") is None,  # narrower states take less
             name,
         )
 

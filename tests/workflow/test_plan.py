@@ -237,7 +237,7 @@ def test_a_path_says_what_its_job_does(project):
         ("results/dataset/another/clean.jsonl", "dataset.name: embedded"),
         (
             "results/smollm2-135m-r16/memory/another/trace.json",
-            "full-fp32, full-bf16-mixed, full-bf16, qlora",
+            "full-fp32, full-bf16-mixed, full-bf16-fp32-states, full-bf16, qlora",
         ),
     ],
 )

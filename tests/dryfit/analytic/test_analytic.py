@@ -410,6 +410,21 @@ def test_trace_of_an_older_card_within_three_per_cent() -> None:
 
 
 @pytest.mark.nightly
+def test_fp32_states_of_16_bit_weights_take_8_bytes_a_weight() -> None:
+    """Two fp32 numbers for each. Trace and allocator agree with the closed form."""
+    from dryfit.analytic.allocations import form_events
+    from dryfit.engine.capacities import capacities
+    from dryfit.tracing.trace import trace
+
+    for kind in ("qwen2", "gemma2"):
+        scenario = make(kind, method="full", optimizer_state_precision="fp32")
+        found, traced = analytic_estimate(scenario), trace(scenario, timeline=False)
+        assert found["components"]["optimizer_states"] == 8 * found["parameters"]["total"]
+        assert found["phases"] == pytest.approx(traced["phases"], rel=0.03)
+        required = capacities(form_events(scenario), expandable_segments=False).required_bytes
+        assert required == pytest.approx(traced["required_bytes"], rel=0.05)
+
+
 def test_target_model_within_three_per_cent() -> None:
     from dryfit.tracing.trace import trace
 

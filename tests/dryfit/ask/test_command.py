@@ -769,6 +769,7 @@ def test_the_answer_in_python_is_typed_and_shows_itself(model, capsys) -> None:
     ("fields", "said"),
     [
         ({"method": "full"}, True),
+        ({"method": "full", "optimizer_state_precision": "fp32"}, True),
         ({"method": "full", "precision": "bf16-mixed"}, False),
         ({"method": "full", "precision": "fp32"}, False),
         ({"method": "lora"}, False),
@@ -788,6 +789,8 @@ def test_full_fine_tuning_in_16_bits_says_that_it_keeps_no_fp32_weights(fields, 
     ):  # 8.03 billion weights, gradients and two states in fp32, with 16-bit copies and activations
         assert float(texts[0].partition("about ")[2].partition(" GiB")[0]) > 4 * 4 * 8.03e9 / 2**30
         assert "--set precision=bf16-mixed" in texts[0]
+        wide = "optimizer_state_precision" in fields
+        assert ("the optimizer's states in fp32" in texts[0]) == wide
 
 
 def test_a_file_that_names_its_gpu_needs_no_option(model: str, tmp_path, capsys) -> None:

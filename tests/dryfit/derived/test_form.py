@@ -424,3 +424,22 @@ def test_the_answer_says_once_that_a_record_is_not_used(tmp_path, monkeypatch) -
     form._opened.cache_clear()
     assert "bound" in answer["analytic"]
     assert [text for text in answer["warnings"] if "format 0" in text] == answer["warnings"][:1]
+
+
+@pytest.mark.parametrize("name", ["qwen2.5-coder-0.5b", "qwen2.5-coder-7b"])  # tied, and not
+def test_16_bit_weights_with_fp32_states_have_a_record(name) -> None:
+    """Equal to the trace; and where fp32 is trained the field changes no key."""
+    from dryfit.analytic.estimate import estimate
+    from dryfit.tracing.trace import trace
+
+    step = {"model": name, "method": "full", "sequence_length": 512, "precision": "bf16"}
+    wide = Scenario.from_mapping({**step, "optimizer_state_precision": "fp32"}, {})
+    found, traced = estimate(wide).analytic, trace(wide, timeline=False)
+    assert found["recorded_with"]
+    for field in ("peak_allocated_bytes", "phases"):
+        assert found[field] == traced[field], field
+    told = {**step, "method": "qlora", "optimizer_state_precision": "fp32"}
+    untold = {**step, "method": "qlora"}
+    assert StepKey.of(Scenario.from_mapping(told, {})) == StepKey.of(
+        Scenario.from_mapping(untold, {})
+    )

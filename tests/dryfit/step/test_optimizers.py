@@ -10,8 +10,14 @@ from dryfit.scenario.fields import BY_NAME
 from dryfit.scenario.optimizers import OPTIMIZERS
 from dryfit.scenario.scenario import Scenario
 from dryfit.step.model import build_model
-from dryfit.step.optimizers import BUILDERS, PROJECTED_EVERY, build_optimizer
-from dryfit.step.step import random_step
+from dryfit.step.optimizers import (
+    BUILDERS,
+    MOMENTS,
+    PROJECTED_EVERY,
+    AdamWWithFp32States,
+    build_optimizer,
+)
+from dryfit.step.step import forward_backward, random_batch, random_step
 from dryfit.tracing.measure import measure
 from dryfit.tracing.trace import trace
 from tests.dryfit.decoders import DECODERS
@@ -54,6 +60,95 @@ def test_a_step_is_traced_to_the_byte(method, optimizer):
     predicted, measured = trace(asked, "cpu", timeline=False), measure(asked, "cpu", timeline=False)
     assert predicted["phases"] == measured["phases"]
     assert predicted["components"] == measured["components"]
+
+
+WIDER = {"optimizer": "adamw", "optimizer_state_precision": "fp32"}
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_16_bit_weights_with_fp32_states_are_traced_to_the_byte(precision):
+    asked = scenario(precision=precision, **WIDER)
+    predicted, measured = trace(asked, "cpu", timeline=False), measure(asked, "cpu", timeline=False)
+    for field in ("phases", "components", "peak_allocated_bytes", "resident_bytes"):
+        assert predicted[field] == measured[field], field
+
+
+def test_the_tensors_of_a_step_with_fp32_states_are_those_of_the_trace():
+    """Weights, gradients and states of a real step, counted one by one."""
+    asked = scenario(**WIDER)
+    model = build_model(asked, "cpu")
+    optimizer = build_optimizer(model, asked)
+    random_step(model, optimizer, asked, "cpu", max_grad_norm=None)()
+    batch = random_batch(asked, "cpu", model.config.vocab_size)
+    forward_backward(model, batch, asked)
+    parameters = list(model.parameters())
+    states = [optimizer.state[parameter][name] for parameter in parameters for name in MOMENTS]
+    counted = {
+        "weights_bf16": sum(parameter.nbytes for parameter in parameters),
+        "gradients": sum(parameter.grad.nbytes for parameter in parameters),
+        "optimizer_states": sum(state.nbytes for state in states),
+    }
+    assert {state.dtype for state in states} == {torch.float32}
+    assert {parameter.grad.dtype for parameter in parameters} == {torch.bfloat16}
+    found = trace(asked, "cpu", timeline=False)["components_by_phase"]["optimizer"]
+    assert counted == {name: found[name] for name in counted}
+    largest = max(parameter.numel() for parameter in parameters)
+    norm = 2  # bytes of the gradients' norm, in bf16
+    assert found["temporaries"] == 4 * largest + norm  # one tensor at a time, in fp32
+
+
+def test_fp32_states_step_as_pytorchs_adamw():
+    """In fp32 the two are the same; 16-bit weights are those of an fp32 step, rounded."""
+    start = torch.randn(7, 5, generator=torch.Generator().manual_seed(0)).bfloat16()
+    gradients = torch.randn(3, 7, 5, generator=torch.Generator().manual_seed(1)).bfloat16()
+    settings = {"lr": 1e-2, "weight_decay": 0.1}
+
+    def stepped(kind, dtype) -> torch.Tensor:
+        parameter = torch.nn.Parameter(start.to(dtype))
+        optimizer = kind([parameter], **settings)
+        for gradient in gradients:
+            parameter.grad = gradient.to(dtype)
+            optimizer.step()
+        return parameter.detach()
+
+    wide = stepped(torch.optim.AdamW, torch.float32)
+    torch.testing.assert_close(stepped(AdamWWithFp32States, torch.float32), wide)
+    half = stepped(AdamWWithFp32States, torch.bfloat16)
+    torch.testing.assert_close(half.float(), wide, rtol=2**-7, atol=2**-7)
+
+
+def test_fp32_states_come_back_from_a_checkpoint_as_they_were():
+    parameter = torch.nn.Parameter(torch.ones(4, dtype=torch.bfloat16))
+    optimizer = AdamWWithFp32States([parameter], lr=1e-2)
+    parameter.grad = torch.linspace(0.1, 1.0, 4).bfloat16()
+    optimizer.step()
+    restored = AdamWWithFp32States([parameter], lr=1e-2)
+    restored.load_state_dict(optimizer.state_dict())
+    for name in MOMENTS:
+        assert torch.equal(restored.state[parameter][name], optimizer.state[parameter][name])
+    assert restored.state[parameter]["step"] == 1
+
+
+@pytest.mark.parametrize("fields", [{"precision": "fp32"}, {"method": "qlora"}])
+def test_where_fp32_is_trained_the_states_are_fp32_anyway(fields):
+    told, untold = (
+        trace(scenario(**fields, **more), timeline=False)
+        for more in ({"optimizer_state_precision": "fp32"}, {})
+    )
+    assert told["peak_allocated_bytes"] == untold["peak_allocated_bytes"]
+    assert told["components"] == untold["components"]
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp1", "fsdp2"])
+def test_fp32_states_are_divided_as_what_is_trained(strategy):
+    asked = scenario(**WIDER, parallel={"strategy": strategy, "gpus": 2})
+    plain = scenario(optimizer="adamw", parallel={"strategy": strategy, "gpus": 2})
+    wide, narrow = (
+        trace(one, timeline=False)["components_by_phase"]["optimizer"]["optimizer_states"]
+        for one in (asked, plain)
+    )
+    assert wide == pytest.approx(2 * narrow, rel=0.02)
 
 
 @pytest.mark.thorough

@@ -19,6 +19,7 @@ SETTINGS = [
     {"loss": "chunked", "micro_batch": 6},
     {"method": "full", "optimizer": "adamw_fused"},
     {"method": "full", "precision": "bf16-mixed"},
+    {"method": "full", "optimizer_state_precision": "fp32"},
     {
         "attention": "eager",
         "method": "lora",

@@ -19,7 +19,13 @@ from tests.dryfit.decoders import DECODERS
 # Large enough for tensors to outweigh their names.
 MODEL = DECODERS["llama"] | {"hidden_size": 512, "intermediate_size": 1024, "vocab_size": 4000}
 SIZES = disk.ParameterCounts(
-    1_000_000_000, 10_000_000, base_width=4, merged_width=4, adapter_width=4, optimizer="adamw"
+    1_000_000_000,
+    10_000_000,
+    base_width=4,
+    merged_width=4,
+    adapter_width=4,
+    optimizer="adamw",
+    state_width=4,
 )
 
 

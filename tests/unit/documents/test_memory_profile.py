@@ -5,9 +5,12 @@ import re
 from collections.abc import Callable
 
 import pytest
+import yaml
 
+from dryfit.common.files import read_json
 from scripts.documents import render
-from tests.unit.documents import inputs
+from scripts.documents.memory import scenario_memory
+from tests.unit.documents import example, inputs
 
 NINE = [
     "1. Assumptions",
@@ -142,6 +145,11 @@ def test_what_is_told_apart_in_the_profile(write: Callable[..., str]) -> None:
         "another setting" not in text.partition("### 3.3 Optimizer States")[2].partition("###")[0]
     )
     summary = write("docs/memory-profile.md").partition("# 6. Summary Table")[2].partition("![")[0]
+    quoted, summary = summary.split("Each figure below", 1)
+    assert [line.count("✔ Yes") for line in quoted.splitlines() if line.startswith("| Full")] == [
+        1,
+        1,
+    ]
     assert "| feasible on NVIDIA GeForce RTX 4090? |" in summary
     verdicts = [
         line.rsplit("|", 2)[1].strip()
@@ -194,17 +202,25 @@ def test_full_fine_tuning_is_judged_only_for_the_gpu_that_was_asked_of_it(
     )
 
 
-def test_pure_16_bits_and_mixed_precision_stand_side_by_side(write: Callable[..., str]) -> None:
-    """The rule's second figure is too high for the one and too low for the other, and each says which it is."""
+def with_readings(*, fp32_states: bool) -> tuple[dict, dict]:
+    """The record with what else is called 16 bits, as files and settings."""
     content = inputs.files()
-    mixed = copy.deepcopy(content["profile"][0])
+    fp32, bf16, qlora = content["profile"]
+    mixed, wide = copy.deepcopy(fp32), copy.deepcopy(bf16)
     mixed["scenario"] |= {"precision": "bf16-mixed"}
     mixed["differences"]["rule_of_thumb_to_trace"]["share"] = -0.384
-    content["profile"].insert(1, mixed)
-    settings = {
-        **inputs.CARD_SETTINGS,
-        "scenarios": ["full-fp32", "full-bf16-mixed", "full-bf16", "qlora"],
-    }
+    wide["scenario"] |= {"optimizer_state_precision": "fp32"}
+    wide["differences"]["rule_of_thumb_to_trace"]["share"] = 0.0018
+    names = ["full-fp32", "full-bf16-mixed", "full-bf16-fp32-states", "full-bf16", "qlora"]
+    content["profile"] = [fp32, mixed, wide, bf16, qlora]
+    if not fp32_states:
+        del content["profile"][2], names[2]
+    return content, {**inputs.CARD_SETTINGS, "scenarios": names}
+
+
+def test_pure_16_bits_and_mixed_precision_stand_side_by_side(write: Callable[..., str]) -> None:
+    """The rule's second figure is too high for the one and too low for the other, and each says which it is."""
+    content, settings = with_readings(fp32_states=False)
     for name in ("docs/memory-profile.md", "docs/publication.md", "MODEL_CARD.md"):
         text = write(name, content, settings)
         assert "second figure is of a step wholly in 16 bits, optimizer states too" in text, name
@@ -213,5 +229,62 @@ def test_pure_16_bits_and_mixed_precision_stand_side_by_side(write: Callable[...
             and "38 % too low" in text
         ), name
     text = write("docs/memory-profile.md", content, settings)
-    assert "### 4.6 Two readings of 16 bits" in text and "BF16 mixed" in text
-    assert "1.5 M parameters take 0.003 GB of weights" in text and "12 to 16 GB" in text
+    assert "### 4.6 Other readings of 16 bits" in text and "BF16 mixed" in text
+    assert "× 2 bytes = 0.003 GB" in text and "12 to 16 GB" in text
+
+
+def test_scenario_b_is_the_step_with_fp32_states(write: Callable[..., str]) -> None:
+    """The rule's second figure is judged by the step that it counts; what else is called 16 bits stands below."""
+    content, settings = with_readings(fp32_states=True)
+    for name in ("docs/memory-profile.md", "docs/publication.md", "MODEL_CARD.md"):
+        text = write(name, content, settings)
+        assert "weights and gradients in 16 bits with FP32 states" in text, name
+        assert "A step wholly in 16 bits, optimizer states too" in text, name
+        assert "Mixed precision keeps FP32 weights and states" in text, name
+        assert "0.18 % too high and" in text, name
+    text = write("docs/memory-profile.md", content, settings)
+    section = text.partition("# 4. Scenario B")[2].partition("# 5. Scenario C")[0]
+    scenario, _, others = section.partition("### 4.6 Other readings of 16 bits")
+    assert "### 4.3 Optimizer States (Adam – FP32)" in scenario
+    assert "another setting" not in scenario  # the rule's states are the step's
+    titles = ["**Full fine-tuning, BF16**", "**Full fine-tuning, BF16 mixed**"]
+    assert [line for line in others.splitlines() if line.startswith("**Full")] == titles
+    assert "Full fine-tuning, BF16 with FP32 states" in text
+
+
+def test_the_profile_has_all_that_the_hand_written_one_had_in_its_order() -> None:
+    """Section by section: its figures and marks, where a reader of both looks for them."""
+    rest = (example.EXAMPLE / "docs" / "memory-profile.md").read_text(encoding="utf-8")
+    known = inputs.TEMPLATES.parents[1] / "tests" / "unit" / "documents" / "first_profile.yaml"
+    for section in yaml.safe_load(known.read_text(encoding="utf-8")):
+        before, heading, rest = rest.partition(f"# {section['section']}\n")
+        assert heading, f"{section['section']} is missing, or comes too early: {before[-200:]}"
+        text = re.split(r"^#+ ", rest, maxsplit=1, flags=re.MULTILINE)[0]
+        for figure in section["is"]:
+            before, found, text = text.partition(figure)
+            assert found, f"{section['section']}: {figure} is missing after {before[:200]}"
+
+
+def test_the_rule_is_within_five_per_cent_of_its_own_step_before_temporaries() -> None:
+    """Scenario B of a 7B: 94 GB against the traced step with 16-bit weights and fp32 states."""
+    kept = read_json(example.EXAMPLE / "run.json")
+    names = kept["settings"]["scenarios"]
+    compared = kept["files"]["profile"][names.index("full-bf16-fp32-states")]
+    step = scenario_memory("full-bf16-fp32-states", compared)
+    assert compared["rule_of_thumb"]["peak_allocated_bytes"] == 94_000_000_000
+    assert abs(step["before_temporaries"]["rule_share"]) < 0.05
+    parts = compared["trace"]["components"]
+    assert parts["optimizer_states"] == 4 * parts["gradients"]
+
+
+@pytest.mark.thorough
+def test_the_kept_trace_of_scenario_b_is_todays() -> None:
+    from dryfit.scenario.scenario import Scenario
+    from dryfit.tracing.trace import trace
+
+    kept = read_json(example.EXAMPLE / "run.json")
+    names = kept["settings"]["scenarios"]
+    compared = kept["files"]["profile"][names.index("full-bf16-fp32-states")]
+    found = trace(Scenario.from_mapping(compared["scenario"]), timeline=False)
+    for field in ("peak_allocated_bytes", "components"):
+        assert found[field] == compared["trace"][field], field

@@ -42,7 +42,14 @@ def test_what_step_loop_and_profile_have_of_a_valid_configuration():
     scenarios = run_scenarios.profile_scenarios(
         run(memory={"scenarios": {"lora": {"method": "lora"}}})
     )
-    assert list(scenarios) == ["full-fp32", "full-bf16-mixed", "full-bf16", "lora", "qlora"]
+    assert list(scenarios) == [
+        "full-fp32",
+        "full-bf16-mixed",
+        "full-bf16-fp32-states",
+        "full-bf16",
+        "lora",
+        "qlora",
+    ]
     assert scenarios["full-bf16"]["lora"] is None and scenarios["lora"]["quantization"] is None
     assert scenarios["qlora"]["lora"]["rank"] == 16
     check_configuration.check(run())

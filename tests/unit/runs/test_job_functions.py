@@ -202,7 +202,7 @@ def test_runs_whose_profiles_have_other_scenarios_are_refused() -> None:
     """The answers for all scenarios are outputs of one job, and a rule has the same outputs in each run."""
     assert functions().names_in_profile() == (
         ["qlora"],
-        ["full-fp32", "full-bf16-mixed", "full-bf16"],
+        ["full-fp32", "full-bf16-mixed", "full-bf16-fp32-states", "full-bf16"],
     )
     one, other = (
         "{model: llama-3.2-1b}",

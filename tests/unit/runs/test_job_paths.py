@@ -57,6 +57,7 @@ def test_the_profile_divides_into_scenarios_with_a_rank_and_without() -> None:
     assert paths(run=RUN).profile_comparisons() == [
         "results/memory/qwen2.5-coder-7b/full-fp32/compare.json",
         "results/memory/qwen2.5-coder-7b/full-bf16-mixed/compare.json",
+        "results/memory/qwen2.5-coder-7b/full-bf16-fp32-states/compare.json",
         "results/memory/qwen2.5-coder-7b/full-bf16/compare.json",
         f"results/{RUN}/memory/qlora/compare.json",
     ]
@@ -66,11 +67,13 @@ def test_the_profile_divides_into_scenarios_with_a_rank_and_without() -> None:
     with_rank, without = job.scenarios_of_profile(True), job.scenarios_of_profile(False)
     assert (list(with_rank), list(without)) == (
         ["qlora"],
-        ["full-fp32", "full-bf16-mixed", "full-bf16"],
+        ["full-fp32", "full-bf16-mixed", "full-bf16-fp32-states", "full-bf16"],
     )
     assert with_rank["qlora"]["lora"]["rank"] == 16 and "model" not in with_rank["qlora"]
     assert paths(run=RUN, scenario="training").step_config().endswith("/config.json")
-    with pytest.raises(UserError, match="full-fp32, full-bf16-mixed, full-bf16, qlora"):
+    with pytest.raises(
+        UserError, match="full-fp32, full-bf16-mixed, full-bf16-fp32-states, full-bf16, qlora"
+    ):
         paths(run=RUN, scenario="another").step_config()
 
 
