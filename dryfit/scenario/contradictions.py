@@ -83,6 +83,7 @@ def _view(scenario: Any, loop: Mapping[str, Any]) -> View:
         mixed_value=getattr(scenario, mixed),
         mixed_in_bf16=str(getattr(scenario, mixed)).replace("fp16", "bf16"),
         dropout=lora.dropout if lora else 0,
+        odd_rank=_odd_rank(lora),
         storage=quantization.storage if quantization else None,
         packed_experts=scenario.experts.quantized,
         experts_on_host=scenario.experts.offload == "host",
@@ -102,6 +103,14 @@ def _view(scenario: Any, loop: Mapping[str, Any]) -> View:
         aim=scenario.aim,
         **{key: loop.get(key) for key in ("device", "on_out_of_memory")},
     )
+
+
+def _odd_rank(lora: Any) -> int | None:
+    """The first rank of adapters that is odd; None without one."""
+    if lora is None:
+        return None
+    ranks = [lora.rank, *(lora.rank_pattern or {}).values()]
+    return next((rank for rank in ranks if rank % 2), None)
 
 
 _APART = "don't go together"
@@ -337,6 +346,36 @@ STEP = (
         " prefix.",
         "lora.dropout 0.0; or packing rows, where each row has its own",
         "packing: rows",
+    ),
+    Contradiction(
+        lambda s: s.lora and s.lora.needs_floats and s.method == "qlora",
+        "lora",
+        f"`lora.initialization: {{lora.initialization}}` and `method: qlora` {_APART}: PEFT makes these factors out of"
+        " weights in floating point alone.",
+        "default, gaussian, olora; or method lora",
+        "lora: {{initialization: olora}}",
+    ),
+    Contradiction(
+        lambda s: s.lora and s.lora.dora and s.int8,
+        "quantization",
+        f"`lora.dora` and `quantization.type: int8` {_APART}: PEFT unpacks the layers to find their outputs' lengths,"
+        " and bitsandbytes has no scales for its products afterwards (peft 0.21, bitsandbytes 0.50).",
+        "nf4, fp4; or dora false",
+        "quantization: {{type: nf4}}",
+    ),
+    Contradiction(
+        lambda s: s.lora and s.lora.dora and s.lora.initialization == "mica",
+        "lora",
+        f"`lora.dora` and `lora.initialization: mica` {_APART}: each is a variant of LoRA to PEFT, and it has no both.",
+        "another initialization; or dora false",
+        "lora: {{initialization: default}}",
+    ),
+    Contradiction(
+        lambda s: s.lora and s.lora.initialization == "orthogonal" and s.odd_rank,
+        "lora",
+        "`lora.initialization: orthogonal` needs an even rank, and there is {odd_rank}.",
+        "even ranks, those of rank_pattern too; or another initialization",
+        "lora: {{initialization: default}}",
     ),
     Contradiction(
         lambda s: s.packing != "none" and s.attention_mask == "padding",

@@ -12,6 +12,7 @@ from dryfit.common.device import cuda_devices, expandable_segments_here, multipl
 from dryfit.scenario.fields import BY_NAME, scenario_defaults
 from dryfit.scenario.hub import profiled
 from dryfit.scenario.scenario import Scenario
+from dryfit.scenario.value_fields import DEFAULT_START
 
 STEP = frozenset(field.name for field in fields(Scenario))
 MOST_THREADS = 8  # of a training that doesn't say how many
@@ -121,7 +122,7 @@ def profile_scenarios(settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     )
     common = {**_defaults(settings), "gpu": memory["gpu"], "lora": settings["lora"], **model}
     scenarios = {
-        name: _of_method({**common, **differences})
+        name: _of_profile(_of_method({**common, **differences}))
         for name, differences in memory["scenarios"].items()
     }
 
@@ -149,6 +150,13 @@ def sharded_scenarios(settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         for name, scenario in profile_scenarios(settings).items()
         if scenario["method"] == "full"
     }
+
+
+def _of_profile(scenario: dict[str, Any]) -> dict[str, Any]:
+    """A scenario of the memory profile, whose adapters start as plain ones: how they start takes memory in no step."""
+    if not isinstance(scenario["lora"], Mapping):
+        return scenario
+    return {**scenario, "lora": {**scenario["lora"], "initialization": DEFAULT_START}}
 
 
 def _of_method(scenario: dict[str, Any]) -> dict[str, Any]:

@@ -31,6 +31,7 @@ from dryfit.common.versions import versions
 from dryfit.scenario.scenario import Scenario, rows_in_a_step
 from scripts.common.job import keep_host_memory
 from scripts.common.tokenizer import read_tokenizer
+from scripts.training.initial_adapter import keep_start
 from scripts.training.loop import (
     Fit,
     Fitted,
@@ -117,6 +118,7 @@ def train(work: TrainingJob, group: ProcessGroup = ALONE) -> None:
     _log_plan(work, scenario, data, group)
     began = time.monotonic()
     model, about = _model(work, scenario, description["title"])
+    start = keep_start(model, scenario, Path(work.checkpoint))
     if scenario.parallel.kind.replicates:
         _order_buckets(model, scenario, data, device)
     # Dropout draws other numbers in each process, but in those that compute the same rows together by a tensor plan.
@@ -147,7 +149,7 @@ def train(work: TrainingJob, group: ProcessGroup = ALONE) -> None:
     fitted = fit.run(trackers.report)
     folder = Path(work.outputs["adapter"]).parent
     # Before anything that can fail: the checkpoint of the last step, and these.
-    save_adapter(model, folder, base_name(description), group)
+    save_adapter(model, folder, base_name(description), group, start)
     if group.rank == 0:
         write_jsonl(curve_path, fitted.curve)
     # A 4-bit weight is unpacked once a batch, so on the CPU large ones pay; on a GPU, no more rows than have fitted.
@@ -324,9 +326,16 @@ def _report(
     }
 
 
-def save_adapter(model: Any, folder: Path, base: str, group: ProcessGroup = ALONE) -> None:
+def save_adapter(
+    model: Any,
+    folder: Path,
+    base: str,
+    group: ProcessGroup = ALONE,
+    start: Path | None = None,
+) -> None:
     """Write ``adapter_model.safetensors`` and ``adapter_config.json``, the same bytes for the same adapter.
 
+    ``start``: the adapter as it started, where it was taken out of the base (:mod:`scripts.training.initial_adapter`).
     Called by all processes, which each hold a part of a sharded adapter; rank 0 writes it.
     """
     from dryfit.step.adapters import adapter_names
@@ -344,7 +353,11 @@ def save_adapter(model: Any, folder: Path, base: str, group: ProcessGroup = ALON
     if group.rank:
         return
     with atomic_folder(folder.with_name(folder.name + ".new")) as partial:
-        model.save_pretrained(partial, state_dict=tensors)
+        # PEFT splits the path into a folder and an adapter's name.
+        converted = os.fspath(start) if start else None
+        model.save_pretrained(
+            partial, state_dict=tensors, path_initial_model_for_weight_conversion=converted
+        )
         config = read_json(partial / "adapter_config.json")
         config["base_model_name_or_path"] = base
         for key, value in config.items():

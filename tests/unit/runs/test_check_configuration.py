@@ -1,6 +1,7 @@
 """The scenarios of a configuration, and those that stop before any job starts."""
 
 import copy
+import json
 
 import pytest
 import yaml
@@ -11,6 +12,7 @@ from dryfit.scenario.scenario import Scenario, rows_in_a_step
 from scripts.common.code_digests import ROOT
 from scripts.runs import check_configuration, run_scenarios
 from scripts.runs.runs import Runs
+from tests.dryfit.decoders import DECODERS
 
 
 def run(**differences):
@@ -301,3 +303,77 @@ def test_precision_auto_is_bf16_where_the_processor_is_faster_in_it(
     monkeypatch.setattr(run_scenarios, "multiplies_bf16", lambda: faster)
     step = run_scenarios.training_scenario(run(training=training))
     assert (step["precision"], step.get("autocast")) == made
+
+
+DENSE = {"method": "lora"}
+WRONG_ADAPTERS = {
+    "PiSSA on 4 bits": ({"initialization": "pissa"}, {}, "floating point alone", "olora"),
+    "DoRA on 8 bits": (
+        {"dora": True},
+        {"quantization": {"type": "int8"}},
+        "`lora.dora` and `quantization.type: int8`",
+        "nf4",
+    ),
+    "OLoRA and DoRA": (
+        {"initialization": "olora", "dora": True},
+        {},
+        "drops DoRA's lengths",
+        "initialization: default",
+    ),
+    "PiSSA and a whole head": (
+        {"initialization": "pissa", "modules_to_save": ["lm_head"]},
+        DENSE,
+        "`lora.modules_to_save` don't go together",
+        "initialization: default",
+    ),
+    "scales that can't be converted": (
+        {"initialization": "olora", "rslora": True, "alpha_pattern": {"q_proj": 4}},
+        {},
+        "`lora.rslora with alpha_pattern`",
+        "initialization: default",
+    ),
+    "PiSSA on two GPUs": (
+        {"initialization": "pissa"},
+        {**DENSE, "parallel": {"strategy": "ddp", "gpus": 2}},
+        "on one GPU alone",
+        "initialization: default",
+    ),
+    "an unknown start": (
+        {"initialization": "pizza"},
+        DENSE,
+        "no `lora.initialization: pizza`",
+        "pissa",
+    ),
+    "no layer of that name": ({"rank_pattern": {"q_prj": 4}}, {}, "matches no layer", "q_proj: 4"),
+    "no module of that name": ({"modules_to_save": ["lm_haed"]}, {}, "no such module", "lm_head"),
+}
+
+
+@pytest.mark.parametrize(
+    ("lora", "training", "says", "write"), WRONG_ADAPTERS.values(), ids=WRONG_ADAPTERS
+)
+def test_an_adapter_that_can_not_be_trained_stops_before_any_job(
+    lora, training, says, write, tmp_path, monkeypatch
+):
+    """The model's layers are known here, as after a first run."""
+    settings = run(lora=lora, training=training, model={"name": "small"})
+    config = tmp_path / "results" / "models" / "small" / "config.json"
+    config.parent.mkdir(parents=True)
+    config.write_text(json.dumps(DECODERS["qwen2"]))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError) as caught:
+        check_configuration.check(settings)
+    assert says in str(caught.value) and write in str(caught.value)
+
+
+def test_an_adapter_s_parameters_are_counted_for_the_disk():
+    def counted(**lora):
+        step = {"model": DECODERS["qwen2"], "method": "lora", "lora": {"rank": 8, **lora}}
+        scenario = Scenario.from_mapping(step)
+        return check_configuration.trained_parameters(scenario.model, scenario.lora)
+
+    model = DECODERS["qwen2"]
+    assert counted(rank_pattern={"q_proj": 16}) == 2 * counted()
+    assert counted(initialization="pissa") == 2 * counted()
+    table = model["hidden_size"] * model["vocab_size"]
+    assert counted(modules_to_save=["lm_head"]) == counted() + table

@@ -56,7 +56,7 @@ def test_the_other_configurations_are_valid_over_the_default(config, name):
         (
             "lora.rnak",
             8,
-            ["Unknown key: lora.rnak", "alpha, dropout, rank, target_modules", "rank: 8"],
+            ["Unknown key: lora.rnak", "dropout, initialization, modules_to_save, rank", "rank: 8"],
         ),
         ("lora.dropout", 1.0, ["lora.dropout", "less than 1"]),
         (
