@@ -1,4 +1,5 @@
 # make run   from raw data to results/<run>/MODEL_CARD.md
+# make ask   asks the model of the last run: make ask Q="find log files larger than 10 MB"; without Q a prompt
 # make test  linters, and the tests that protect while one works: each room, each rule, a tiny chain; on all cores,
 #            WORKERS=1 for one (minutes)
 # make test-all   everything but what a night is for: make test and make test-rest (what it leaves out) at once, and these:
@@ -27,10 +28,15 @@ export PYTHONDONTWRITEBYTECODE :=
 
 .DELETE_ON_ERROR:
 .PHONY: run test test-rest test-all test-conda test-slurm test-night test-drift test-deepspeed test-optimizers
-.PHONY: test-kernels test-site test-mcp test-recipes site example lint lock clean
+.PHONY: test-kernels test-site test-mcp test-recipes site example lint lock clean ask
 
 run: $(VENV)/ready
 	$(BIN)/snakemake --cores $(CORES)
+
+# The request reaches the program by the environment: no quote in it can end up in the shell's own line.
+ask: export ASKED := $(value Q)
+ask: $(VENV)/ready
+	@set -f; if [ -n "$$ASKED" ]; then $(BIN)/python -m scripts.try_model -- "$$ASKED"; else $(BIN)/python -m scripts.try_model; fi
 
 # What a test is marked `thorough` or `nightly` for stands in tests/tiers.py.
 PYTEST = $(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 8

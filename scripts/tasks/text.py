@@ -33,6 +33,18 @@ class Screened(NamedTuple):
     rule: str | None = None
 
 
+class Advice(NamedTuple):
+    """What a person should know of an answer before using it.
+
+    ``level`` is ``ok``, ``caution``, ``danger`` or ``unknown``; ``verdict`` is two or three words, ``reason`` one
+    sentence or two.
+    """
+
+    level: str
+    verdict: str
+    reason: str
+
+
 Found = tuple[
     str, int, dict[str, Any]
 ]  # a row of a task's own source: where from, its line, its fields
@@ -292,6 +304,12 @@ class Task:
             whole = all(isinstance(value, bool) for value in values)
             found[name] = share(values) if whole else sum(values) / len(values)
         return found
+
+    # --- advice ------------------------------------------------------------------------------------
+
+    def advice(self, answer: str) -> Advice:
+        """What a person should know of an answer before using it; a task without a screen knows little."""
+        return Advice("unknown", "not checked", self.words()["read_first"])
 
     # --- words -------------------------------------------------------------------------------------
 

@@ -1,6 +1,8 @@
 """From raw data to the model card in this environment, and what each rule leaves behind."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -68,6 +70,20 @@ def test_the_merged_model_loads_and_is_another(finished: tuple[Path, str]) -> No
         ]
     assert logits[0].dtype == logits[1].dtype and logits[1].isfinite().all()
     assert not torch.equal(*logits)
+
+
+def test_the_model_of_the_last_run_can_be_asked(finished: tuple[Path, str]) -> None:
+    folder, _ = finished
+    command = [sys.executable, "-m", "scripts.try_model"]
+    requests = "list the files here\n\nls \x07\n" + "x" * 10_000 + "\n"
+    done = subprocess.run(
+        command, cwd=folder, input=requests, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2  # for the two requests that can't be asked
+    assert f"Asking {RUN}" in done.stderr
+    assert done.stderr.count("This can't be asked") == 2
+    assert len(done.stdout.splitlines()) >= 2
+    assert "Traceback" not in done.stderr
 
 
 def test_the_card_says_what_the_files_say(finished: tuple[Path, str]) -> None:

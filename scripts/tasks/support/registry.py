@@ -20,7 +20,16 @@ if TYPE_CHECKING:
     from scripts.tasks.text import Task
 
 FOLDER = ROOT / "scripts" / "tasks"
-PARTS = ("sources", "cleaning", "screening", "splitting", "scores", "words", "benchmark")
+PARTS = (
+    "sources",
+    "cleaning",
+    "screening",
+    "splitting",
+    "scores",
+    "words",
+    "benchmark",
+    "advice",
+)
 
 
 def names() -> list[str]:
