@@ -30,6 +30,7 @@ _WHERE = {
     "on_meta": "engine.patching",
     "trace": "tracing.trace",
     "trace_step": "engine.trace",
+    "trace_trainer": "engine.trainer",
     "fit": "ask",
 }
 __all__ = sorted(_WHERE)

@@ -14,6 +14,7 @@ from dryfit.engine.report import Report as Report
 from dryfit.engine.trace import Options as Options
 from dryfit.engine.trace import measure_step as measure_step
 from dryfit.engine.trace import trace_step as trace_step
+from dryfit.engine.trainer import trace_trainer as trace_trainer
 from dryfit.hours.run_time import Run as Run
 from dryfit.scenario.scenario import Scenario as Scenario
 from dryfit.tracing.measure import measure as measure

@@ -86,7 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--without-documents", action="store_true", help="the calculator alone")
     options = parser.parse_args(arguments)
     if address := os.environ.get("SITE_URL"):
-        _fill_in(ROOT / "README.md", address)
+        _fill_in(ROOT / "dryfit" / "README.md", address)
     with atomic_folder(options.output) as folder:
         if not options.without_documents:
             run, sweep = (

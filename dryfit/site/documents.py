@@ -17,6 +17,7 @@ from dryfit.site import reference
 from dryfit.site.python import ROOT
 
 SOURCES = data_path("site")
+LIBRARY_README = ROOT / "dryfit" / "README.md"
 LINK = re.compile(r"(!?\[[^\]]*\])\(([^)\s]+)\)")
 CODE = re.compile(r"(`+)(?!`).+?(?<!`)\1(?!`)")
 _PLACE = re.compile(r"<!-- site: begin -->.*?<!-- site: end -->", re.DOTALL)
@@ -124,7 +125,7 @@ def with_address(readme: str, address: str) -> str:
 
 def installation() -> str:
     """The lines that install the command, as the README has them."""
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    readme = LIBRARY_README.read_text(encoding="utf-8")
     lines = re.search(r"```bash\n(.*?)\n```", readme, re.DOTALL)[1]
     server, repository = os.environ.get("GITHUB_SERVER_URL"), os.environ.get("GITHUB_REPOSITORY")
     return (
@@ -136,7 +137,7 @@ def installation() -> str:
 
 def start_page() -> str:
     """The start page: the README's first question and its answer, as a terminal shows them, and how to get there."""
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    readme = LIBRARY_README.read_text(encoding="utf-8")
     command, answer = re.search(
         r"```bash\n(dryfit [^\n]+)\n```\n+```\w*\n(.*?)```", readme, re.DOTALL
     ).groups()

@@ -22,6 +22,7 @@ from tests.warm import launchers
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = (
     "README.md",
+    "dryfit/README.md",
     "CONTRIBUTING.md",
     "config/README.md",
     "config/screen/README.md",

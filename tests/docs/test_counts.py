@@ -39,12 +39,12 @@ def test_programs_that_ran_and_those_that_did_not() -> None:
     names = [name for cell, _ in failed for name in re.findall(r"`([^`]+)`", cell)]
     assert len(helped) == 1
     said = f"Of {len(ran) + len(names)} known programs {len(ran) - 1} ran, and another one with two of its own options."
-    assert said in page("README.md")
+    assert said in page("dryfit/README.md")
 
 
 def test_measured_steps() -> None:
     least = len(published()) // 10 * 10
-    for name in ("README.md", "CHANGELOG.md"):
+    for name in ("dryfit/README.md", "CHANGELOG.md"):
         assert re.search(rf"more than {least} (measured )?steps", page(name)), name
 
 
@@ -113,3 +113,23 @@ def test_each_protection_of_the_guide_is_a_test() -> None:
     assert len(named) == 10
     for path, name in named:
         assert f"def {name}(" in (ROOT / path).read_text(encoding="utf-8"), f"{path} has no {name}"
+
+
+def test_the_readme_repeats_the_librarys_figures() -> None:
+    """The five rows of the pipeline's README, the worst of each among them, stand in the library's README too."""
+    library = page("dryfit/README.md")
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (?!measured|---)(.+?) \| (.+?) \| (.+?) \|$", text, re.MULTILINE)
+    assert len(rows) == 5
+    *measured, reports = rows
+    for _, count, errors in measured:
+        figures = errors.partition(" (")[0]
+        assert f"| {count} | {figures}" in library
+    last_draw = re.search(
+        r"\| fifth, [^|]+\| (\d+) \| (\d+) \| (\d+) \| (\d+) \| (\d+) \|", library
+    )
+    asked, right, unsafe, safe_side, unanswered = last_draw.groups()
+    assert reports[1] == asked
+    assert reports[2] == (
+        f"{right} right, {unsafe} unsafe, {safe_side} wrong on the safe side, {unanswered} unanswered"
+    )

@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_the_readme_shows_what_the_command_prints(tmp_path: Path) -> None:
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    readme = (ROOT / "dryfit" / "README.md").read_text(encoding="utf-8")
     command, shown = re.search(
         r"```bash\ndryfit ([^\n]+)\n```\n+```text\n(.*?)```", readme, re.DOTALL
     ).groups()

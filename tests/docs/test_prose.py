@@ -9,6 +9,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [
     *sorted(ROOT.glob("*.md")),
+    ROOT / "dryfit" / "README.md",
     *sorted((ROOT / "docs").glob("*.md")),
     *sorted((ROOT / "config").rglob("*.md")),
     ROOT / "results" / "README.md",

@@ -143,7 +143,11 @@ def test_versions_are_pinned_and_extras_are_there() -> None:
     for name, line in requirements("dev").items():
         operators = sorted(specifier.operator for specifier in Requirement(line).specifier)
         assert operators == (["<", ">="] if name == "torch" else ["=="]), line
-    files = [*(ROOT / "dryfit").rglob("*.py"), *(ROOT / "docs").glob("*.md"), ROOT / "README.md"]
+    files = [
+        *(ROOT / "dryfit").rglob("*.py"),
+        *(ROOT / "docs").glob("*.md"),
+        ROOT / "dryfit" / "README.md",
+    ]
     texts = [path.read_text(encoding="utf-8") for path in files]
     named = {
         name for text in texts for name in re.findall(r"dryfit\[(\w+)\]|the extra `(\w+)`", text)

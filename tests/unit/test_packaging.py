@@ -149,7 +149,7 @@ def test_the_wheel_answers_beside_a_project_with_folders_of_the_same_names(tmp_p
     source, wheels, place, project = (
         tmp_path / name for name in ("source", "wheels", "installed", "project")
     )
-    names = ["dryfit", "pyproject.toml", "README.md", "LICENSE"]
+    names = ["dryfit", "pyproject.toml", "LICENSE"]
     files = subprocess.run(
         ["git", "ls-files", *names], cwd=ROOT, capture_output=True, text=True, check=True
     )
@@ -279,7 +279,7 @@ def test_the_image_of_the_library_copies_what_the_wheel_needs() -> None:
         for line in re.findall(r"^COPY (?!--from)(.+) \S+$", text, re.MULTILINE)
         for name in line.split()
     ]
-    assert set(copied) == {"pyproject.toml", "README.md", "LICENSE", "dryfit"}
+    assert set(copied) == {"pyproject.toml", "LICENSE", "dryfit"}
     assert {f"!{name}" for name in copied} <= set(kept)
     assert re.search(r'^ENTRYPOINT \["dryfit"\]$', text, re.MULTILINE) and re.search(
         r"^USER ", text, re.MULTILINE

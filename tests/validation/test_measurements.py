@@ -16,7 +16,7 @@ from validation.rows import MIB, SOURCES, STAGES, read
 ROWS = {row.id: row for source in SOURCES for row in read(source)}
 REPORT = json.loads(measurements.REPORT.read_text(encoding="utf-8"))
 DOCUMENTATION = (ROOT / "docs" / "memory-validation.md").read_text(encoding="utf-8")
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+README = (ROOT / "dryfit" / "README.md").read_text(encoding="utf-8")
 COUNTS = {"t4": 57, "t4-final": 24, "t4-notebook": 10, "a100": 9, "granite": 9, "liger": 7}
 COUNTS |= {"unread-peft": 49, "unread-llama-2-70b": 2, "unread-llama-3-8b": 2}
 COUNTS |= {"canifinetune": 12, "unread-fp16": 4}

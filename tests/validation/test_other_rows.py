@@ -7,7 +7,7 @@ from validation import other_rows
 
 TRIES = other_rows.read()
 PAGE = (ROOT / "docs" / "memory-validation.md").read_text(encoding="utf-8")
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+README = (ROOT / "dryfit" / "README.md").read_text(encoding="utf-8")
 
 
 def test_every_try_has_a_source_a_licence_and_a_figure():

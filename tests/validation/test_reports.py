@@ -11,7 +11,7 @@ from validation import reports
 
 REPORTS = reports.read()
 BY_ID = {report.id: report for report in REPORTS}
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+README = (ROOT / "dryfit" / "README.md").read_text(encoding="utf-8")
 PAGE = (ROOT / "docs" / "reports.md").read_text(encoding="utf-8")
 
 

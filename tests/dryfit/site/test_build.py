@@ -137,7 +137,7 @@ def test_the_readme_gets_the_sites_address_and_nothing_else(
     from dryfit.site.build import _fill_in
     from dryfit.site.documents import with_address
 
-    text = (python.ROOT / "README.md").read_text(encoding="utf-8")
+    text = (python.ROOT / "dryfit" / "README.md").read_text(encoding="utf-8")
     filled = with_address(text, "https://somebody.example/tuner/")
     assert "[the calculator](https://somebody.example/tuner/calculator/)" in filled
 
