@@ -49,6 +49,16 @@ def _sizes(zero: Any) -> list[Any]:
     ]
 
 
+# What this table asks of the loop around a training's step.
+_LOOP = (
+    "device",
+    "early_stopping_patience",
+    "keep",
+    "on_out_of_memory",
+    "validate_every_steps",
+)
+
+
 def _view(scenario: Any, loop: Mapping[str, Any]) -> View:
     """A scenario's fields, those of its parallel and quantization, and the loop's settings."""
     parallel, lora, quantization = scenario.parallel, scenario.lora, scenario.quantization
@@ -101,7 +111,7 @@ def _view(scenario: Any, loop: Mapping[str, Any]) -> View:
         fsdp=parallel.kind.fsdp,
         trained=parallel.kind.trained,
         aim=scenario.aim,
-        **{key: loop.get(key) for key in ("device", "on_out_of_memory")},
+        **{key: loop.get(key) for key in _LOOP},
     )
 
 
@@ -809,6 +819,22 @@ TRAINING = (
         "A GPU that runs out of memory can't repeat its step: the other GPUs are already waiting for it.",
         "stop; or one GPU",
         "on_out_of_memory: stop",
+    ),
+    Contradiction(
+        lambda s: s.keep == "best" and s.validate_every_steps is None,
+        "keep",
+        f"`keep: best` and `validate_every_steps: null` {_APART}: without a validation in between, the last step is all"
+        " that there is to choose from.",
+        "last; or a number of steps for validate_every_steps",
+        "validate_every_steps: 50",
+    ),
+    Contradiction(
+        lambda s: s.early_stopping_patience is not None and s.validate_every_steps is None,
+        "early_stopping_patience",
+        f"`early_stopping_patience: {{early_stopping_patience}}` and `validate_every_steps: null` {_APART}: without a"
+        " validation in between, nothing says when to stop.",
+        "null; or a number of steps for validate_every_steps",
+        "validate_every_steps: 50",
     ),
 )
 

@@ -24,7 +24,7 @@ from scripts.common.cache import ResultCache
 from scripts.common.job import job
 from scripts.common.machine import pick_device
 from scripts.training.initial_adapter import remove_start
-from scripts.training.loop import LoopState
+from scripts.training.loop_state import LoopState
 from scripts.training.processes import launch
 from scripts.training.train_process import TrainingJob, about_base, base_name, train
 

@@ -32,17 +32,11 @@ from dryfit.scenario.scenario import Scenario, rows_in_a_step
 from scripts.common.job import keep_host_memory
 from scripts.common.tokenizer import read_tokenizer
 from scripts.training.initial_adapter import keep_start
-from scripts.training.loop import (
-    Fit,
-    Fitted,
-    LoopState,
-    check_rows,
-    plan_steps,
-    token_shares,
-    validation_loss,
-)
+from scripts.training.loop import Fit, Fitted, check_rows, plan_steps, token_shares
+from scripts.training.loop_state import LoopState
 from scripts.training.processes import ALONE, ProcessGroup, started
 from scripts.training.tracking import Trackers
+from scripts.training.validation import ValidationRows
 
 if TYPE_CHECKING:
     from dryfit.step.batches import Row
@@ -145,22 +139,18 @@ def train(work: TrainingJob, group: ProcessGroup = ALONE) -> None:
         state,
         data.shared,
         predicted,
+        ValidationRows.of(data.held_out, scenario, data.pad_token_id),
     )
     fitted = fit.run(trackers.report)
+    trackers.end()
     folder = Path(work.outputs["adapter"]).parent
     # Before anything that can fail: the checkpoint of the last step, and these.
     save_adapter(model, folder, base_name(description), group, start)
     if group.rank == 0:
         write_jsonl(curve_path, fitted.curve)
-    # A 4-bit weight is unpacked once a batch, so on the CPU large ones pay; on a GPU, no more rows than have fitted.
-    batch_size = 64 if device == "cpu" else fit.half or scenario.micro_batch
-    loss = validation_loss(model, data.held_out, batch_size, data.pad_token_id, group, scenario)
     peaks = group.collected(torch.cuda.max_memory_allocated() if device == "cuda" else None)
     if group.rank:
         return
-    log.info("validation loss %.4f over %d rows", loss, len(data.held_out))
-    trackers.report(len(fitted.curve), {"validation_loss": loss})
-    trackers.end()
     report = _report(work, scenario, data, fitted)
     report["times"]["load_wall_seconds"] = loaded - began
     report["packing"] = {
@@ -171,7 +161,6 @@ def train(work: TrainingJob, group: ProcessGroup = ALONE) -> None:
     report |= {
         **about,
         "base": about_base(description),
-        "validation_loss": loss,
         "versions": versions(),
     }
     report["peak_allocated_bytes"] = (
@@ -292,8 +281,10 @@ def _report(
 
     from dryfit.step.batches import answer_tokens
 
-    curve, seconds = fitted.curve, fitted.seconds
+    curve, stepping = fitted.curve, fitted.seconds - fitted.progress.seconds
     per_epoch, total = _steps(work, scenario, data)
+    validated = [row for row in curve if "validation_loss" in row]
+    kept = fitted.progress.best_step if work.loop["keep"] == "best" else len(curve)
     halved = [row for row in curve if row["micro_batch"] < scenario.micro_batch]
     totals = {
         key: sum(row[key] for row in curve)
@@ -303,9 +294,10 @@ def _report(
         **{key: totals[key] for key in ("answer_tokens", "computed_tokens", "tokens")},
         "device": torch.cuda.get_device_name() if work.device == "cuda" else "cpu",
         "effective_batch": rows_in_a_step(scenario, work.loop),
-        "epochs": total / per_epoch,
+        "epochs": len(curve) / per_epoch,
         "final_loss": sum(row["loss"] for row in curve[-10:]) / len(curve[-10:]),
         "first_loss": curve[0]["loss"],
+        "kept_step": kept if kept < len(curve) else None,  # None: the last
         "loop": work.loop,
         "out_of_memory": {"micro_batch": halved[-1]["micro_batch"], "steps": len(halved)}
         if halved
@@ -313,15 +305,19 @@ def _report(
         "resumed_from_step": fitted.start or None,
         "scenario": plain_settings(scenario),
         "seed": work.seed,
-        "steps": total,
+        "steps": len(curve),
+        "stopped_early": {"of_steps": total} if fitted.stopped_early else None,
         "times": {
-            **{f"{key}_per_second": totals[key] / seconds for key in totals},
-            "train_wall_seconds": seconds,
+            **{f"{key}_per_second": totals[key] / stepping for key in totals},
+            "train_wall_seconds": stepping,
+            "validation_wall_seconds": fitted.progress.seconds,
         },
         "threads": work.threads,
         "token_shares": token_shares(curve, data.prefix),
         "train_rows": len(data.rows),
         "validation_answer_tokens": answer_tokens(data.held_out),
+        "validation_loss": next(row["validation_loss"] for row in validated if row["step"] == kept),
+        "validations": len(validated),
         "validation_rows": len(data.held_out),
     }
 

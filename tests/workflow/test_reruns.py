@@ -96,6 +96,11 @@ def test_going_back_to_the_old_rank_runs_nothing(plan, project, tmp_path):
             DATASET | MODEL | {"evaluate_base", "trace_memory"},
         ),
         (
+            "training: {validate_every_steps: 1, early_stopping_patience: 2, schedule: wsd}",
+            TRAINED,
+            DATASET | MODEL | RANKED_MEMORY | {"evaluate_base", "encode_dataset"},
+        ),
+        (
             "training: {sequence_length: 80}",
             {"encode_dataset", "trace_memory"},
             DATASET | MODEL | {"evaluate_base"},

@@ -222,6 +222,14 @@ PLAIN = {"loss": "full", "packing": "none", "rows_per_step": None, "method": "lo
             {"device": "cpu", "optimizer": "paged_adamw_8bit"},
             ["no kernel", "training.optimizer", "optimizer: adamw"],
         ),
+        (
+            {"validate_every_steps": None},
+            ["training.keep", "the last step is all", "allowed: last", "validate_every_steps: 50"],
+        ),
+        (
+            {"validate_every_steps": None, "keep": "last", "early_stopping_patience": 3},
+            ["training.early_stopping_patience", "when to stop", "validate_every_steps: 50"],
+        ),
     ],
 )
 def test_what_no_training_can_do_stops_at_the_start(training, words):
