@@ -24,6 +24,7 @@ from scripts.runs.run_scenarios import (
     training_scenario,
     training_step_as_gated,
 )
+from scripts.runs.training_backends import refused_by_trl
 
 # Stands for a base model whose configuration is not there yet; its sizes are then checked by the trace.
 _ANY_MODEL = {"model_type": "any"}
@@ -96,7 +97,7 @@ def check(settings: Mapping[str, Any]) -> None:
     scenario = _check_scenario(step, "training (and scenario_defaults, lora) in the configuration")
     rows_in_a_step(scenario, training_loop(settings))
     wrong = list(contradictions(scenario, "training", TRAINING, training_loop(settings)))
-    wrong += _wrong_adapter(scenario)
+    wrong += [*_wrong_adapter(scenario), *refused_by_trl(scenario, training_loop(settings))]
     if wrong:
         raise UserError.several(wrong)
 

@@ -226,7 +226,7 @@ class Fit:
         sums = self.group.sums(own_loss, own_tokens)
         loss, computed = (value / self.scenario.parallel.tensor for value in sums)
         if not math.isfinite(loss):  # before it can spoil the weights
-            raise _not_finite("loss", loss, step, self.checkpoint)
+            raise not_finite("loss", loss, step, self.checkpoint)
         norm = self._update(step)
         return {
             **self._tokens(shares, int(computed)),
@@ -249,7 +249,7 @@ class Fit:
         except torch.OutOfMemoryError as error:
             raise _out_of_memory(error, self.scenario, self.predicted) from None
         if not math.isfinite(loss):
-            raise _not_finite("validation loss", loss, step - 1, self.checkpoint)
+            raise not_finite("validation loss", loss, step - 1, self.checkpoint)
         best = progress.note(step, loss)
         if best and self.loop["keep"] == "best":
             progress.best_tensors = copied(self.model)
@@ -349,7 +349,7 @@ class Fit:
         if math.isfinite(norm):
             return norm
         if self.scaler is None:
-            raise _not_finite("gradients' norm", norm, step, self.checkpoint)
+            raise not_finite("gradients' norm", norm, step, self.checkpoint)
         return None
 
     def _tokens(self, shares: list[list], computed: int) -> dict[str, int]:
@@ -413,7 +413,7 @@ def _out_of_memory(
     )
 
 
-def _not_finite(what: str, value: float, step: int, checkpoint: LoopState) -> UserError:
+def not_finite(what: str, value: float, step: int, checkpoint: LoopState) -> UserError:
     kept = (
         f"; the state before it is kept in {checkpoint.folder}"
         if checkpoint.folder.is_dir()

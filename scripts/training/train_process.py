@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +37,7 @@ from scripts.training.loop import Fit, Fitted, check_rows, plan_steps, token_sha
 from scripts.training.loop_state import LoopState
 from scripts.training.processes import ALONE, ProcessGroup, started
 from scripts.training.tracking import Trackers
+from scripts.training.trl_backend import TrlFit
 from scripts.training.validation import ValidationRows
 
 if TYPE_CHECKING:
@@ -128,7 +130,8 @@ def train(work: TrainingJob, group: ProcessGroup = ALONE) -> None:
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
     state = LoopState(Path(work.checkpoint), group)
-    fit = Fit(
+    kind = partial(TrlFit, base=Path(work.base)) if loop["backend"] == "trl" else Fit
+    fit = kind(
         model,
         optimizer,
         data.rows,

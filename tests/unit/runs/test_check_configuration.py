@@ -10,8 +10,9 @@ from snakemake.utils import update_config
 from dryfit.common.errors import UserError
 from dryfit.scenario.scenario import Scenario, rows_in_a_step
 from scripts.common.code_digests import ROOT
-from scripts.runs import check_configuration, run_scenarios
+from scripts.runs import check_configuration, run_scenarios, training_backends
 from scripts.runs.runs import Runs
+from scripts.runs.training_backends import refuse_missing_trl
 from tests.dryfit.decoders import DECODERS
 
 
@@ -385,3 +386,48 @@ def test_an_adapter_s_parameters_are_counted_for_the_disk():
     assert counted(initialization="pissa") == 2 * counted()
     table = model["hidden_size"] * model["vocab_size"]
     assert counted(modules_to_save=["lm_head"]) == counted() + table
+
+
+FOR_TRL = {
+    "backend": "trl",
+    "packing": "none",
+    "rows_per_step": None,
+    "attention_mask": "padding",
+    "loss": "chunked",
+    "adapter_precision": "bf16",
+}
+PACKED = {"packing": "rows", "attention_mask": "none"}
+NOT_WITH_TRL = {
+    "packing": ({**PACKED, "rows_per_step": 8}, "TRL packs with flash attention", "none"),
+    "rows of a step": ({**PACKED, "rows_per_step": 8}, "micro_batch x", "rows_per_step:"),
+    "no mask": ({"attention_mask": "none"}, "a mask", "attention_mask: padding"),
+    "another loss": ({"loss": "full"}, "a few tokens at a time", "loss: chunked"),
+    "a loop by hand": ({"loop": "manual"}, "TRL's trainer is the loop", "loop: trainer"),
+    "adapters in fp32": ({"adapter_precision": "fp32"}, "in bf16", "adapter_precision: bf16"),
+    "two GPUs": ({"parallel": {"strategy": "ddp", "gpus": 2}}, "one process", "gpus: 1"),
+    "half a batch": ({"on_out_of_memory": "halve"}, "smaller parts", "on_out_of_memory: stop"),
+}
+
+
+@pytest.mark.parametrize(("changes", "says", "write"), NOT_WITH_TRL.values(), ids=NOT_WITH_TRL)
+def test_what_trl_can_not_do_stops_before_any_job(changes, says, write):
+    check_configuration.check(run(training=FOR_TRL))
+    with pytest.raises(UserError) as caught:
+        check_configuration.check(run(training={**FOR_TRL, **changes}))
+    assert says in str(caught.value) and write in str(caught.value)
+
+
+def test_trl_s_lengths_in_fp32_are_not_promised():
+    with pytest.raises(UserError, match="lengths in fp32"):
+        check_configuration.check(run(training=FOR_TRL, lora={"dora": True}))
+
+
+def test_trl_has_to_be_where_the_training_runs(monkeypatch):
+    refuse_missing_trl({"backend": "ours"}, own_packages=False)
+    refuse_missing_trl({"backend": "trl"}, own_packages=True)
+    with pytest.raises(UserError, match="conda environments of the rules have none"):
+        refuse_missing_trl({"backend": "trl"}, own_packages=False)
+    monkeypatch.setattr(training_backends.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match="which is not installed") as caught:
+        refuse_missing_trl({"backend": "trl"}, own_packages=True)
+    assert caught.value.write == "python3 envs/install.py .venv --extra trl"

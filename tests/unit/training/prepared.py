@@ -19,6 +19,7 @@ PAIRS = [
     (f"Show the first {n} lines of log{n}.txt", f"head -n {n} log{n}.txt") for n in range(1, 25)
 ]
 LOOP = {
+    "backend": "ours",
     "decay_ratio": 0.2,
     "device": "cpu",
     "early_stopping_patience": None,
