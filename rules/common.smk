@@ -118,6 +118,7 @@ def before_any_job():
     """Ask whether all results are whole and recorded, as soon as Snakemake plans: there may be no job to run."""
     if workflow.persistence is not None:
         ASKED.at_first_plan = None
+        around_jobs.record_what_jobs_ran_with(workflow.persistence)
         if workflow.is_main_process and not workflow.touch:
             known = ASKED.each_run(JobPaths.stages)(None)
             exit_on_user_error(around_jobs.refuse_unrecorded, known, workflow.persistence)

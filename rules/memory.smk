@@ -124,7 +124,7 @@ rule measure_memory:
         runtime=30,
     params:
         **code("memory/measure.py"),
-        scenario=from_settings(run_scenarios.training_scenario),
+        scenario=from_settings(run_scenarios.measured_step),
         device=from_settings(lambda chosen: {"device": chosen["training"]["device"]}),
     message:
         "Measuring the training step of {wildcards.run} on this machine"
@@ -234,13 +234,7 @@ rule plan_memory:
         "../envs/torch.yaml"
     params:
         **code("memory/plan.py"),
-        scenario=from_settings(
-            lambda chosen: {
-                **chosen["scenario_defaults"],
-                "lora": chosen["lora"],
-                "gpu": chosen["memory"]["gpu"],
-            }
-        ),
+        scenario=from_settings(run_scenarios.planned_step),
         several_gpus=from_settings(run_scenarios.sharded_scenarios),
     message:
         "Planning: what fits which GPU"

@@ -35,6 +35,7 @@ rule prepare_publication:
             lambda paths: {
                 "about": {
                     "dataset": paths.settings["dataset"]["name"],
+                    "model": {key: paths.settings["model"][key] for key in ("license", "title")},
                     "run": paths.names["run"],
                     "task": paths.settings["task"],
                 },

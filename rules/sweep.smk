@@ -23,6 +23,7 @@ rule summarize_sweep:
     params:
         **code("sweep/summarize.py"),
         runs=RUNS.varied,
+        base={"title": next(iter(RUNS.named.values()))["model"]["title"]},
     message:
         "Comparing the runs of the sweep"
     script:

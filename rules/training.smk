@@ -46,9 +46,6 @@ rule describe_model:
         **code("training/describe_model.py"),
         source=from_settings(configuration.model_source),
         folder=from_settings(lambda chosen: source_folder(chosen, describe_model.SMALL_FILES)),
-        about=from_settings(
-            lambda chosen: {key: chosen["model"][key] for key in ("license", "title")}
-        ),
     message:
         "Reading the configuration and the tokenizer of {wildcards.model}"
     script:

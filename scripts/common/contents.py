@@ -54,19 +54,29 @@ def remember_written(outputs: Iterable[object]) -> None:
 
 
 def job_digest(code: str, inputs: Iterable[str]) -> str:
-    """One text of what a job computes with: its code, the files that no job makes, and which inputs are missing.
+    """One text of what a job computes with: its code, and the files that no job makes.
 
-    Without the last, an output whose input a failed job (or a person) has removed would pass as new.
+    It is the same before and after other jobs have made the rest of its inputs.
     """
-    inputs = list(inputs)
-    missing = [
-        path for path in inputs if not os.path.exists(path) and not path.startswith(".snakemake/")
-    ]
     given = [path for path in inputs if not path.startswith(("results/", ".snakemake/"))]
+    if not given:
+        return code
     # Names and contents, and not where the files lie.
     files = digest(sorted((Path(path).name, content_digest(path)) for path in given))
-    reads = f"{code}, reads {files}" if given else code
-    return f"{reads}, without {', '.join(missing)}" if missing else reads
+    return f"{code}, reads {files}"
+
+
+def missing_inputs(inputs: Iterable[str]) -> str:
+    """Which inputs of a job are not there, as one text.
+
+    While Snakemake plans, this tells a result whose input a failed job (or a person) has removed from one that is up
+    to date. When the job runs its inputs are there, and that is what is recorded.
+    """
+    missing = []
+    for path in inputs:
+        if not os.path.exists(path) and not path.startswith(".snakemake/"):
+            missing.append(path)
+    return f"missing: {', '.join(missing) or 'nothing'}"
 
 
 def folder_digest(folder: str | os.PathLike, patterns: Iterable[str]) -> str | None:

@@ -27,6 +27,8 @@ def derive(
         The rule's inputs by name.
     """
     context: dict[str, Any] = {**files, **settings}
+    if "configuration" in settings:
+        context["description"] = titled(files["description"], settings["configuration"]["model"])
     context |= memory.read(files, settings, paths)
     if "profile_title" in context and "description" in context:
         titles = (context["profile_title"], context["description"]["title"])
@@ -40,6 +42,11 @@ def derive(
     context["alt"] = alternative_texts(context)
     context |= card.read(files, settings, paths, context)
     return context
+
+
+def titled(description: Mapping[str, Any], model: Mapping[str, Any]) -> dict[str, Any]:
+    """The description of a base with what the configuration calls it: its title and its licence."""
+    return {**description, "license": model["license"], "title": model["title"]}
 
 
 def bare(value: Any) -> Any:

@@ -25,6 +25,10 @@ RIVALS = {  # what the tuned model is compared with
 }
 LEVELS = ("easy", "medium", "hard")  # of the benchmark's tasks
 
+# Groups of requests in which a harm is counted (scripts/evaluation/safety.py), and whose requests these are.
+GROUPS = {"own": "of its own test", "strangers": "of strangers"}
+DELETES, MORE = "deletes_unasked", "more often"
+
 # Names that the Hub has for them; loss has none of its own.
 HUB_METRICS = {"exact": "exact_match", "chrf": "chrf"}
 
@@ -39,11 +43,12 @@ def read(files: Mapping[str, Any], task: Task) -> dict[str, Any]:
     tests = compared_tests(files["comparison"], task)
     return {
         "answered": answered([tuned for _, tuned in own]),
-        "harm": harm([tuned for _, tuned in own], files["comparison"]["tuned"].get("harmful")),
+        "harm": harm([tuned for _, tuned in pairs], files["comparison"]["tuned"].get("harmful")),
         "evaluation": evaluation_rows(files["comparison"], task),
         "merging_effect": merging_effect(next(iter(files.get("merging", [])), None), task),
         "example": example,
         "pairs": own[:SAMPLE_ANSWERS],
+        "safety": safety(files["comparison"]["safety"]),
         "small": lambda parameters: parameters < SMALL_PARAMETERS,
         "template_settings": sourced(
             TEMPLATE_SETTINGS, "dryfit/common/chat.py", "TEMPLATE_SETTINGS"
@@ -89,6 +94,41 @@ def weakness(exact: Mapping[str, Any]) -> dict[str, Any] | None:
     of = sourced(ANSWERS_OF, "scripts/documents/evaluation.py", "ANSWERS_OF")
     rounded = round(of * wrong / exact["n"])
     return {"wrong": rounded - 1 if exact["count"] and rounded == of else rounded, "of": of}
+
+
+def safety(harms: Mapping[str, Any]) -> dict[str, Any]:
+    """What templates say of harm that nobody asked for: how often, for each group of requests, and a warning.
+
+    ``unasked``: a row for each group in which only reading was asked for. ``danger``: the screen's verdicts over all
+    requests, or None. ``warning``: the words that end "It deletes more often than its base", or None.
+    """
+    rows = []
+    for group, whose in GROUPS.items():
+        deletes = harms.get(DELETES, {}).get(group)
+        if deletes is None:
+            continue
+        changes = harms["changes_unasked"][group]
+        others = {
+            model: changes[model]["count"] - deletes[model]["count"] for model in ("base", "tuned")
+        }
+        rows.append({"changes": others, "deletes": deletes, "group": group, "whose": whose})
+    return {
+        "danger": harms.get("danger", {}).get("all"),
+        "strangers": any(row["group"] == "strangers" for row in rows),
+        "unasked": rows,
+        "warning": deletes_more(harms),
+    }
+
+
+def deletes_more(harms: Mapping[str, Any]) -> str | None:
+    """Where the tuned model deletes more often than its base, asked only to read; None where it nowhere does."""
+    groups = harms.get(DELETES, {})
+    more = [group for group, one in groups.items() if one["verdict"] == MORE]
+    if "all" in more:
+        return ""
+    if "strangers" in more:
+        return "on strangers' requests"
+    return "on requests like its own" if more else None
 
 
 def harm(

@@ -103,7 +103,29 @@ def quality_lines(compared: Mapping[str, Any]) -> list[str]:
     return [
         *lines,
         f"{'loss':<17} {tuned['loss']:.3f}, the base {base['loss']:.3f}: {compared['loss']['verdict']}",
+        *safety_lines(compared["safety"]),
     ]
+
+
+def safety_lines(harms: Mapping[str, Any]) -> list[str]:
+    """How often base and tuned model delete where only reading was asked for: requests of the own test, and strangers'.
+
+    The first line says so where the tuned model does it more often than its base.
+    """
+    lines = []
+    groups = harms.get("deletes_unasked", {})
+    for group, whose in (("own", "its own test"), ("strangers", "strangers")):
+        if group in groups:
+            base, tuned = groups[group]["base"], groups[group]["tuned"]
+            counts = f"{tuned['count']} of {tuned['n']} requests to read, of {whose}"
+            lines.append(
+                f"{'deletes unasked':<17} {counts}, the base {base['count']}: {groups[group]['verdict']}"
+            )
+    if any(one["verdict"] == "more often" for one in groups.values()):
+        lines.insert(
+            0, f"{'safety':<17} it deletes more often than its base where nobody asked for it"
+        )
+    return lines
 
 
 def sweep_lines(summary: str, made: Collection[str]) -> list[str]:

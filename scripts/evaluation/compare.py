@@ -20,6 +20,7 @@ from scripts.common.statistics import (
     share,
     sign,
 )
+from scripts.evaluation.safety import compare_harms
 from scripts.tasks.support import registry
 from scripts.tasks.text import Task
 
@@ -118,7 +119,16 @@ def main(task: Task, inputs: Mapping[str, str], comparison: str) -> None:
         for name in ("base", "tuned")
     )
     found = compare_tests(task, rows)
-    write_report(comparison, {**compare(task, *held_out), **metrics, "tests": found})
+    harms = compare_harms(task, rows["base"], rows["tuned"])
+    write_report(
+        comparison, {**compare(task, *held_out), **metrics, "safety": harms, "tests": found}
+    )
+    for name, groups in harms.items():
+        for group, one in groups.items():
+            counts = (
+                f"{one['tuned']['count']} of {one['tuned']['n']}, the base {one['base']['count']}"
+            )
+            log.info("%s (%s): %s: %s", name, group, counts, one["verdict"])
     for name, result in found.items():
         for other, one in {"the base": result, **result["baselines"]}.items():
             row = one["exact"] if other == "the base" else one["compared"]

@@ -8,7 +8,6 @@ from dryfit.common.files import write_report
 from dryfit.common.terminal import log
 from dryfit.planner.plan import becomes_possible, plan, table
 from dryfit.scenario.scenario import Scenario
-from dryfit.scenario.value_fields import DEFAULT_START
 from dryfit.tracing import imports
 from scripts.common.job import job
 from scripts.runs.check_configuration import checked_configuration
@@ -21,10 +20,8 @@ def main(
     output: str,
 ) -> None:
     """The rule's work; ``on_several_gpus``: by name the scenarios that the document asks for on several GPUs."""
-    # How adapters start takes memory in no step, and a quantized base has not all the starts that a dense one has.
-    lora = {**mapping["lora"], "initialization": DEFAULT_START}
     scenario = Scenario.from_mapping(
-        {**mapping, "lora": lora, "model": config}, defaults={}, where="the configuration"
+        {**mapping, "model": config}, defaults={}, where="the configuration"
     )
     answer = plan(scenario, find(scenario.gpu) if scenario.gpu is not None else None)
     if on_several_gpus:

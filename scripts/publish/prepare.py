@@ -22,7 +22,7 @@ from dryfit.common.files import (
 from dryfit.common.terminal import log
 from scripts.common.job import job
 from scripts.documents.card import base_model_id
-from scripts.documents.context import marked
+from scripts.documents.context import marked, titled
 from scripts.documents.dataset import is_unknown
 from scripts.documents.render import render
 from scripts.documents.traced_values import collect, dump_yaml, sourced
@@ -135,6 +135,7 @@ def main(
     context = {name: sourced(report, inputs[name]) for name, report in reports.items()}
     task = registry.task(about["task"])
     context["words"] = {**marked(task.words()), **task.options.get("words", {})}
+    context["description"] = titled(context["description"], about["model"])
     context |= {"base_model": base_model_id(reports["description"]), "publish": publish, **about}
     context |= metadata(context)
     wanted: dict[str, dict[str, Path]] = {}

@@ -124,6 +124,17 @@ def drop_scores(planned: Collection[str], runs: Runs) -> list[str]:
     return dropped
 
 
+def record_what_jobs_ran_with(persistence: Any) -> None:
+    """Let Snakemake record a job's params as they are when it has run.
+
+    Snakemake keeps what it compared while it planned, although it asks for the params once more when the job's turn
+    comes. An input that another job was still to make would stay missing in the record, and the next plan would make
+    all of it again.
+    """
+    of_class = type(persistence)._params.__wrapped__
+    persistence._params = lambda job: of_class(persistence, job)
+
+
 def refuse_unrecorded(paths: Iterable[str], persistence: Any) -> None:
     """Raise where Snakemake does not know what a result was made with: it would go by the times of files alone.
 

@@ -52,15 +52,22 @@ def threads_beside(cores: int | None) -> int:
 def code(script: str) -> dict[str, Any]:
     """Params with digests of what a job computes with beside its inputs; Snakemake runs it again when one differs.
 
-    ``script`` lies below scripts/. ``code`` is one digest of all, with the inputs that no job makes. When a job's turn
-    comes its inputs are there, and Snakemake asks once more. The others are the modules', so that Snakemake's reason
-    names the one that has changed. They repeat their names: Snakemake compares the values of params alone.
+    ``script`` lies below scripts/. ``code`` is one digest of all, with the inputs that no job makes. ``missing`` says
+    which inputs are not there. The others are the modules', so that Snakemake's reason names the one that has changed.
+    They repeat their names: Snakemake compares the values of params alone.
     """
     path = code_digests.ROOT / "scripts" / script
     value, modules = code_digests.code_digest(path), code_digests.module_digests(path)
+
     # Not with a parameter named `input`: Snakemake takes such a value for derived and does not compare it.
-    whole = lambda wildcards, **job: contents.job_digest(value, job["input"])  # noqa: E731
-    return {"code": whole} | {name: f"{name} {digest[:8]}" for name, digest in modules.items()}
+    def whole(wildcards: Any, **job: Any) -> str:
+        return contents.job_digest(value, job["input"])
+
+    def missing(wildcards: Any, **job: Any) -> str:
+        return contents.missing_inputs(job["input"])
+
+    named = {name: f"{name} {digest[:8]}" for name, digest in modules.items()}
+    return {"code": whole, "missing": missing, **named}
 
 
 class JobFunctions:

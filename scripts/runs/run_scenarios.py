@@ -36,6 +36,30 @@ def training_scenario(settings: Mapping[str, Any]) -> dict[str, Any]:
     return _of_method({**_defaults(settings), **step, "gpu": None, "lora": settings["lora"]})
 
 
+def for_memory(scenario: dict[str, Any]) -> dict[str, Any]:
+    """The same step for jobs about memory: theirs has an alpha of twice the rank, whatever the run's is.
+
+    Alpha, with rsLoRA or by pattern too, scales the update and takes neither memory nor time, so another one is to trace
+    and measure nothing again. Nor is a Gaussian start, which takes as much as the default's.
+    Where it equals the rank, PyTorch's baddbmm, which adapts experts, leaves the factor of 1 out: the step with the
+    factor is the one that needs more.
+    """
+    if not scenario["lora"]:
+        return scenario
+    scales = ("alpha", "alpha_pattern", "rslora")
+    lora = {name: value for name, value in scenario["lora"].items() if name not in scales}
+    if lora.get("initialization") == "gaussian":
+        lora["initialization"] = DEFAULT_START
+    if isinstance(lora.get("rank"), int):
+        lora["alpha"] = 2 * lora["rank"]
+    return {**scenario, "lora": lora}
+
+
+def measured_step(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The training step as it is measured."""
+    return for_memory(training_scenario(settings))
+
+
 def _defaults(settings: Mapping[str, Any]) -> dict[str, Any]:
     """The fields' own defaults, under those of the configuration."""
     return {**scenario_defaults(), **settings["scenario_defaults"]}
@@ -49,7 +73,7 @@ def computes_in_bf16(device: str) -> bool:
 def training_step_as_gated(settings: Mapping[str, Any]) -> dict[str, Any]:
     """The training step with the GPU that the gate is told about; with ``auto`` none, since it is found later."""
     gpu = settings["memory"]["gate"]["gpu"]
-    return {**training_scenario(settings), "gpu": None if gpu == "auto" else gpu}
+    return {**measured_step(settings), "gpu": None if gpu == "auto" else gpu}
 
 
 def training_loop(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -102,6 +126,12 @@ def resource_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def planned_step(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The step of which the planner says what fits which GPU: any method, so its adapter is always named."""
+    step = {**settings["scenario_defaults"], "gpu": settings["memory"]["gpu"]}
+    return _of_profile(for_memory({**step, "lora": settings["lora"]}))
+
+
 def gpus_of_training(settings: Mapping[str, Any]) -> int:
     """How many GPUs the training takes, each with a process of its own."""
     return training_scenario(settings)["parallel"].get("gpus", 1)
@@ -122,7 +152,7 @@ def profile_scenarios(settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     )
     common = {**_defaults(settings), "gpu": memory["gpu"], "lora": settings["lora"], **model}
     scenarios = {
-        name: _of_profile(_of_method({**common, **differences}))
+        name: _of_profile(for_memory(_of_method({**common, **differences})))
         for name, differences in memory["scenarios"].items()
     }
 
@@ -153,7 +183,10 @@ def sharded_scenarios(settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def _of_profile(scenario: dict[str, Any]) -> dict[str, Any]:
-    """A scenario of the memory profile, whose adapters start as plain ones: how they start takes memory in no step."""
+    """A scenario of the memory profile, whose adapters start as plain ones: how they start takes memory in no step.
+
+    And a quantized base has not all the starts that a dense one has.
+    """
     if not isinstance(scenario["lora"], Mapping):
         return scenario
     return {**scenario, "lora": {**scenario["lora"], "initialization": DEFAULT_START}}

@@ -133,7 +133,7 @@ class Runs:
         """What several runs share must be the same in each of them: a folder has one content."""
         seen: dict[str, dict[str, Any]] = {}
         for name, settings in self.named.items():
-            for folder, content in _shared(settings).items():
+            for folder, content in shared_folders(settings).items():
                 other = seen.setdefault(folder, content)
                 differing = [key for key in content if content[key] != other[key]]
                 if differing:
@@ -149,7 +149,7 @@ class Runs:
                     )
 
 
-def _shared(settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+def shared_folders(settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """The folders that do not carry a run's name, each with the settings that shape its content."""
     dataset, model = settings["dataset"]["name"], settings["model"]["name"]
     profile = {key: value for key, value in settings["memory"].items() if key != "gate"}

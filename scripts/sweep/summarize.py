@@ -21,7 +21,7 @@ ORDER = {"exact": 1, "loss": -1, "predicted_peak_bytes": -1, "adapter_bytes": -1
 
 
 def summarize(
-    runs: Mapping[str, Mapping[str, Any]], varied: Mapping[str, Mapping[str, Any]]
+    runs: Mapping[str, Mapping[str, Any]], varied: Mapping[str, Mapping[str, Any]], base: str
 ) -> dict[str, Any]:
     """Compare the runs of a sweep.
 
@@ -32,6 +32,8 @@ def summarize(
         training step's ``memory``, its ``gate``, and ``adapter_bytes``.
     varied
         By name: the settings in which the run differs, dotted, with their values.
+    base
+        Title of the first run's base model.
 
     Returns
     -------
@@ -60,7 +62,7 @@ def summarize(
                 runs[point["run"]]["answers"], runs[best["run"]]["answers"]
             )
     return {
-        "base": runs[names[0]]["training"]["base"]["title"],
+        "base": base,
         "points": points,
         "recommendation": _recommend(points, best),
         "requests": len(asked),
@@ -190,14 +192,18 @@ def _recommend(points: Sequence[Mapping[str, Any]], best: Mapping[str, Any]) -> 
 
 
 def main(
-    inputs: Mapping[str, Sequence[str]], varied: Mapping[str, Mapping[str, Any]], output: str
+    inputs: Mapping[str, Sequence[str]],
+    varied: Mapping[str, Mapping[str, Any]],
+    base: str,
+    output: str,
 ) -> None:
+    """The rule's work: ``inputs`` has a path for each run by kind, ``base`` is the title of the first run's model."""
     runs, read = {}, {}
     for number, name in enumerate(varied):
         paths = {key: values[number] for key, values in inputs.items()}
         runs[name] = read_outcome(paths)
         read |= {path: {"sha256": sha256_file(path)} for path in paths.values()}
-    summary = summarize(runs, varied)
+    summary = summarize(runs, varied, base)
     write_report(output, {**summary, "inputs": read})
     chosen = summary["recommendation"]
     log.info("recommended: %s (%s)", chosen["run"] or "none", chosen["reason"])
@@ -205,4 +211,9 @@ def main(
 
 if __name__ == "__main__":
     with job(snakemake):
-        main(dict(snakemake.input.items()), snakemake.params.runs, snakemake.output.summary)
+        main(
+            dict(snakemake.input.items()),
+            snakemake.params.runs,
+            snakemake.params.base["title"],
+            snakemake.output.summary,
+        )

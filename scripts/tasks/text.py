@@ -286,6 +286,10 @@ class Task:
         own_names = tuple(name.partition(":")[2] for name in asked if own.is_own(name))
         return (*self.compared, *normalized, *own_names)
 
+    def harms(self, row: Mapping[str, Any]) -> dict[str, bool]:
+        """Whether a scored answer does what nobody asked for, by the metric's name; without what can not apply."""
+        return {}
+
     def summarize(
         self, rows: Sequence[Mapping[str, Any]], share: Callable[[list[bool]], Any]
     ) -> dict[str, Any]:

@@ -168,8 +168,12 @@ def refuse_what_cannot_be_trained(folder: Path, config: Any) -> None:
     )
 
 
-def main(source: dict, about: dict, folder: Path, gguf: str | None, license: str | None) -> None:
-    """Fill ``folder`` and write its ``description.json``: what the model is and where it came from."""
+def main(source: dict, folder: Path, gguf: str | None, license: str | None) -> None:
+    """Fill ``folder`` and write its ``description.json``: what the model is and where it came from.
+
+    Its title and its licence are for people: documents take them from the configuration, so that another text makes
+    nothing again but these.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     for file in small_files(folder):  # of another source, described here before
         file.unlink()
@@ -190,11 +194,10 @@ def main(source: dict, about: dict, folder: Path, gguf: str | None, license: str
             allowed="an instruction-tuned model, or a chat_template.jinja file beside the tokenizer",
         )
     tokenizer.save_pretrained(folder)  # always a tokenizer.json, whatever the source had
-    log.info("%s: %s, vocabulary %d", about["title"], config["model_type"], len(tokenizer))
+    log.info("%s: vocabulary %d", config["model_type"], len(tokenizer))
     write_report(
         folder / "description.json",
         {
-            **about,
             "architecture": config["model_type"],
             "chat_template_digest": digest(tokenizer.chat_template),
             "dtype": source["dtype"],
@@ -209,7 +212,6 @@ if __name__ == "__main__":
     with job(snakemake):
         main(
             snakemake.params.source,
-            snakemake.params.about,
             Path(snakemake.output.config).parent,
             snakemake.input.gguf or None,
             snakemake.input.license or None,

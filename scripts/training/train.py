@@ -26,13 +26,14 @@ from scripts.common.machine import pick_device
 from scripts.training.initial_adapter import remove_start
 from scripts.training.loop_state import LoopState
 from scripts.training.processes import launch
-from scripts.training.train_process import TrainingJob, about_base, base_name, train
+from scripts.training.train_process import TrainingJob, base_name, train
 
 
 def name_base(description: Mapping[str, Any], report: Path, config: Path, *others: Path) -> None:
-    """Let kept files name the base as it is described now: its title or licence shapes no adapter, and may differ."""
+    """Let kept files name the base as it is described now: the same weights may come from elsewhere."""
     write_json(config, {**read_json(config), "base_model_name_or_path": base_name(description)})
-    write_report(report, {**read_json(report), "base": about_base(description)}, config, *others)
+    base = {"source": description["source"]}
+    write_report(report, {**read_json(report), "base": base}, config, *others)
 
 
 class Settings(NamedTuple):

@@ -113,7 +113,7 @@ def train(work: TrainingJob, group: ProcessGroup = ALONE) -> None:
     trackers = Trackers(work.report_to if group.rank == 0 else (), curve_path.parent, settings)
     _log_plan(work, scenario, data, group)
     began = time.monotonic()
-    model, about = _model(work, scenario, description["title"])
+    model, about = _model(work, scenario, base_name(description))
     start = keep_start(model, scenario, Path(work.checkpoint))
     if scenario.parallel.kind.replicates:
         _order_buckets(model, scenario, data, device)
@@ -163,7 +163,7 @@ def train(work: TrainingJob, group: ProcessGroup = ALONE) -> None:
     }
     report |= {
         **about,
-        "base": about_base(description),
+        "base": {"source": description["source"]},
         "versions": versions(),
     }
     report["peak_allocated_bytes"] = (
@@ -233,7 +233,7 @@ def _log_plan(
     )
 
 
-def _model(work: TrainingJob, scenario: Scenario, title: str) -> tuple[Any, dict[str, Any]]:
+def _model(work: TrainingJob, scenario: Scenario, name: str) -> tuple[Any, dict[str, Any]]:
     """The model on its device, sharded where it is; and what the report says of it."""
     import torch
 
@@ -247,7 +247,7 @@ def _model(work: TrainingJob, scenario: Scenario, title: str) -> tuple[Any, dict
     quantized = assert_quantized(model, scenario)
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     log.info(
-        "%s: %d trainable parameters; %s", title, trainable, json.dumps(quantized, sort_keys=True)
+        "%s: %d trainable parameters; %s", name, trainable, json.dumps(quantized, sort_keys=True)
     )
     place = "cpu" if work.device == "cpu" else f"cuda:{torch.cuda.current_device()}"
     return parallelize(model, scenario, place), {
@@ -369,12 +369,12 @@ def save_adapter(
 
 
 def base_name(description: Mapping[str, Any]) -> str:
-    """What an adapter calls its base: the Hub's name, or the title."""
-    return description["source"].get("repository", description["title"])
-
-
-def about_base(description: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: description[key] for key in ("license", "source", "title")}
+    """What an adapter calls its base: the Hub's name, of a copy too, or the name of the base's folder."""
+    source = description["source"]
+    for key in ("repository", "hub_id"):
+        if key in source:
+            return source[key]
+    return Path(source["path"]).name
 
 
 if __name__ == "__main__":

@@ -39,7 +39,7 @@ RELIED_ON = {
     "bitsandbytes.nn.parametrize": "_disable_parametrization_cache _enable_parametrization_cache",
     "peft.tuners.lora.layer": "_LoraFactorsProxy",
     "snakemake.api.WorkflowApi": "_workflow",
-    "snakemake.persistence.PersistenceBase": "_filter_incomplete_keys",
+    "snakemake.persistence.PersistenceBase": "_filter_incomplete_keys _params",
     "snakemake.iocontainers.Namedlist": "_get_names _set_name",
     "subprocess.Popen": "_child_created",
     "peft.tuners._buffer_dict": "BufferDict",

@@ -45,7 +45,7 @@ def test_from_a_checkout(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
     estimate, cleaned = (json.loads(path.read_text()) for path in wanted)
     assert estimate["scenario"]["lora"]["rank"] == 8
-    assert estimate["scenario"]["lora"]["alpha"] == 32, (
+    assert estimate["scenario"]["lora"]["target_modules"] == "all-linear", (
         "what the importer leaves out is the project's own"
     )
     assert cleaned["kept"] == 200

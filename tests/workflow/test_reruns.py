@@ -12,7 +12,15 @@ import pytest
 import yaml
 
 from tests.end_to_end import chain
-from tests.workflow.plan import edited, make_believe, planned, planned_text, snakemake
+from tests.workflow.plan import (
+    edited,
+    make_believe,
+    planned,
+    planned_jobs,
+    planned_text,
+    recorded_params,
+    snakemake,
+)
 
 DATASET = {"acquire_dataset", "clean_dataset", "screen_dataset", "split_dataset"}
 MODEL = {"download_gguf", "describe_model", "fetch_weights"}
@@ -89,7 +97,6 @@ def test_going_back_to_the_old_rank_runs_nothing(plan, project, tmp_path):
 @pytest.mark.parametrize(
     ("differences", "expected", "spared"),
     [
-        ("lora: {alpha: 5}", TRAINED, DATASET | MODEL | {"encode_dataset", "evaluate_base"}),
         (
             "training: {learning_rate: 5.0e-4}",
             TRAINED,
@@ -127,6 +134,11 @@ def test_a_changed_setting_reruns_what_reads_it(plan, differences, expected, spa
     ("differences", "expected"),
     [
         ("training: {threads: 2}", set()),
+        ("lora: {alpha: 5}", TRAINED),  # it scales the update, and takes no memory
+        ("lora: {rslora: true}", TRAINED),
+        ("lora: {alpha_pattern: {q_proj: 5}}", TRAINED),
+        ("lora: {initialization: gaussian}", TRAINED),
+        ("model: {license: mit, title: Another title}", set()),
         ("dataset: {benchmark: {requests: 5}}", {*ASKED, "compare_merged", "check_resources"}),
         ("evaluation: {execution: bubblewrap}", {"execute_answers"}),
         ("merging: {compare_requests: 5}", {"compare_merged"}),
@@ -134,6 +146,56 @@ def test_a_changed_setting_reruns_what_reads_it(plan, differences, expected, spa
 )
 def test_a_changed_setting_reruns_exactly_these_beside_documents(plan, differences, expected):
     assert plan(yaml.safe_load(differences)) - DOCUMENTS == expected
+
+
+@pytest.mark.few(3)
+@pytest.mark.parametrize(
+    ("differences", "jobs"),
+    [
+        ("model: {license: mit}", 2),
+        ("model: {title: Another title}", 2),
+        ("training: {report_to: [tensorboard]}", 2),
+        ("lora: {alpha: 5}", 9),
+        ("training: {learning_rate: 5.0e-4}", 9),
+        ("run: {seed: 7}", 11),
+        ("evaluation: {requests: 5}", 8),
+        ("memory: {gpu: t4}", 7),
+        ("prompt: {system: Answer with a command.}", 13),
+        ("dataset: {split: {seed: 43}}", 14),
+        ("training: {sequence_length: 320}", 15),
+        ("lora: {rank: 12}", 18),
+        ("lora: {rank: [4, 12]}", 21),
+    ],
+)
+def test_a_changed_setting_plans_so_many_jobs(project, tmp_path, differences, jobs):
+    path = tmp_path / "differences.yaml"
+    path.write_text(differences, encoding="utf-8")
+    found = planned_jobs(project, "--configfile", TINY, path)
+    assert sum(found.values()) == jobs, found
+
+
+ALFA = yaml.safe_load((chain.ROOT / "config" / "intercode-alfa.yaml").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize(
+    "existing", [True, pytest.param(False, marks=pytest.mark.thorough)], ids=["a run", "nothing"]
+)
+def test_after_a_benchmark_is_added_the_same_command_has_nothing_to_do(tmp_path, existing):
+    """The rows are read again, by a job whose input another job of the same command is still to make."""
+    project = chain.checkout(tmp_path / "project")
+    few = {"dataset": {"name": "few", "sources": chain.SETTINGS["dataset"]["sources"]}}
+    benchmark = {"dataset": {"benchmark": ALFA["dataset"]["benchmark"]}}
+    for name, content in (("few", few), ("benchmark", benchmark)):
+        path = project / f"{name}.yaml"
+        path.write_text(yaml.safe_dump(content), encoding="utf-8")
+    plain = ("--configfile", "few.yaml", "--", "dataset")
+    asked = ("--configfile", "few.yaml", "benchmark.yaml", "--", "dataset")
+    for words in (plain, asked) if existing else (asked,):
+        done = snakemake(project, *words)
+        assert done.returncode == 0, done.stderr[-3000:]
+    params = recorded_params(project, "results/dataset/few/acquire.json")
+    assert "missing: nothing" in params
+    assert planned_jobs(project, *asked) == {}
 
 
 @pytest.mark.thorough
@@ -275,8 +337,8 @@ def test_a_reworded_message_runs_nothing(plan, project, module, old, new):
         ),
         (
             "dryfit/step/step.py",
-            "OFFLOADED_FROM = 1024",
-            "OFFLOADED_FROM = 1025",
+            "    1024  #",
+            "    1025  #",
             # The evaluation packs its rows as the step does.
             {"profile_full", "trace_memory", "measure_memory", "train_adapter", "evaluate_base"},
             DATASET | MODEL | {"encode_dataset"},

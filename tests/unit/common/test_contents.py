@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 
 from scripts.common import contents
-from scripts.common.contents import folder_digest, job_digest
+from scripts.common.contents import folder_digest, job_digest, missing_inputs
 
 
-def test_a_job_is_told_by_its_code_by_what_it_is_given_and_by_what_is_missing(
+def test_a_job_is_told_by_its_code_and_by_what_it_is_given(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -20,7 +20,20 @@ def test_a_job_is_told_by_its_code_by_what_it_is_given_and_by_what_is_missing(
     Path("given.yaml").write_text("b")
     second = job_digest("code", ["given.yaml", "results/made.json"])
     assert first != second and first.startswith("code, reads ")
-    assert job_digest("code", ["results/gone.json"]) == "code, without results/gone.json"
+
+
+def test_a_job_is_the_same_before_and_after_its_inputs_are_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("given.yaml").write_text("a")
+    inputs = ["given.yaml", "results/made.json", ".snakemake/storage/made"]
+    before = job_digest("code", inputs)
+    assert missing_inputs(inputs) == "missing: results/made.json"
+    Path("results").mkdir()
+    Path("results/made.json").write_text("a")
+    assert job_digest("code", inputs) == before
+    assert missing_inputs(inputs) == "missing: nothing"
 
 
 def test_a_file_that_may_change_within_the_same_tick_is_read_again(

@@ -91,6 +91,26 @@ def held_out_metrics(exact: int, loss: float, refused: int, danger: int) -> dict
     return metrics(exact, loss) | about | {"refused_harmless": share(5, 190)}
 
 
+def harmed(base: int, tuned: int, n: int) -> dict[str, Any]:
+    """How often each model did harm that nobody asked for, of so many requests."""
+    more = (tuned > base) - (tuned < base)
+    verdict = {1: "more often", 0: "as often", -1: "less often"}[more]
+    return {"base": share(base, n), "p": 0.25, "tuned": share(tuned, n), "verdict": verdict}
+
+
+def safety(base: tuple[int, int], tuned: tuple[int, int]) -> dict[str, Any]:
+    """Deletions of base and tuned model on the own test's requests to read, and on strangers'."""
+    found: dict[str, Any] = {"danger": {"all": harmed(4, 3, 280)}}
+    for name, more in (("deletes_unasked", 0), ("changes_unasked", 3)):
+        counts = [(before + more, after + more) for before, after in zip(base, tuned, strict=True)]
+        found[name] = {
+            "own": harmed(*counts[0], 160),
+            "strangers": harmed(*counts[1], 60),
+            "all": harmed(sum(one[0] for one in counts), sum(one[1] for one in counts), 220),
+        }
+    return found
+
+
 def difference(value: float, verdict: str, **more: Any) -> dict[str, Any]:
     return {
         "difference": value,
@@ -122,6 +142,7 @@ COMPARISON = {
     "loss": difference(-2.0, "better"),
     "parses": difference(0.011, SAME, gained=5, lost=3),
     "program": difference(-0.33, "worse", gained=6, lost=72),
+    "safety": safety((2, 1), (2, 1)),
 }
 ON_BENCHMARK = {
     "n": 80,
@@ -342,6 +363,13 @@ def without_benchmark() -> dict[str, Any]:
     return content
 
 
+def named(title: str) -> dict[str, Any]:
+    """The settings of the card of a base with this title."""
+    settings = copy.deepcopy(CARD_SETTINGS)
+    settings["configuration"]["model"]["title"] = title
+    return settings
+
+
 def hostile() -> dict[str, Any]:
     """A run in which every text that others wrote is an attack."""
     content = files()
@@ -350,7 +378,6 @@ def hostile() -> dict[str, Any]:
             row["request"] = row["command"] = row["answer"] = HOSTILE
     content["acquire"]["sources"][0]["name"] = content["acquire"]["sources"][0]["license"] = HOSTILE
     content["acquire"]["reasons"] = {HOSTILE: 4}
-    content["description"]["title"] = HOSTILE
     content["execution"]["examples"] = [dict.fromkeys(("answer", "command", "request"), HOSTILE)]
     content["execution"]["missing_programs"] = [HOSTILE]
     content["encode"]["system_prompt"] = content["comparison"]["tuned"]["prompt"]["system"] = (

@@ -460,10 +460,42 @@ def test_an_answer_that_deletes_where_only_reading_was_asked_is_shown_first(
     rows[1] |= {"answer": "sed -i d x", "effect": "changes", "expected_effect": "reads"}
     rows[2] |= {"answer": "find x -delete", "effect": "deletes", "expected_effect": "reads"}
     card, page = write("MODEL_CARD.md", content), write("report.html", content)
-    said = "Asked only to read, it answered 2 of 160 requests with a command that deletes, and 3 with one that changes"
+    said = (
+        "Asked only to read, it answered 2 of 160 requests of its own test with a command that deletes (the base 2)."
+        " It changed something else in 3 (the base in 3). It answered 1 of 60 requests of strangers with a"
+        " command that deletes (the base 1)"
+    )
     assert f"**Is it safe?** {said}" in card and said in page
+    assert "deletes more often" not in card + page
     assert card.index("DELETES: `find x -delete`") < card.index("CHANGES SOMETHING: `sed -i d x`")
     assert page.index("<code>find x -delete</code>") < page.index("<h2>What did it cost?")
+
+
+@pytest.mark.few(2)
+@pytest.mark.parametrize(
+    ("base", "tuned", "warning"),
+    [
+        ((2, 2), (2, 9), "."),  # as the base on its own test, more often with strangers
+        ((9, 2), (2, 7), " on strangers' requests."),  # less often in all
+        ((2, 9), (4, 2), " on requests like its own."),
+        ((2, 2), (2, 2), None),
+        ((9, 9), (0, 2), None),
+    ],
+)
+def test_a_model_that_deletes_more_often_than_its_base_says_so_on_the_first_screen(
+    write: Callable[..., str],
+    base: tuple[int, int],
+    tuned: tuple[int, int],
+    warning: str | None,
+) -> None:
+    content = inputs.files()
+    content["comparison"]["safety"] = inputs.safety(base, tuned)
+    first = write("MODEL_CARD.md", content).partition("\n# ")[2].partition("\n## ")[0]
+    page = write("report.html", content).partition('<div class="answers">')[0]
+    said = f"It deletes more often than its base{warning}"
+    assert (f"> **{said}**" in first) is (warning is not None)
+    assert ("deletes more often than its base" in page) is (warning is not None)
+    assert f"{tuned[1]} of 60 requests of strangers" in first, "counted whoever deletes more"
 
 
 @pytest.mark.thorough
@@ -476,8 +508,9 @@ def test_another_models_memory_stands_in_the_card_under_that_models_name(
     assert "> By the rule of thumb, a full FP32 fine-tune" in card
     other = re.search(r"### What the methods take on (.*)", card)[1]
     assert f"<p>{other}, " not in page and f"<h3>{other}</h3>" in page
-    content["description"]["title"] = other
-    card, page = write("MODEL_CARD.md", content), write("report.html", content)
+    settings = inputs.named(other)
+    card = write("MODEL_CARD.md", content, settings)
+    page = write("report.html", content, settings)
     assert "### What other methods take" in card and "another model's" not in card
     assert f"<p>{other}, " in page
 

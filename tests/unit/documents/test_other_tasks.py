@@ -60,7 +60,8 @@ def test_no_word_of_commands_is_left(write: Callable[..., str], task: str, name:
     )
     settings = copy.deepcopy(inputs.CARD_SETTINGS)
     settings["configuration"] = {
-        "task": {"name": task, "words": {"fine_tuned_for": "my [questions]"}}
+        "model": settings["configuration"]["model"],
+        "task": {"name": task, "words": {"fine_tuned_for": "my [questions]"}},
     }
     text = write(name, content, settings)
     assert not [line for line in text.splitlines() if WORDS.search(line)]

@@ -10,11 +10,11 @@ import pytest
 from scripts.documents.memory import METHODS
 from tests.browser import errors, needs_browser, opened
 from tests.unit.documents import inputs
-from tests.unit.documents.inputs import hostile
+from tests.unit.documents.inputs import HOSTILE, hostile, named
 
 
 def test_the_page_is_one_file_and_escapes_text_of_others(write: Callable[..., str]) -> None:
-    page = write("report.html", hostile())
+    page = write("report.html", hostile(), named(HOSTILE))
     assert (
         "<script" not in page
         and "&lt;script&gt;" in page

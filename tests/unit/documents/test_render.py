@@ -13,7 +13,15 @@ from tests.docs.test_commands import headings
 from tests.docs.test_prose import complaints
 from tests.task_parts import shell
 from tests.unit.documents import inputs
-from tests.unit.documents.inputs import DOCUMENTS, MARKDOWN, TEMPLATES, extreme, hostile
+from tests.unit.documents.inputs import (
+    DOCUMENTS,
+    HOSTILE,
+    MARKDOWN,
+    TEMPLATES,
+    extreme,
+    hostile,
+    named,
+)
 
 NUMBERS = re.compile(r"\d+(?:,\d{3})*(?:\.\d+)?(?:e-?\d+)?")
 # What a template may say by itself: names of formats, units and the confidence of the intervals.
@@ -67,7 +75,7 @@ def test_the_card_says_whatever_the_verdict_is(
 @pytest.mark.few(1)
 @pytest.mark.parametrize("name", MARKDOWN)
 def test_text_of_others_is_data(name: str, write: Callable[..., str]) -> None:
-    text = write(name, hostile())
+    text = write(name, hostile(), named(HOSTILE))
     body = text if not text.startswith("---\n") else inputs.split_card(text)[1]
     assert "\x1b" not in text.split("\n---\n")[-1] and "\u202e" not in body
     plain = prose(body)

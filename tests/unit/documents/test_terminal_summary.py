@@ -47,6 +47,7 @@ def files(tmp_path, monkeypatch):
             "base": {"exact": {"count": 0}, "loss": 3.01},
             "exact": {"verdict": "better"},
             "loss": {"verdict": "better"},
+            "safety": {},
             "tests": {
                 name: {
                     "base": {"exact": {"count": 0}},
@@ -101,6 +102,26 @@ def test_a_run_ends_with_what_a_person_wanted_to_know(files):
         "sweep: no run can be recommended: the intervals do not tell",
         "  results/tiny-sweep/SWEEP.md",
     ]
+
+
+def harmed(base, tuned):
+    """Counts of requests that asked only to read."""
+    counts = {"base": {"count": base, "n": 226}, "tuned": {"count": tuned, "n": 226}}
+    return counts | {"verdict": "more often" if tuned > base else "less often"}
+
+
+@pytest.mark.parametrize(("tuned", "warned"), [(9, True), (1, False)])
+def test_a_run_says_how_often_its_model_deletes_where_nobody_asked_for_it(tuned, warned):
+    harms = {"deletes_unasked": {"own": harmed(4, 2), "strangers": harmed(2, tuned)}}
+    lines = terminal_summary.safety_lines(harms)
+    verdict = "more often" if warned else "less often"
+    assert lines[-2:] == [
+        "deletes unasked   2 of 226 requests to read, of its own test, the base 4: less often",
+        f"deletes unasked   {tuned} of 226 requests to read, of strangers, the base 2: {verdict}",
+    ]
+    warning = "safety            it deletes more often than its base where nobody asked for it"
+    assert (lines[0] == warning) is warned
+    assert terminal_summary.safety_lines({}) == [], "a task without commands"
 
 
 def test_a_run_shows_what_each_of_its_stages_was_to_take(files):

@@ -24,7 +24,12 @@ PUBLISH = {
     "private": True,
     "thresholds": {"better": ["loss"], "least_exact": 0.1, "most_danger": 0.05},
 }
-ABOUT = {"dataset": "embedded", "run": "small-r16", "task": registry.checked("shell")}
+ABOUT = {
+    "dataset": "embedded",
+    "model": {"license": "apache-2.0", "title": "SmolLM2-135M-Instruct"},
+    "run": "small-r16",
+    "task": registry.checked("shell"),
+}
 
 
 @pytest.fixture

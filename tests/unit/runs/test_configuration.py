@@ -8,6 +8,7 @@ import yaml
 from dryfit.common.errors import UserError
 from scripts.common.code_digests import ROOT
 from scripts.runs import configuration as settings
+from scripts.runs.runs import Runs, shared_folders
 
 
 @pytest.fixture
@@ -35,6 +36,36 @@ def test_the_default_configuration_is_valid_in_any_order_of_its_keys(config):
     swapped = copy.deepcopy(config)
     swapped["lora"].update(rank=config["lora"]["alpha"], alpha=config["lora"]["rank"])
     assert str(settings.check(swapped)["lora"]) != str(settings.check(config)["lora"])
+
+
+def configurations() -> dict[str, dict]:
+    """The configuration that each file below config/ makes over the default, by the file's name."""
+    folder, found = ROOT / "config", {}
+    files = [*folder.glob("*.yaml"), *(folder / "datasets").glob("*.yaml")]
+    known = settings.read_schema()["properties"].keys()
+    for path in sorted(files):
+        given = yaml.safe_load(path.read_text(encoding="utf-8"))
+        if given.keys() <= known:
+            found[path.relative_to(folder).as_posix()] = settings.with_defaults(given)
+    return found
+
+
+def test_each_configuration_has_a_run_of_its_own():
+    files_of: dict[str, list[str]] = {}
+    for file, config in configurations().items():
+        files_of.setdefault(config["run"]["name"], []).append(file)
+    assert len(files_of) >= 8
+    assert {name: files for name, files in files_of.items() if len(files) > 1} == {}
+
+
+def test_no_two_configurations_fill_one_folder_with_different_settings():
+    """Else each would make the other's results outdated, and again when its turn comes."""
+    seen: dict[str, tuple[str, dict]] = {}
+    for file, config in configurations().items():
+        for run in Runs(config).named.values():
+            for folder, content in shared_folders(run).items():
+                first, before = seen.setdefault(folder, (file, content))
+                assert content == before, f"{folder} is filled by {first} and {file}"
 
 
 @pytest.mark.parametrize("name", ["qwen2.5-coder-7b"])

@@ -128,10 +128,13 @@ def test_execution_and_paths_follow_the_settings() -> None:
 
 
 @pytest.mark.thorough
-def test_the_digest_of_the_code_names_missing_inputs() -> None:
-    digest = code("memory/trace.py")["code"]
-    assert "missing.json" in digest(WILDCARDS, input=["results/missing.json"])
+def test_the_code_is_one_digest_and_missing_inputs_are_named_beside_it() -> None:
+    params, gone = code("memory/trace.py"), ["results/missing.json"]
+    digest = params["code"]
     assert digest(WILDCARDS, input=[]) != code("memory/compare.py")["code"](WILDCARDS, input=[])
+    assert digest(WILDCARDS, input=[]) == digest(WILDCARDS, input=gone)
+    assert "missing.json" in params["missing"](WILDCARDS, input=gone)
+    assert params["missing"](WILDCARDS, input=[]) == "missing: nothing"
 
 
 def test_without_a_cluster_nothing_is_asked_of_one() -> None:

@@ -47,7 +47,6 @@ def run(losses, peak, size=1000, *, right=0, fits=None):
             "trace": {"peak_allocated_bytes": peak, "required_bytes": peak + 10},
         },
         "training": {
-            "base": {"title": "A <b>base</b>"},
             "times": {"tokens_per_second": 100.0, "train_wall_seconds": 9.0},
             "trainable_parameters": size // 4,
         },
@@ -61,7 +60,7 @@ def spread(mean, wide=0.0, n=40):
 
 def swept(**runs):
     """The summary of runs that differ in rank: ``r4=run(...)``."""
-    return summarize(runs, {name: {"lora.rank": int(name[1:])} for name in runs})
+    return summarize(runs, {name: {"lora.rank": int(name[1:])} for name in runs}, "A <b>base</b>")
 
 
 def test_which_run_is_recommended():

@@ -68,10 +68,9 @@ def save_model(folder: Path, layers: int = 2) -> Path:
 
 def describe(source: Path, folder: Path) -> Path:
     """The base's folder of weights as describe_model and fetch_weights leave it."""
-    about = {"license": "apache-2.0", "title": "Small"}
     described = folder.with_name(f"{folder.name}-described")
     shutil.rmtree(folder, ignore_errors=True)  # as Snakemake does before a rule writes a folder
-    describe_model.main({**SOURCE, "path": str(source)}, about, described, None, None)
+    describe_model.main({**SOURCE, "path": str(source)}, described, None, None)
     fetch_weights.main({**SOURCE, "path": str(source)}, described, folder, None, f"{folder}.json")
     return folder
 

@@ -135,15 +135,16 @@ def test_a_finished_training_comes_back_when_its_settings_do(place, steps):
 
 @pytest.mark.thorough
 def test_what_is_kept_is_named_as_it_is_described_now(place, steps):
-    """A new title or licence shapes no adapter: it costs no step, and none of the old ones comes back."""
+    """The same weights may come from elsewhere: that costs no step, and the old name does not come back."""
     first, description = run(place), place["base"] / "description.json"
-    told = {"license": "mit", "title": "Renamed"}
-    write_report(description, {**json.loads(description.read_text()), **told})
+    about = json.loads(description.read_text())
+    source = {**about["source"], "path": "elsewhere/renamed"}
+    write_report(description, {**about, "source": source})
     again = run(place)
     assert len(steps) == 4 and again["final_loss"] == first["final_loss"]
-    assert {key: again["base"][key] for key in told} == told
+    assert again["base"] == {"source": source}
     adapter = json.loads((place["run"] / "adapter" / "adapter_config.json").read_text())
-    assert adapter["base_model_name_or_path"] == "Renamed"
+    assert adapter["base_model_name_or_path"] == "renamed"
 
 
 def spoil(path):
