@@ -76,11 +76,19 @@ def defaults_used(answer: Mapping[str, Any]) -> str | None:
     rows = "row" if assumed.get("micro_batch") == 1 else "rows"
     sizes = {"sequence_length": "{:,} tokens a row", "micro_batch": f"{{}} {rows} a micro-batch"}
     parts = [text.format(assumed[name]) for name, text in sizes.items() if assumed.get(name)]
-    others = {
-        name: value
-        for name, value in assumed.items()
-        if name not in sizes and not goes_without_saying(BY_NAME[name], value, scenario)
-    }
+    others = {}
+    for name, value in assumed.items():
+        field = BY_NAME[name]
+        if name in sizes or goes_without_saying(field, value, scenario):
+            continue
+        if isinstance(value, Mapping):
+            quiet = [
+                part.name
+                for part in field.parts
+                if goes_without_saying(part, value[part.name], scenario)
+            ]
+            value = {key: own for key, own in value.items() if key not in quiet}
+        others[name] = value
     parts += [_fields(others)] if others else []
     tool = answer.get("assumed_by")
     return f"defaults {f'of {tool} ' if tool else ''}used: {', '.join(parts)}" if parts else None

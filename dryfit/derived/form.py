@@ -96,11 +96,11 @@ class StepKey:
             settings["lora"] = {
                 name: part
                 for name, part in settings["lora"].items()
-                if name not in ("alpha", "rank")
+                if name not in ("alpha", "rank", "rslora")  # the scale is the same at any size
             }
         settings = _unusual(settings, scenario_defaults())
         flags: dict[str, Any] = family.flags(model, numbers)
-        if scenario.lora and "E" in family.keys and scenario.lora.alpha == scenario.lora.rank:
+        if scenario.lora and "E" in family.keys and scenario.lora.scale == 1:
             flags["unscaled"] = (
                 True  # PyTorch's baddbmm, which adapts experts, leaves a factor of 1 out
             )

@@ -49,6 +49,16 @@ def _sizes(zero: Any) -> list[Any]:
     ]
 
 
+# What this table asks of the loop around a training's step.
+_LOOP = (
+    "device",
+    "early_stopping_patience",
+    "keep",
+    "on_out_of_memory",
+    "validate_every_steps",
+)
+
+
 def _view(scenario: Any, loop: Mapping[str, Any]) -> View:
     """A scenario's fields, those of its parallel and quantization, and the loop's settings."""
     parallel, lora, quantization = scenario.parallel, scenario.lora, scenario.quantization
@@ -85,6 +95,7 @@ def _view(scenario: Any, loop: Mapping[str, Any]) -> View:
         mixed_value=getattr(scenario, mixed),
         mixed_in_bf16=str(getattr(scenario, mixed)).replace("fp16", "bf16"),
         dropout=lora.dropout if lora else 0,
+        odd_rank=_odd_rank(lora),
         storage=quantization.storage if quantization else None,
         packed_experts=scenario.experts.quantized,
         experts_on_host=scenario.experts.offload == "host",
@@ -102,8 +113,16 @@ def _view(scenario: Any, loop: Mapping[str, Any]) -> View:
         fsdp=parallel.kind.fsdp,
         trained=parallel.kind.trained,
         aim=scenario.aim,
-        **{key: loop.get(key) for key in ("device", "on_out_of_memory")},
+        **{key: loop.get(key) for key in _LOOP},
     )
+
+
+def _odd_rank(lora: Any) -> int | None:
+    """The first rank of adapters that is odd; None without one."""
+    if lora is None:
+        return None
+    ranks = [lora.rank, *(lora.rank_pattern or {}).values()]
+    return next((rank for rank in ranks if rank % 2), None)
 
 
 _APART = "don't go together"
@@ -345,6 +364,36 @@ STEP = (
         " prefix.",
         "lora.dropout 0.0; or packing rows, where each row has its own",
         "packing: rows",
+    ),
+    Contradiction(
+        lambda s: s.lora and s.lora.needs_floats and s.method == "qlora",
+        "lora",
+        f"`lora.initialization: {{lora.initialization}}` and `method: qlora` {_APART}: PEFT makes these factors out of"
+        " weights in floating point alone.",
+        "default, gaussian, olora; or method lora",
+        "lora: {{initialization: olora}}",
+    ),
+    Contradiction(
+        lambda s: s.lora and s.lora.dora and s.int8,
+        "quantization",
+        f"`lora.dora` and `quantization.type: int8` {_APART}: PEFT unpacks the layers to find their outputs' lengths,"
+        " and bitsandbytes has no scales for its products afterwards (peft 0.21, bitsandbytes 0.50).",
+        "nf4, fp4; or dora false",
+        "quantization: {{type: nf4}}",
+    ),
+    Contradiction(
+        lambda s: s.lora and s.lora.dora and s.lora.initialization == "mica",
+        "lora",
+        f"`lora.dora` and `lora.initialization: mica` {_APART}: each is a variant of LoRA to PEFT, and it has no both.",
+        "another initialization; or dora false",
+        "lora: {{initialization: default}}",
+    ),
+    Contradiction(
+        lambda s: s.lora and s.lora.initialization == "orthogonal" and s.odd_rank,
+        "lora",
+        "`lora.initialization: orthogonal` needs an even rank, and there is {odd_rank}.",
+        "even ranks, those of rank_pattern too; or another initialization",
+        "lora: {{initialization: default}}",
     ),
     Contradiction(
         lambda s: s.packing != "none" and s.attention_mask == "padding",
@@ -793,6 +842,22 @@ TRAINING = (
         "A GPU that runs out of memory can't repeat its step: the other GPUs are already waiting for it.",
         "stop; or one GPU",
         "on_out_of_memory: stop",
+    ),
+    Contradiction(
+        lambda s: s.keep == "best" and s.validate_every_steps is None,
+        "keep",
+        f"`keep: best` and `validate_every_steps: null` {_APART}: without a validation in between, the last step is all"
+        " that there is to choose from.",
+        "last; or a number of steps for validate_every_steps",
+        "validate_every_steps: 50",
+    ),
+    Contradiction(
+        lambda s: s.early_stopping_patience is not None and s.validate_every_steps is None,
+        "early_stopping_patience",
+        f"`early_stopping_patience: {{early_stopping_patience}}` and `validate_every_steps: null` {_APART}: without a"
+        " validation in between, nothing says when to stop.",
+        "null; or a number of steps for validate_every_steps",
+        "validate_every_steps: 50",
     ),
 )
 

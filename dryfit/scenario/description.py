@@ -187,9 +187,28 @@ def say_method(method: str, scenario: Mapping[str, Any]) -> str:
         return shown
     targets = lora["target_modules"]
     on = "all linear layers" if targets == "all-linear" else ", ".join(targets)
-    return f"{shown} of rank {lora['rank']} on {on}" + (
-        f", dropout {lora['dropout']:g}" if lora["dropout"] else ""
-    )
+    words = [f"{shown} of rank {lora['rank']} on {on}"]
+    if lora["dropout"]:
+        words.append(f"dropout {lora['dropout']:g}")
+    return ", ".join([*words, *beyond_plain_lora(lora)])
+
+
+def beyond_plain_lora(lora: Mapping[str, Any]) -> list[str]:
+    """What adapters have beside rank, alpha, dropout and layers; records of older versions name none of it."""
+    words = []
+    if lora.get("rslora"):
+        words.append("rsLoRA")
+    if lora.get("dora"):
+        words.append("DoRA")
+    start = lora.get("initialization", "default")
+    if start != "default":
+        words.append(f"{start} start")
+    if lora.get("modules_to_save"):
+        words.append(f"{', '.join(lora['modules_to_save'])} trained whole")
+    for name, what in (("rank_pattern", "ranks"), ("alpha_pattern", "alphas")):
+        if lora.get(name):
+            words.append(f"other {what} for {', '.join(lora[name])}")
+    return words
 
 
 def say_quantization(value: Mapping[str, Any] | None, _: Mapping[str, Any]) -> str:

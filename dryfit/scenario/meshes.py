@@ -6,7 +6,7 @@ divides matrices and experts, with and without FSDP2; torchtitan's plan for its 
 DeepSpeed's Ulysses runs under its ZeRO; PyTorch's schedules run a pipeline.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from math import gcd
 from typing import Any
 
@@ -263,7 +263,7 @@ def _tensor(scenario: Any) -> Iterator[Problem]:
             {"method": "lora"},
             "method",
         )
-    elif other := _beyond_factors(scenario.adapter or {}):
+    elif other := _beyond_factors(scenario):
         yield Problem(
             f"`parallel.tensor` and an adapter with {other} can't be combined: of PEFT's adapters LoRA's factors alone"
             " are divided as the matrices beside them.",
@@ -288,8 +288,11 @@ def _tensor(scenario: Any) -> Iterator[Problem]:
         )
 
 
-def _beyond_factors(adapter: Mapping[str, Any]) -> str:
-    """What an adapter's PEFT configuration has beside LoRA's factors; "" for nothing."""
+def _beyond_factors(scenario: Any) -> str:
+    """What a scenario's adapters have beside LoRA's factors; "" for nothing."""
+    lora, adapter = scenario.lora, scenario.adapter or {}
+    if lora is not None:
+        return ", ".join(name for name in ("dora", "modules_to_save") if getattr(lora, name))
     kind = str(adapter.get("peft_type", "LORA")).upper()
     if kind != "LORA":
         return f"peft_type {kind}"

@@ -5,18 +5,22 @@ Every wrong value is a :class:`UserError` that shows the corrected line. Nothing
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
 from dryfit.common.errors import UserError
 from dryfit.common.files import read_json
 from dryfit.common.schema import problems
+from dryfit.common.text import closest
 from dryfit.scenario.description import ANY, MOST, described, switch
 from dryfit.scenario.generation import Generation, Preference
 from dryfit.scenario.model import found_beside
 from dryfit.scenario.strategies import DIVIDED, NONE, SCHEDULES, STRATEGIES, Strategy, even_stages
 from dryfit.scenario.value_fields import (
+    DEFAULT_START,
+    FAST_SVD,
+    STARTS,
     AllocatorSettings,
     Experts,
     Lora,
@@ -265,7 +269,97 @@ def checked_lora(value: Mapping[str, Any], where: object) -> Lora:
             allowed="all-linear, or a list such as [q_proj, v_proj]",
             change={"lora": {"target_modules": listed}},
         )
-    return Lora(value["rank"], value["alpha"], value["dropout"], targets)
+    wrong = [
+        *_wrong_start(value["initialization"], where),
+        *_wrong_modules(value["modules_to_save"], where),
+        *_wrong_pattern("rank_pattern", value["rank_pattern"], where),
+        *_wrong_pattern("alpha_pattern", value["alpha_pattern"], where),
+    ]
+    if wrong:
+        raise UserError.several(wrong)
+    modules = value["modules_to_save"]
+    return Lora(
+        rank=value["rank"],
+        alpha=value["alpha"],
+        dropout=value["dropout"],
+        target_modules=targets,
+        rslora=value["rslora"],
+        dora=value["dora"],
+        initialization=value["initialization"],
+        modules_to_save=tuple(modules) if modules else None,
+        rank_pattern=dict(value["rank_pattern"] or {}) or None,
+        alpha_pattern=dict(value["alpha_pattern"] or {}) or None,
+    )
+
+
+# Starts of PEFT's that no scenario can say, and why.
+_OTHER_STARTS = {
+    "corda": "it needs the model's activations on rows of data",
+    "eva": "it needs the model's activations on rows of data",
+    "lora_ga": "it needs the gradients of rows of data",
+    "loftq": "it quantizes the base by itself, in its own way",
+    "true": "PEFT's own start is called `default` here",
+    "false": "it is for debugging alone: the adapter would change the model before any step",
+}
+
+
+def _wrong_start(start: str, where: object) -> Iterator[UserError]:
+    """The error of a start that PEFT does not have, or that takes more than a model and a rank."""
+    if start in STARTS or FAST_SVD.match(start):
+        return
+    reason = _OTHER_STARTS.get(start.lower())
+    near = closest(start, STARTS, cutoff=0.5) or DEFAULT_START
+    yield UserError(
+        f"`lora.initialization: {start}` can't be used: {reason}."
+        if reason
+        else f"There is no `lora.initialization: {start}`.",
+        where=where,
+        found=start,
+        allowed=f"{', '.join(STARTS[:-1])}, or pissa_niter_ and a number of iterations",
+        field="lora.initialization",
+        change={"lora": {"initialization": DEFAULT_START if reason else near}},
+    )
+
+
+def _wrong_modules(modules: Any, where: object) -> Iterator[UserError]:
+    if modules and not all(isinstance(name, str) and name for name in modules):
+        yield UserError(
+            "`lora.modules_to_save` must be a list of module names.",
+            where=where,
+            found=modules,
+            allowed="names such as lm_head and embed_tokens; or null",
+            field="lora.modules_to_save",
+            change={"lora": {"modules_to_save": ["lm_head"]}},
+        )
+
+
+def _wrong_pattern(field: str, patterns: Any, where: object) -> Iterator[UserError]:
+    """The errors of ranks or alphas by the end of a layer's path."""
+    for pattern, number in (patterns or {}).items():
+        whole = isinstance(number, int) and not isinstance(number, bool) and number >= 1
+        if not whole:
+            problem = f"`lora.{field}` gives {pattern!r} no whole number."
+        elif not is_regular_expression(pattern):
+            problem = f"`lora.{field}` has {pattern!r}, which is no regular expression."
+        else:
+            continue
+        yield UserError(
+            problem,
+            where=where,
+            found={pattern: number},
+            allowed="the end of a layer's path, a regular expression, and a number from 1 on",
+            field=f"lora.{field}",
+            change={"lora": {field: {"q_proj": 8}}},
+        )
+
+
+def is_regular_expression(text: Any) -> bool:
+    """Whether Python's ``re`` can read a text."""
+    try:
+        re.compile(text)
+    except (re.error, TypeError):
+        return False
+    return True
 
 
 def checked_adapter(value: Any, given: Mapping[str, Any], where: object) -> dict[str, Any] | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,12 +15,26 @@ from dryfit.scenario.strategies import STRATEGIES
 PRECISIONS = ("fp32", "fp16", "bf16")
 
 
+# How PEFT 0.21 starts LoRA's factors out of a model and a rank alone (``LoraConfig.init_lora_weights``).
+DEFAULT_START = "default"
+STARTS = (DEFAULT_START, "gaussian", "orthogonal", "mica", "olora", "pissa", "pissa_niter_16")
+FAST_SVD = re.compile(r"pissa_niter_\d+$")  # PiSSA by so many iterations of a faster decomposition
+# Starts that take their factors out of the base's weights, so the base is another one while it trains.
+_TAKES_FROM_BASE = ("olora", "pissa")
+# Starts that PEFT computes from weights in floating point alone: a packed base has to be unpacked for them.
+_NEEDS_FLOATS = ("mica", "orthogonal", "pissa")
+
+
 @dataclass(frozen=True)
 class Lora:
-    """Low-rank adapters: B (out x rank) times A (rank x in), scaled by alpha / rank, beside each target module."""
+    """Low-rank adapters: B (out x rank) times A (rank x in), scaled, beside each target module."""
 
     rank: int = described("The rank of both factors.", least=1, default=16)
-    alpha: int = described("The update is scaled by alpha / rank.", least=1, default=32)
+    alpha: int = described(
+        "The update is scaled by alpha / rank (with `rslora`: by alpha / sqrt(rank)).",
+        least=1,
+        default=32,
+    )
     dropout: float = described(
         "Dropout on the adapter's input while training.", below=1.0, default=0.0
     )
@@ -27,6 +43,65 @@ class Lora:
         types=("string", "array"),
         default="all-linear",
     )  # "all-linear" (every linear layer but the output head) or names
+    rslora: bool = switch(
+        "rsLoRA: the update is scaled by alpha / sqrt(rank), so that a high rank learns as fast as a low one.",
+        example=True,
+        on="rsLoRA",
+        closed_form=ANY,
+    )
+    dora: bool = switch(
+        "DoRA: each output's length is trained apart from its direction. It learns more at low ranks, and takes more"
+        " memory and time.",
+        example=True,
+        on="DoRA",
+    )
+    initialization: str = described(
+        "How the factors start: `default`, `gaussian` and `orthogonal` change nothing at first; `pissa` and `olora`"
+        " take the base's largest directions out of it and train these (`pissa_niter_16`: by a faster decomposition of"
+        " 16 iterations); `mica` trains its smallest. A quantized base takes `default`, `gaussian` and `olora`.",
+        types=("string",),
+        default=DEFAULT_START,
+        example="olora",
+        said={DEFAULT_START: ""},
+        closed_form=(DEFAULT_START, "gaussian", "orthogonal"),
+    )
+    modules_to_save: tuple[str, ...] | None = described(
+        "Modules that are trained whole beside the adapters, such as `lm_head` and `embed_tokens` where the vocabulary"
+        " is new.",
+        types=("array",),
+        nullable=True,
+        example=["lm_head"],
+        closed_form=(None,),
+    )
+    rank_pattern: dict[str, int] | None = described(
+        "Other ranks by the end of a layer's path, a regular expression: `{q_proj: 8, layers.0.mlp.down_proj: 32}`.",
+        types=("object",),
+        nullable=True,
+        example={"q_proj": 8},
+        closed_form=(None,),
+    )
+    alpha_pattern: dict[str, int] | None = described(
+        "Other alphas, in the same way.",
+        types=("object",),
+        nullable=True,
+        example={"q_proj": 16},
+        closed_form=ANY,
+    )
+
+    @property
+    def scale(self) -> float:
+        """What the update is multiplied with where no pattern says otherwise."""
+        return self.alpha / math.sqrt(self.rank) if self.rslora else self.alpha / self.rank
+
+    @property
+    def takes_from_base(self) -> bool:
+        """Whether the factors are taken out of the base's weights when the adapter is made."""
+        return self.initialization.startswith(_TAKES_FROM_BASE)
+
+    @property
+    def needs_floats(self) -> bool:
+        """Whether the factors can't be made out of a quantized base."""
+        return self.initialization.startswith(_NEEDS_FLOATS)
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import logging
+import re
 import warnings
 import weakref
 from collections.abc import Iterator
@@ -20,8 +21,10 @@ import torch
 from torch import nn
 
 from dryfit.common.errors import UserError
+from dryfit.engine.bitsandbytes_layers import quantize_4bit, quantize_8bit
 from dryfit.engine.patching import patched
 from dryfit.scenario.scenario import Scenario
+from dryfit.scenario.value_fields import DEFAULT_START
 from dryfit.step.experts import whole_names
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -34,6 +37,7 @@ IMPOSSIBLE = {
 }
 # What a scenario's `lora` calls the fields of PEFT's LoRA.
 SHORT = {"rank": "r", "alpha": "lora_alpha", "dropout": "lora_dropout"}
+_NUMBERED = re.compile(r"\.\d+(\.|$)")  # the path of a module within a layer
 # Methods that read values of what they make, not of the weights: on `meta` they are made on the CPU and then emptied.
 VALUED = frozenset({"BOFT", "SHIRA", "UNILORA"})
 
@@ -74,6 +78,7 @@ def add_adapters(model: nn.Module, scenario: Scenario) -> nn.Module:
         _leave_out(config, list(outside_language(model)), scenario)
     if name := left_out(scenario):
         _leave_out(config, [name], scenario)
+    _check_modules_to_save(model, config, scenario)
     if getattr(config, "target_parameters", None):
         config.target_parameters = whole_names(model, config.target_parameters)
     if kind == "SHIRA" and on_meta:
@@ -86,6 +91,7 @@ def add_adapters(model: nn.Module, scenario: Scenario) -> nn.Module:
         with (
             torch.device("meta" if on_meta and kind not in VALUED else "cpu"),
             _cast_on_meta() if on_meta else nullcontext(),
+            _pack_again_on_meta() if on_meta else nullcontext(),
             warnings.catch_warnings(),
             _quiet("peft"),
         ):
@@ -98,6 +104,7 @@ def add_adapters(model: nn.Module, scenario: Scenario) -> nn.Module:
         raise _refusal(model, scenario, kind, error) from error
     if on_meta and kind in VALUED:
         _empty(model)
+    _check_patterns(model, scenario)
 
     def of_base(name: str, tensor: torch.Tensor) -> bool:
         # Addresses are used again: who had one must have it still. PiSSA gives weights of the base new values.
@@ -122,6 +129,73 @@ def add_adapters(model: nn.Module, scenario: Scenario) -> nn.Module:
             change={"adapter": {"peft_type": "LORA", "r": 16, "target_modules": "all-linear"}},
         )
     return model
+
+
+def _check_modules_to_save(model: nn.Module, config: Any, scenario: Scenario) -> None:
+    """Refuse a module that is to be trained whole and that the model does not have."""
+    known = [name for name, _ in model.named_modules() if name]
+    for wanted in getattr(config, "modules_to_save", None) or ():
+        if any(f".{name}".endswith(f".{wanted}") for name in known):
+            continue
+        # A layer's modules are many: whoever trains some whole means those around the layers most of all.
+        around = sorted({name.rsplit(".", 1)[-1] for name in known if not _NUMBERED.search(name)})
+        near = difflib.get_close_matches(wanted, {n.rsplit(".", 1)[-1] for n in known}, n=1)
+        raise UserError(
+            f"`modules_to_save` names {wanted}, and this model has no such module.",
+            where=_where(scenario),
+            found=wanted,
+            allowed=f"a module of a layer, or one of {', '.join(around)}",
+            change={_where(scenario): {"modules_to_save": near or ["lm_head"]}},
+        )
+
+
+def _check_patterns(model: nn.Module, scenario: Scenario) -> None:
+    """Refuse ranks and alphas of the short form that match no adapter, which PEFT would pass over without a word.
+
+    The short form's patterns have no order, so two that match the same layer are refused too.
+    """
+    if scenario.lora is None:
+        return
+    names = list(_adapted(model))
+    for field in ("rank_pattern", "alpha_pattern"):
+        taken: dict[str, str] = {}
+        patterns = getattr(scenario.lora, field) or {}
+        for pattern, number in patterns.items():
+            # As PEFT reads it (peft 0.21 utils/other.py, ``get_pattern_key``).
+            matched = [name for name in names if re.match(rf"(.*\.)?({pattern})$", name)]
+            twice = next((name for name in matched if name in taken), None)
+            if twice:
+                problem = (
+                    f"`lora.{field}` has {taken[twice]!r} and {pattern!r}, which match {twice}."
+                )
+            elif not matched:
+                problem = f"`lora.{field}` has {pattern!r}, which matches no layer with an adapter."
+            else:
+                taken |= dict.fromkeys(matched, pattern)
+                continue
+            last = sorted({name.rsplit(".", 1)[-1] for name in names})
+            near = difflib.get_close_matches(pattern, last, n=1) or last
+            right = {near[0]: number}
+            if twice:
+                right = {taken[twice]: patterns[taken[twice]]}
+            raise UserError(
+                problem,
+                where=f"lora.{field}",
+                found=dict(patterns),
+                allowed=f"the end of a layer's path, one pattern for a layer: {', '.join(last)}, {names[0]}",
+                change={"lora": {field: right}},
+            )
+
+
+def _adapted(model: nn.Module) -> Iterator[str]:
+    """Paths of what has an adapter, as PEFT's patterns are compared with them: layers, and parameters of experts."""
+    for name, module in model.named_modules():
+        path = name.removeprefix("base_model.model.")
+        parameter = getattr(module, "parameter_name", None)
+        if parameter is not None:
+            yield f"{path.replace('.base_layer', '')}.{parameter}"
+        elif hasattr(module, "lora_A") or hasattr(module, "lora_embedding_A"):
+            yield path
 
 
 def _leave_out(config: Any, modules: list[str], scenario: Scenario) -> None:
@@ -190,13 +264,23 @@ def peft_config(scenario: Scenario) -> Any:
             if isinstance(lora.target_modules, str)
             else list(lora.target_modules)
         )
-        return LoraConfig(
-            r=lora.rank,
-            lora_alpha=lora.alpha,
-            lora_dropout=lora.dropout,
-            target_modules=targets,
-            task_type="CAUSAL_LM",
-        )
+        start = True if lora.initialization == DEFAULT_START else lora.initialization
+        with warnings.catch_warnings():
+            # That PiSSA with rsLoRA and patterns can't be turned into plain LoRA, which who trains it is told.
+            warnings.filterwarnings("ignore", message="Using Rank-Stabilized LoRA")
+            return LoraConfig(
+                r=lora.rank,
+                lora_alpha=lora.alpha,
+                lora_dropout=lora.dropout,
+                target_modules=targets,
+                use_rslora=lora.rslora,
+                use_dora=lora.dora,
+                init_lora_weights=start,
+                modules_to_save=list(lora.modules_to_save) if lora.modules_to_save else None,
+                rank_pattern=dict(lora.rank_pattern or {}),
+                alpha_pattern=dict(lora.alpha_pattern or {}),
+                task_type="CAUSAL_LM",
+            )
     fields = dict(scenario.adapter)
     kind = str(fields.pop("peft_type")).upper()
     known = {item.value: config for item, config in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
@@ -284,6 +368,23 @@ def _cast_on_meta() -> AbstractContextManager[None]:
         *filter(None, [getattr(layers, "ParamWrapper", None)]),
     ]  # the second from PEFT 0.17 on
     return patched([(kind, "_move_adapter_to_device_of_base_layer", cast) for kind in kinds])
+
+
+def _pack_again_on_meta() -> AbstractContextManager[None]:
+    """OLoRA unpacks a quantized layer, takes its factors out and packs it again, which has no effect on ``meta``.
+
+    Packed from fp32, a 4-bit layer is from then on unpacked to fp32 (peft 0.21 ``LoraLayer.olora_init``).
+    """
+    from peft.tuners.lora.layer import LoraLayer
+
+    take_factors = LoraLayer.olora_init
+
+    def packed(self: Any, adapter_name: str) -> None:
+        take_factors(self, adapter_name)
+        quantize_4bit(self.get_base_layer())
+        quantize_8bit(self.get_base_layer())
+
+    return patched([(LoraLayer, "olora_init", packed)])
 
 
 def _refusal(model: nn.Module, scenario: Scenario, kind: str, error: Exception) -> UserError:

@@ -113,6 +113,13 @@ def full_tensor(value: Any) -> Any:
     return value.full_tensor().cpu() if hasattr(value, "full_tensor") else value
 
 
+def shard_again(model: nn.Module) -> None:
+    """After a forward pass without a backward one: FSDP2 leaves the outermost weights gathered until the next step."""
+    for module in model.modules():
+        if type(module).__name__.startswith("FSDP") and hasattr(module, "reshard"):
+            module.reshard()
+
+
 def bare(model: nn.Module) -> nn.Module:
     """The model inside the wrapper of DDP or FSDP1; FSDP2 wraps none around it."""
     wrapped = type(model).__name__ in (

@@ -7,8 +7,8 @@ result.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from itertools import chain, repeat
 from typing import Any
@@ -33,9 +33,11 @@ from dryfit.step.parallel import (
     clip_gradients,
     engine_step,
     exchanging,
+    shard_again,
     within_forward,
 )
 from dryfit.step.pipeline import Pipeline
+from dryfit.step.quantized import without_noise
 
 OFFLOADED_FROM = (
     1024  # bytes: smaller tensors stay on the GPU, as in TRL's and torchtune's OffloadActivations
@@ -97,6 +99,29 @@ def forward_backward(
     scaled = isinstance(loss_scale, torch.Tensor) or loss_scale != 1.0
     backward(model, loss * loss_scale if scaled else loss, last=last)
     return loss.detach()
+
+
+def forward_loss(
+    model: nn.Module, batch: dict[str, torch.Tensor], scenario: Scenario
+) -> torch.Tensor:
+    """The mean loss of a micro-batch, forward alone, by the loss that the scenario trains with; shape ().
+
+    Within :func:`evaluating`.
+    """
+    with _autocast(scenario, batch["input_ids"].device.type):
+        if scenario.loss == "chunked":
+            return within_forward(model, chunked_loss, batch)
+        if scenario.parallel.ulysses > 1:
+            return loss_of_parts(model, batch, scenario.parallel)
+        return model(**batch).loss
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Neither gradients nor noise; afterwards training mode, and a sharded model as a step leaves it."""
+    with torch.no_grad(), without_noise(bare(model)):
+        yield
+    shard_again(model)
 
 
 def divided_rows(

@@ -299,10 +299,11 @@ def _allocating(
 
 def _names_layers(scenario: Scenario) -> bool:
     """Whether adapters may be others in some layers than in the rest."""
+    if scenario.lora is None:
+        return scenario.adapter is not None
     lora = scenario.lora
-    return scenario.adapter is not None or (
-        lora is not None and any(map(str.isdigit, str(lora.target_modules)))
-    )
+    names = [lora.target_modules, *(lora.rank_pattern or ()), *(lora.modules_to_save or ())]
+    return any(map(str.isdigit, str(names)))
 
 
 def _described(layer: nn.Module) -> dict[tuple[str, str], Hashable]:

@@ -68,14 +68,15 @@ def written(sizes: ParameterCounts, exports: Sequence[str] = ()) -> dict[str, tu
     """Bytes of each stage that stay, and the most that it needs while it runs.
 
     Training writes each checkpoint beside the one before, and removes the last when the adapter and its copy in
-    ``kept/`` are there.
+    ``kept/`` are there. A checkpoint holds the adapter, its optimizer's states, and the best adapter so far, which
+    ``training.keep: last`` leaves out.
 
     ``exports``: types of the GGUF files that are asked for: f32, f16, bf16, q8_0.
     """
     adapter = sizes.trainable * sizes.adapter_width
     # Adafactor, Muon and GaLore are counted with AdamW's two states: mostly they keep less.
     states = OPTIMIZERS[sizes.optimizer].state_bytes(sizes.state_width)
-    checkpoint = adapter + int(sizes.trainable * states)
+    checkpoint = 2 * adapter + int(sizes.trainable * states)
     merged = sizes.parameters * sizes.merged_width + COMPANIONS_BYTES
     types = {"f32": 4, "f16": 2, "bf16": 2, "q8_0": Q8_0}
     export = int(sum(sizes.parameters * types[kind] for kind in exports))

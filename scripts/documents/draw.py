@@ -187,7 +187,7 @@ def _name_phases(axes: Any, timeline: Mapping[str, Any], top: float) -> None:
 
 
 def draw_training_curve(files: Mapping[str, Any]) -> Any:
-    """Loss of each step, its running mean, and the validation loss at the end."""
+    """Loss of each step, its running mean, the validation losses, and which step's adapter is kept."""
     curve, report = files["curve"], files["training"]
     steps, losses = [row["step"] for row in curve], [row["loss"] for row in curve]
     window = max(1, len(losses) // 15)
@@ -203,14 +203,24 @@ def draw_training_curve(files: Mapping[str, Any]) -> Any:
         linewidth=2,
         label=f"mean of the last {window} steps",
     )
-    label = f"validation at the end: {report['validation_loss']:.3f}"
+    validated = [row for row in curve if "validation_loss" in row]
     axes.plot(
-        steps[-1],
+        [row["step"] for row in validated],
+        [row["validation_loss"] for row in validated],
+        "o-",
+        color=COLOURS["optimizer_states"],
+        linewidth=1.2,
+        markersize=4,
+        label=f"validation, {report['validation_rows']} rows",
+    )
+    kept = report["kept_step"] or report["steps"]
+    axes.plot(
+        kept,
         report["validation_loss"],
         "D",
         color=COLOURS["optimizer_states"],
-        markersize=7,
-        label=label,
+        markersize=8,
+        label=f"the adapter, step {kept}: {report['validation_loss']:.3f}",
     )
     axes.set(xlabel="optimizer step", ylabel="loss (nats per answer token)", ylim=(0, None))
     axes.grid(axis="y", color="#dddddd", linewidth=0.6)

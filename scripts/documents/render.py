@@ -22,6 +22,7 @@ from dryfit.common.errors import UserError
 from dryfit.common.files import read_report, write_report, write_text
 from dryfit.common.terminal import log
 from dryfit.data import data_path
+from dryfit.scenario.description import beyond_plain_lora
 from scripts.common.job import job
 from scripts.common.reports import carried_by, gather
 from scripts.documents.context import derive
@@ -165,6 +166,11 @@ def setting(value: object) -> str:
     return "none" if value is None else f"{value}"
 
 
+def more_of_an_adapter(lora: Mapping[str, Any]) -> str:
+    """What an adapter has beside its rank, its alpha and its layers, to go on behind these; "" for nothing."""
+    return "".join(f", {words}" for words in beyond_plain_lora(lora))
+
+
 def percent(share: float | None, digits: int = 1) -> str:
     return "not measured" if share is None else f"{100 * share:.{digits}f} %"
 
@@ -306,6 +312,7 @@ def environment(folder: Path, html: bool) -> Any:
     made.filters["shorten"] = shorten
     made.filters["said"] = said_of
     made.filters["length"] = count_of
+    made.filters["beyond_plain_lora"] = more_of_an_adapter
     if html:
         made.filters["code"] = _marked(
             lambda text: Markup("<code>{}</code>").format(visible(text) or "(nothing)")

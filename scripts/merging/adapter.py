@@ -65,7 +65,7 @@ NEUTRAL_FIELDS = {
 }
 # Initializations that leave the base's weights as they are. PiSSA, OLoRA, CorDA, LoRA-GA and LoftQ change the
 # base when the adapter is created, so B @ A alone is not the difference to the original base.
-PLAIN_INITIALIZATIONS = (True, False, None, "gaussian", "eva", "orthogonal")
+PLAIN_INITIALIZATIONS = (True, False, None, "gaussian", "eva", "orthogonal", "mica")
 
 LORA_KEY = re.compile(
     r"(?P<module>.+)\.(?P<part>lora_A\.weight|lora_B\.weight|lora_B\.bias|lora_embedding_A|lora_embedding_B"

@@ -15,6 +15,7 @@ from scripts.documents import terminal_summary
 from scripts.runs import check_configuration, run_scenarios
 from scripts.runs.job_paths import BASE_EVALUATION, EXECUTION, JobPaths
 from scripts.runs.runs import Runs
+from scripts.runs.training_backends import refuse_missing_trl
 from scripts.tasks.support import registry
 
 ANSWERS = (
@@ -77,9 +78,12 @@ def before_the_first(
     UserError
         If the machine has no GPU, no sandbox, no package or no room on its disk for a job that needs it.
     """
-    for job in planned if own_packages else ():
+    for job in planned:
         if job.rule == "train_adapter":
-            refuse_missing_trackers(JobPaths.of(runs, job.names).settings["training"]["report_to"])
+            training = JobPaths.of(runs, job.names).settings["training"]
+            refuse_missing_trl(training, own_packages)
+            if own_packages:
+                refuse_missing_trackers(training["report_to"])
     if on_this_machine:
         for job in planned:
             if job.takes_gpu and job.rule not in ASK_WHAT_FITS:

@@ -1,7 +1,8 @@
 """Checks of a run's scenarios that need the memory's own knowledge: its model, its GPU, what can be trained."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,16 @@ from dryfit.scenario.contradictions import TRAINING, contradictions
 from dryfit.scenario.hub import likely_id, nearest, profiled
 from dryfit.scenario.model import MODELS
 from dryfit.scenario.scenario import Scenario, check_packages, rows_in_a_step
+from dryfit.scenario.value_fields import Lora
 from scripts.common.disk import ParameterCounts
+from scripts.runs.adapter_settings import refused_together, unknown_modules, unmatched_patterns
 from scripts.runs.run_scenarios import (
     profile_scenarios,
     training_loop,
     training_scenario,
     training_step_as_gated,
 )
+from scripts.runs.training_backends import refused_by_trl
 
 # Stands for a base model whose configuration is not there yet; its sizes are then checked by the trace.
 _ANY_MODEL = {"model_type": "any"}
@@ -38,11 +42,26 @@ def sizes(settings: Mapping[str, Any]) -> ParameterCounts:
         lora = Scenario.from_mapping(
             {**step, "model": model}, {}, "training in the configuration"
         ).lora
-        trainable = describe(model).adapter_parameters(lora) if lora else 0
+        trainable = trained_parameters(model, lora) if lora else 0
     base = settings["model"]["source"]["dtype"]
     return ParameterCounts.of(
         step, base, settings["merging"]["dtype"] or base, parameters, trainable
     )
+
+
+def trained_parameters(model: Mapping[str, Any], lora: Lora) -> int:
+    """Parameters that an adapter writes, at most: what is taken out of the base is saved with twice the rank.
+
+    With the largest rank that any layer has, and whole embeddings and output heads where these are trained.
+    """
+    largest = max([lora.rank, *(lora.rank_pattern or {}).values()])
+    if lora.takes_from_base:
+        largest *= 2
+    whole = {"embed_tokens", "lm_head"} & {
+        name.rsplit(".", 1)[-1] for name in lora.modules_to_save or ()
+    }
+    table = model.get("hidden_size", 0) * model.get("vocab_size", 0)
+    return describe(model).adapter_parameters(replace(lora, rank=largest)) + len(whole) * table
 
 
 def check(settings: Mapping[str, Any]) -> None:
@@ -77,8 +96,23 @@ def check(settings: Mapping[str, Any]) -> None:
     step = {**training_step_as_gated(settings), "model": model}
     scenario = _check_scenario(step, "training (and scenario_defaults, lora) in the configuration")
     rows_in_a_step(scenario, training_loop(settings))
-    if wrong := list(contradictions(scenario, "training", TRAINING, training_loop(settings))):
+    wrong = list(contradictions(scenario, "training", TRAINING, training_loop(settings)))
+    wrong += [*_wrong_adapter(scenario), *refused_by_trl(scenario, training_loop(settings))]
+    if wrong:
         raise UserError.several(wrong)
+
+
+def _wrong_adapter(scenario: Scenario) -> Iterator[UserError]:
+    """What is wrong with the adapter of a training, as far as the model is known before any job."""
+    lora = scenario.lora
+    if lora is None:
+        return
+    yield from refused_together(lora, scenario.parallel.gpus)
+    with suppress(NotDescribed):
+        decoder = describe(scenario.model)
+        every_layer = decoder.targets(replace(lora, target_modules="all-linear"))
+        yield from unmatched_patterns(lora, decoder.targets(lora))
+        yield from unknown_modules(lora, every_layer)
 
 
 def rows_a_step(settings: Mapping[str, Any]) -> int:

@@ -12,6 +12,7 @@ from dryfit.common.device import cuda_devices, expandable_segments_here, multipl
 from dryfit.scenario.fields import BY_NAME, scenario_defaults
 from dryfit.scenario.hub import profiled
 from dryfit.scenario.scenario import Scenario
+from dryfit.scenario.value_fields import DEFAULT_START
 
 STEP = frozenset(field.name for field in fields(Scenario))
 MOST_THREADS = 8  # of a training that doesn't say how many
@@ -38,13 +39,17 @@ def training_scenario(settings: Mapping[str, Any]) -> dict[str, Any]:
 def for_memory(scenario: dict[str, Any]) -> dict[str, Any]:
     """The same step for jobs about memory: theirs has an alpha of twice the rank, whatever the run's is.
 
-    Alpha scales the update and takes neither memory nor time, so another alpha is to trace and measure nothing again.
+    Alpha, with rsLoRA or by pattern too, scales the update and takes neither memory nor time, so another one is to trace
+    and measure nothing again. Nor is a Gaussian start, which takes as much as the default's.
     Where it equals the rank, PyTorch's baddbmm, which adapts experts, leaves the factor of 1 out: the step with the
     factor is the one that needs more.
     """
     if not scenario["lora"]:
         return scenario
-    lora = {name: value for name, value in scenario["lora"].items() if name != "alpha"}
+    scales = ("alpha", "alpha_pattern", "rslora")
+    lora = {name: value for name, value in scenario["lora"].items() if name not in scales}
+    if lora.get("initialization") == "gaussian":
+        lora["initialization"] = DEFAULT_START
     if isinstance(lora.get("rank"), int):
         lora["alpha"] = 2 * lora["rank"]
     return {**scenario, "lora": lora}
@@ -124,7 +129,7 @@ def resource_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
 def planned_step(settings: Mapping[str, Any]) -> dict[str, Any]:
     """The step of which the planner says what fits which GPU: any method, so its adapter is always named."""
     step = {**settings["scenario_defaults"], "gpu": settings["memory"]["gpu"]}
-    return for_memory({**step, "lora": settings["lora"]})
+    return _of_profile(for_memory({**step, "lora": settings["lora"]}))
 
 
 def gpus_of_training(settings: Mapping[str, Any]) -> int:
@@ -147,7 +152,7 @@ def profile_scenarios(settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     )
     common = {**_defaults(settings), "gpu": memory["gpu"], "lora": settings["lora"], **model}
     scenarios = {
-        name: for_memory(_of_method({**common, **differences}))
+        name: _of_profile(for_memory(_of_method({**common, **differences})))
         for name, differences in memory["scenarios"].items()
     }
 
@@ -176,6 +181,16 @@ def sharded_scenarios(settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         for name, scenario in profile_scenarios(settings).items()
         if scenario["method"] == "full"
     }
+
+
+def _of_profile(scenario: dict[str, Any]) -> dict[str, Any]:
+    """A scenario of the memory profile, whose adapters start as plain ones: how they start takes memory in no step.
+
+    And a quantized base has not all the starts that a dense one has.
+    """
+    if not isinstance(scenario["lora"], Mapping):
+        return scenario
+    return {**scenario, "lora": {**scenario["lora"], "initialization": DEFAULT_START}}
 
 
 def _of_method(scenario: dict[str, Any]) -> dict[str, Any]:

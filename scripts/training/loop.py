@@ -1,32 +1,22 @@
-"""The loop of a training: which rows meet in a step, the steps themselves, the state between two of them."""
+"""The loop of a training: which rows meet in a step, the steps themselves, the validations between them."""
 
 from __future__ import annotations
 
 import math
-import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dryfit.common.errors import UserError
-from dryfit.common.files import atomic_folder, read_jsonl, read_report, write_jsonl, write_report
 from dryfit.common.terminal import log
-from dryfit.scenario.nested_fields import Parallel
 from dryfit.scenario.scenario import Scenario, rows_in_a_step
-from scripts.training.processes import ALONE, ProcessGroup, sharded_like
+from scripts.training.loop_state import LoopState, copied, put_back
+from scripts.training.schedules import learning_rate_at
+from scripts.training.validation import ValidationHistory, ValidationRows, is_due, validation_loss
 
 if TYPE_CHECKING:
     from dryfit.step.batches import Row
-
-
-def learning_rate_at(step: int, total: int, peak: float, warmup_ratio: float) -> float:
-    """Linear warm-up to the peak, then a cosine down to zero. ``step`` counts from 0."""
-    warmup = math.ceil(total * warmup_ratio)
-    if step < warmup:
-        return peak * (step + 1) / warmup
-    return peak * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
 
 
 def plan_steps(
@@ -109,151 +99,43 @@ def refuse_more_batches(most: int, scenario: Scenario, loop: Mapping[str, Any]) 
         )
 
 
-class LoopState:
-    """The state of a run between two steps, in one folder that appears whole or not at all."""
-
-    def __init__(self, folder: Path, group: ProcessGroup = ALONE) -> None:
-        self.folder, self.group = folder, group
-
-    def save(
-        self,
-        step: int,
-        model: Any,
-        optimizer: Any,
-        curve: list[dict],
-        seconds: float,
-        scaler: Any = None,
-    ) -> None:
-        """``step``: how many have been taken, in ``seconds``. Tensors are saved whole, random states one a process."""
-        import torch
-        from torch.utils._pytree import tree_map
-
-        from dryfit.step.parallel import full_tensor
-
-        random = {"cpu": torch.get_rng_state()}
-        if torch.cuda.is_initialized():  # a training on the CPU makes no CUDA context for it
-            random["cuda"] = torch.cuda.get_rng_state()
-        state = {
-            "optimizer": tree_map(full_tensor, optimizer.state_dict()),
-            "seconds": seconds,
-            "step": step,
-        }
-        state["trained"] = {name: full_tensor(p.detach()).cpu() for name, p in _trained(model)}
-        state["random"] = self.group.collected(random)
-        state["scaler"] = scaler.state_dict() if scaler else None
-        if self.group.rank == 0:
-            with atomic_folder(self.folder) as partial:
-                torch.save(state, partial / "state.pt")
-                write_jsonl(partial / "curve.jsonl", curve)
-                write_report(
-                    partial / "checkpoint.json",
-                    {"step": step},
-                    partial / "state.pt",
-                    partial / "curve.jsonl",
-                )
-
-    def load(self, model: Any, optimizer: Any, scaler: Any = None) -> tuple[int, list[dict], float]:
-        """Take up the saved state: steps taken, their curve, their seconds; (0, [], 0.0) without one that is whole."""
-        import torch
-
-        report, saved, curve = (
-            self.folder / name for name in ("checkpoint.json", "state.pt", "curve.jsonl")
-        )
-        if not self.folder.is_dir():
-            return 0, [], 0.0
-        try:
-            read_report(report, saved, curve)
-        except UserError as error:
-            log.warning(
-                "The checkpoint in %s is not used, so training starts from the beginning: %s",
-                self.folder,
-                error.problem,
-            )
-            return 0, [], 0.0
-        state = torch.load(saved, map_location="cpu", weights_only=True)
-        with torch.no_grad():
-            for name, parameter in _trained(model):
-                parameter.copy_(sharded_like(state["trained"][name], parameter))
-        parameters = [
-            parameter for group in optimizer.param_groups for parameter in group["params"]
-        ]
-        for index, moments in state["optimizer"]["state"].items():
-            for name, value in moments.items():
-                moments[name] = sharded_like(value, parameters[index])
-        optimizer.load_state_dict(state["optimizer"])
-        if scaler:
-            scaler.load_state_dict(state["scaler"])
-        random = state["random"][self.group.rank]
-        torch.set_rng_state(random["cpu"])
-        if "cuda" in random and torch.cuda.is_initialized():
-            torch.cuda.set_rng_state(random["cuda"])
-        return state["step"], list(read_jsonl(curve)), state["seconds"]
-
-    def remove(self) -> None:
-        shutil.rmtree(self.folder, ignore_errors=True)
-
-
-def _trained(model: Any) -> Iterator[tuple[str, Any]]:
-    from dryfit.step.parallel import bare
-
-    return (
-        (name, parameter)
-        for name, parameter in bare(model).named_parameters()
-        if parameter.requires_grad
-    )
-
-
-def validation_loss(
-    model: Any,
-    rows: list[Row],
-    batch_size: int,
-    pad_token_id: int,
-    group: ProcessGroup = ALONE,
-    scenario: Scenario | None = None,
-) -> float:
-    """Mean negative log-likelihood of an answer token over the rows, in nats.
-
-    ``scenario``: how several processes divide the step. Of a divided model only the whole forward pass, in all
-    processes at once, has all weights.
-    """
-    import torch
-
-    from dryfit.step.batches import answer_tokens, collate, epoch_batches
-    from dryfit.step.parallel import bare
-    from dryfit.step.quantized import without_noise
-    from dryfit.step.step import chunked_loss, divided_rows
-
-    device, total, tokens = next(model.parameters()).device, 0.0, 0.0
-    parallel = scenario.parallel if scenario else Parallel()
-    shares, share = parallel.rows_at_once, parallel.rows_of(group.rank)
-    batches = epoch_batches(rows, batch_size, seed=0, epoch=0)
-    with torch.no_grad(), without_noise(bare(model)):
-        for first in range(0, len(batches), shares):
-            own = first + share < len(
-                batches
-            )  # a process without a batch computes another's, for nothing
-            batch = batches[first + share if own else first]
-            learned = answer_tokens(batch)
-            tensors = collate(batch, pad_token_id, device, parts=parallel.parts_of_a_row)
-            if parallel.sharded or parallel.meshed:
-                with divided_rows(model, tensors, scenario, learned):
-                    loss = model(**tensors, use_cache=False).loss
-            else:
-                loss = chunked_loss(bare(model), tensors)
-            total += float(loss) * learned * own
-            tokens += learned * own
-    total, tokens = group.sums(total, tokens)
-    return (
-        total * parallel.context / tokens
-    )  # the losses of those that share a row's tokens add up to its own
-
-
 class Fitted(NamedTuple):
-    """What a loop leaves behind: a row for each step, the step that it was resumed from, the seconds that all took."""
+    """What a loop leaves behind."""
 
-    curve: list[dict]
-    start: int
-    seconds: float
+    curve: list[dict]  # a row for each step
+    start: int  # the step that it was resumed from
+    seconds: float  # that all steps took, validations included
+    progress: ValidationHistory  # of the validations
+    stopped_early: bool
+
+
+class _Messages:
+    """Says every few seconds how far a training is."""
+
+    def __init__(self, start: int, total: int) -> None:
+        self._start, self._total, self._tokens = start, total, 0
+        self._begun = self._last = time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        """Since the loop began, in this process."""
+        return time.monotonic() - self._begun
+
+    def step(self, row: Mapping[str, Any], *, last: bool) -> None:
+        """Count a step by its row of the curve; say it where the last message is some time ago."""
+        self._tokens += row["tokens"]  # of the rows, as the card counts them
+        now = time.monotonic()
+        if now - self._last < 5 and not last:
+            return
+        self._last, seconds = now, now - self._begun
+        log.info(
+            "step %d of %d  loss %.3f  %.0f tokens/s  %.0f s left",
+            row["step"],
+            self._total,
+            row["loss"],
+            self._tokens / seconds,
+            (self._total - row["step"]) * seconds / (row["step"] - self._start),
+        )
 
 
 @dataclass
@@ -272,6 +154,7 @@ class Fit:
     predicted: Mapping[str, Any] | None = (
         None  # the gate's report, whose figures explain an out-of-memory error
     )
+    held_out: ValidationRows | None = None  # None: no validation
     # The micro-batch after the device could not hold a larger one; None: the scenario's
     half: int | None = field(default=None, init=False)
 
@@ -286,63 +169,104 @@ class Fit:
     def run(
         self, report: Callable[[int, Mapping[str, Any]], None] = lambda step, figures: None
     ) -> Fitted:
-        """Take the steps, from the last checkpoint on; ``report`` is told each step's row of the curve."""
-        from dryfit.step.optimizers import set_learning_rate
+        """Take the steps, from the last checkpoint on; ``report`` is told each step's row of the curve.
 
-        loop, group = self.loop, self.group
+        Afterwards the model is the one to keep: with ``keep: best`` that of the best validation.
+        """
+        loop = self.loop
         per_step = rows_in_a_step(self.scenario, loop)
         _, total = plan_steps(len(self.rows), per_step, loop["epochs"], loop["max_steps"])
-        start, curve, seconds = self.checkpoint.load(self.model, self.optimizer, self.scaler)
+        resumed = self.checkpoint.load(self.model, self.optimizer, self.scaler)
+        start, curve, progress = (
+            resumed.step,
+            [*resumed.curve],
+            ValidationHistory(**resumed.progress),
+        )
         if start:
             log.info("Resuming from the checkpoint after step %d", start)
-        begun = last_message = time.monotonic()
-        tokens_here = 0  # of the rows, as the card counts them
+        messages = _Messages(start, total)
         for step, shares in enumerate(
             planned_steps(self.rows, self.scenario, loop, self.seed, self.prefix)
         ):
+            if progress.is_over(loop):
+                break
             if step < start:
                 continue
-            rate = learning_rate_at(step, total, loop["learning_rate"], loop["warmup_ratio"])
-            set_learning_rate(self.optimizer, rate)
-            loss, own = self._gradients(step, shares)
-            loss, computed = (
-                value / self.scenario.parallel.tensor for value in group.sums(loss, own)
-            )
-            if not math.isfinite(loss):  # before it can spoil the weights
-                raise _not_finite("loss", loss, step, self.checkpoint)
-            norm = self._update(step)
-            curve.append(
-                {
-                    **self._tokens(shares, int(computed)),
-                    "gradient_norm": norm,
-                    "learning_rate": rate,
-                }
-            )
-            curve[-1] |= {
-                "loss": loss,
-                "micro_batch": self.half or self.scenario.micro_batch,
-                "step": step + 1,
-            }
-            report(step + 1, curve[-1])
-            now = time.monotonic()
-            if (step + 1) % loop["save_every_steps"] == 0 or step + 1 == total:
+            row = self._step(step, total, shares)
+            if self.held_out is not None and is_due(step + 1, total, loop):
+                row["validation_loss"] = self._validate(step + 1, progress)
+            curve.append(row)
+            report(step + 1, row)
+            last = step + 1 == total or progress.is_over(loop)
+            if last or (step + 1) % loop["save_every_steps"] == 0:
                 self.checkpoint.save(
-                    step + 1, self.model, self.optimizer, curve, seconds + now - begun, self.scaler
-                )
-            tokens_here += curve[-1]["tokens"]
-            if now - last_message >= 5 or step + 1 == total:
-                last_message = now
-                speed = tokens_here / (now - begun)
-                left = (total - step - 1) * (now - begun) / (step + 1 - start)
-                log.info(
-                    "step %d of %d  loss %.3f  %.0f tokens/s  %.0f s left",
                     step + 1,
-                    total,
-                    loss,
-                    speed,
-                    left,
+                    self.model,
+                    self.optimizer,
+                    curve,
+                    resumed.seconds + messages.seconds,
+                    self.scaler,
+                    progress,
                 )
-        return Fitted(curve, start, seconds + time.monotonic() - begun)
+            messages.step(row, last=last)
+        if progress.best_tensors and progress.best_step != len(curve):
+            log.info("keeping the adapter of step %d", progress.best_step)
+            put_back(self.model, progress.best_tensors)
+        return Fitted(
+            curve, start, resumed.seconds + messages.seconds, progress, len(curve) < total
+        )
+
+    def _step(self, step: int, total: int, shares: list[list]) -> dict[str, Any]:
+        """One optimizer step; returns its row of the curve."""
+        from dryfit.step.optimizers import set_learning_rate
+
+        rate = learning_rate_at(step, total, self.loop)
+        set_learning_rate(self.optimizer, rate)
+        own_loss, own_tokens = self._gradients(step, shares)
+        sums = self.group.sums(own_loss, own_tokens)
+        loss, computed = (value / self.scenario.parallel.tensor for value in sums)
+        if not math.isfinite(loss):  # before it can spoil the weights
+            raise not_finite("loss", loss, step, self.checkpoint)
+        norm = self._update(step)
+        return {
+            **self._tokens(shares, int(computed)),
+            "gradient_norm": norm,
+            "learning_rate": rate,
+            "loss": loss,
+            "micro_batch": self.half or self.scenario.micro_batch,
+            "step": step + 1,
+        }
+
+    def _validate(self, step: int, progress: ValidationHistory) -> float:
+        """The validation loss after a step, noted in ``progress``."""
+        import torch
+
+        began, scenario = time.monotonic(), self.scenario
+        if self.half:
+            scenario = replace(scenario, micro_batch=self.half)
+        try:
+            loss = validation_loss(self.model, self.held_out, scenario, self.group)
+        except torch.OutOfMemoryError as error:
+            raise _out_of_memory(error, self.scenario, self.predicted) from None
+        if not math.isfinite(loss):
+            raise not_finite("validation loss", loss, step - 1, self.checkpoint)
+        best = progress.note(step, loss)
+        if best and self.loop["keep"] == "best":
+            progress.best_tensors = copied(self.model)
+        progress.seconds += time.monotonic() - began
+        log.info(
+            "step %d: validation loss %.4f over %d rows%s",
+            step,
+            loss,
+            len(self.held_out.rows),
+            "" if best else f", the best was {progress.best_loss:.4f} at step {progress.best_step}",
+        )
+        if progress.is_over(self.loop):
+            log.info(
+                "%d validations in a row were no better: the training stops early",
+                progress.since_best,
+            )
+        return loss
 
     def _gradients(self, step: int, shares: list[list]) -> tuple[float, int]:
         """Forward and backward passes of a step: this process's part of the loss, and the tokens that it computed.
@@ -425,7 +349,7 @@ class Fit:
         if math.isfinite(norm):
             return norm
         if self.scaler is None:
-            raise _not_finite("gradients' norm", norm, step, self.checkpoint)
+            raise not_finite("gradients' norm", norm, step, self.checkpoint)
         return None
 
     def _tokens(self, shares: list[list], computed: int) -> dict[str, int]:
@@ -489,7 +413,7 @@ def _out_of_memory(
     )
 
 
-def _not_finite(what: str, value: float, step: int, checkpoint: LoopState) -> UserError:
+def not_finite(what: str, value: float, step: int, checkpoint: LoopState) -> UserError:
     kept = (
         f"; the state before it is kept in {checkpoint.folder}"
         if checkpoint.folder.is_dir()

@@ -23,7 +23,8 @@ from dryfit.scenario.scenario import Scenario, rows_in_a_step
 from scripts.common.cache import ResultCache
 from scripts.common.job import job
 from scripts.common.machine import pick_device
-from scripts.training.loop import LoopState
+from scripts.training.initial_adapter import remove_start
+from scripts.training.loop_state import LoopState
 from scripts.training.processes import launch
 from scripts.training.train_process import TrainingJob, base_name, train
 
@@ -102,6 +103,7 @@ def main(
         launch("scripts.training.train_process", work.to_mapping(), gpus, resumed)
     kept.store()
     checkpoint.remove()
+    remove_start(checkpoint.folder)
 
 
 if __name__ == "__main__":

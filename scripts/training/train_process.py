@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,17 +32,13 @@ from dryfit.common.versions import versions
 from dryfit.scenario.scenario import Scenario, rows_in_a_step
 from scripts.common.job import keep_host_memory
 from scripts.common.tokenizer import read_tokenizer
-from scripts.training.loop import (
-    Fit,
-    Fitted,
-    LoopState,
-    check_rows,
-    plan_steps,
-    token_shares,
-    validation_loss,
-)
+from scripts.training.initial_adapter import keep_start
+from scripts.training.loop import Fit, Fitted, check_rows, plan_steps, token_shares
+from scripts.training.loop_state import LoopState
 from scripts.training.processes import ALONE, ProcessGroup, started
 from scripts.training.tracking import Trackers
+from scripts.training.trl_backend import TrlFit
+from scripts.training.validation import ValidationRows
 
 if TYPE_CHECKING:
     from dryfit.step.batches import Row
@@ -117,6 +114,7 @@ def train(work: TrainingJob, group: ProcessGroup = ALONE) -> None:
     _log_plan(work, scenario, data, group)
     began = time.monotonic()
     model, about = _model(work, scenario, base_name(description))
+    start = keep_start(model, scenario, Path(work.checkpoint))
     if scenario.parallel.kind.replicates:
         _order_buckets(model, scenario, data, device)
     # Dropout draws other numbers in each process, but in those that compute the same rows together by a tensor plan.
@@ -132,7 +130,8 @@ def train(work: TrainingJob, group: ProcessGroup = ALONE) -> None:
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
     state = LoopState(Path(work.checkpoint), group)
-    fit = Fit(
+    kind = partial(TrlFit, base=Path(work.base)) if loop["backend"] == "trl" else Fit
+    fit = kind(
         model,
         optimizer,
         data.rows,
@@ -143,22 +142,18 @@ def train(work: TrainingJob, group: ProcessGroup = ALONE) -> None:
         state,
         data.shared,
         predicted,
+        ValidationRows.of(data.held_out, scenario, data.pad_token_id),
     )
     fitted = fit.run(trackers.report)
+    trackers.end()
     folder = Path(work.outputs["adapter"]).parent
     # Before anything that can fail: the checkpoint of the last step, and these.
-    save_adapter(model, folder, base_name(description), group)
+    save_adapter(model, folder, base_name(description), group, start)
     if group.rank == 0:
         write_jsonl(curve_path, fitted.curve)
-    # A 4-bit weight is unpacked once a batch, so on the CPU large ones pay; on a GPU, no more rows than have fitted.
-    batch_size = 64 if device == "cpu" else fit.half or scenario.micro_batch
-    loss = validation_loss(model, data.held_out, batch_size, data.pad_token_id, group, scenario)
     peaks = group.collected(torch.cuda.max_memory_allocated() if device == "cuda" else None)
     if group.rank:
         return
-    log.info("validation loss %.4f over %d rows", loss, len(data.held_out))
-    trackers.report(len(fitted.curve), {"validation_loss": loss})
-    trackers.end()
     report = _report(work, scenario, data, fitted)
     report["times"]["load_wall_seconds"] = loaded - began
     report["packing"] = {
@@ -169,7 +164,6 @@ def train(work: TrainingJob, group: ProcessGroup = ALONE) -> None:
     report |= {
         **about,
         "base": {"source": description["source"]},
-        "validation_loss": loss,
         "versions": versions(),
     }
     report["peak_allocated_bytes"] = (
@@ -290,8 +284,10 @@ def _report(
 
     from dryfit.step.batches import answer_tokens
 
-    curve, seconds = fitted.curve, fitted.seconds
+    curve, stepping = fitted.curve, fitted.seconds - fitted.progress.seconds
     per_epoch, total = _steps(work, scenario, data)
+    validated = [row for row in curve if "validation_loss" in row]
+    kept = fitted.progress.best_step if work.loop["keep"] == "best" else len(curve)
     halved = [row for row in curve if row["micro_batch"] < scenario.micro_batch]
     totals = {
         key: sum(row[key] for row in curve)
@@ -301,9 +297,10 @@ def _report(
         **{key: totals[key] for key in ("answer_tokens", "computed_tokens", "tokens")},
         "device": torch.cuda.get_device_name() if work.device == "cuda" else "cpu",
         "effective_batch": rows_in_a_step(scenario, work.loop),
-        "epochs": total / per_epoch,
+        "epochs": len(curve) / per_epoch,
         "final_loss": sum(row["loss"] for row in curve[-10:]) / len(curve[-10:]),
         "first_loss": curve[0]["loss"],
+        "kept_step": kept if kept < len(curve) else None,  # None: the last
         "loop": work.loop,
         "out_of_memory": {"micro_batch": halved[-1]["micro_batch"], "steps": len(halved)}
         if halved
@@ -311,22 +308,33 @@ def _report(
         "resumed_from_step": fitted.start or None,
         "scenario": plain_settings(scenario),
         "seed": work.seed,
-        "steps": total,
+        "steps": len(curve),
+        "stopped_early": {"of_steps": total} if fitted.stopped_early else None,
         "times": {
-            **{f"{key}_per_second": totals[key] / seconds for key in totals},
-            "train_wall_seconds": seconds,
+            **{f"{key}_per_second": totals[key] / stepping for key in totals},
+            "train_wall_seconds": stepping,
+            "validation_wall_seconds": fitted.progress.seconds,
         },
         "threads": work.threads,
         "token_shares": token_shares(curve, data.prefix),
         "train_rows": len(data.rows),
         "validation_answer_tokens": answer_tokens(data.held_out),
+        "validation_loss": next(row["validation_loss"] for row in validated if row["step"] == kept),
+        "validations": len(validated),
         "validation_rows": len(data.held_out),
     }
 
 
-def save_adapter(model: Any, folder: Path, base: str, group: ProcessGroup = ALONE) -> None:
+def save_adapter(
+    model: Any,
+    folder: Path,
+    base: str,
+    group: ProcessGroup = ALONE,
+    start: Path | None = None,
+) -> None:
     """Write ``adapter_model.safetensors`` and ``adapter_config.json``, the same bytes for the same adapter.
 
+    ``start``: the adapter as it started, where it was taken out of the base (:mod:`scripts.training.initial_adapter`).
     Called by all processes, which each hold a part of a sharded adapter; rank 0 writes it.
     """
     from dryfit.step.adapters import adapter_names
@@ -344,7 +352,11 @@ def save_adapter(model: Any, folder: Path, base: str, group: ProcessGroup = ALON
     if group.rank:
         return
     with atomic_folder(folder.with_name(folder.name + ".new")) as partial:
-        model.save_pretrained(partial, state_dict=tensors)
+        # PEFT splits the path into a folder and an adapter's name.
+        converted = os.fspath(start) if start else None
+        model.save_pretrained(
+            partial, state_dict=tensors, path_initial_model_for_weight_conversion=converted
+        )
         config = read_json(partial / "adapter_config.json")
         config["base_model_name_or_path"] = base
         for key, value in config.items():

@@ -38,7 +38,8 @@ def ours(form: str, base: Path, encoded: Path, count: int) -> dict:
     from dryfit.step.optimizers import build_optimizer
     from dryfit.step.packing import common_prefix
     from scripts.common.job import keep_host_memory
-    from scripts.training.loop import Fit, LoopState
+    from scripts.training.loop import Fit
+    from scripts.training.loop_state import LoopState
 
     torch.set_num_threads(1)
     keep_host_memory()
@@ -78,8 +79,13 @@ def ours(form: str, base: Path, encoded: Path, count: int) -> dict:
         "epochs": 1,
         "max_steps": None,
         "learning_rate": 2e-3,
+        "schedule": "cosine",
         "warmup_ratio": 0.05,
+        "decay_ratio": 0.2,
         "max_grad_norm": 1.0,
+        "validate_every_steps": None,
+        "keep": "last",
+        "early_stopping_patience": None,
     }
     loop |= {
         "rows_per_step": ROWS_PER_STEP if scenario.packing != "none" else None,
@@ -94,12 +100,12 @@ def ours(form: str, base: Path, encoded: Path, count: int) -> dict:
 
     prefix = common_prefix(rows) if form == "shared_prefix" else 0
     started = time.process_time()
-    curve, *_ = Fit(
+    fitted = Fit(
         model, optimizer, rows, scenario, loop, 0, 0, Nowhere(Path("nowhere")), prefix
     ).run()
     seconds = time.process_time() - started
     return {
-        "computed_tokens": sum(row["computed_tokens"] for row in curve),
+        "computed_tokens": sum(row["computed_tokens"] for row in fitted.curve),
         "cpu_seconds": seconds,
         "rows": count,
     }

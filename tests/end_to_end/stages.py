@@ -29,8 +29,7 @@ from dryfit.scenario.scenario import Scenario
 from scripts.evaluation import evaluate
 from scripts.merging import logits, verify
 from scripts.merging.merge import merge
-from scripts.training import loop as training_loop
-from scripts.training import processes, train, train_process
+from scripts.training import loop_state, processes, train, train_process
 from tests.task_parts import text
 from tests.unit.merging.models import make_adapter
 from tests.unit.training import prepared
@@ -155,17 +154,17 @@ def training(folder: Path, case: str) -> dict[str, Any]:
 
 def resumed(folder: Path, case: str) -> dict[str, Any]:
     """A training that is killed behind its first checkpoint, and started again."""
-    save = training_loop.LoopState.save
+    save = loop_state.LoopState.save
 
     def save_and_die(*given: Any) -> None:
         save(*given)
         raise KeyboardInterrupt
 
-    training_loop.LoopState.save = save_and_die
+    loop_state.LoopState.save = save_and_die
     try:
         training(folder, case)
     except KeyboardInterrupt:
-        training_loop.LoopState.save = save
+        loop_state.LoopState.save = save
     return training(folder, case)
 
 

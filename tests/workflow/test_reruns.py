@@ -103,6 +103,11 @@ def test_going_back_to_the_old_rank_runs_nothing(plan, project, tmp_path):
             DATASET | MODEL | {"evaluate_base", "trace_memory"},
         ),
         (
+            "training: {validate_every_steps: 1, early_stopping_patience: 2, schedule: wsd}",
+            TRAINED,
+            DATASET | MODEL | RANKED_MEMORY | {"evaluate_base", "encode_dataset"},
+        ),
+        (
             "training: {sequence_length: 80}",
             {"encode_dataset", "trace_memory"},
             DATASET | MODEL | {"evaluate_base"},
@@ -130,6 +135,9 @@ def test_a_changed_setting_reruns_what_reads_it(plan, differences, expected, spa
     [
         ("training: {threads: 2}", set()),
         ("lora: {alpha: 5}", TRAINED),  # it scales the update, and takes no memory
+        ("lora: {rslora: true}", TRAINED),
+        ("lora: {alpha_pattern: {q_proj: 5}}", TRAINED),
+        ("lora: {initialization: gaussian}", TRAINED),
         ("model: {license: mit, title: Another title}", set()),
         ("dataset: {benchmark: {requests: 5}}", {*ASKED, "compare_merged", "check_resources"}),
         ("evaluation: {execution: bubblewrap}", {"execute_answers"}),

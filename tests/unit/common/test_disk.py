@@ -12,8 +12,9 @@ from dryfit.step.optimizers import build_optimizer
 from dryfit.step.step import random_step
 from scripts.common import disk
 from scripts.common.resource_table import FITS, TOO_SMALL
-from scripts.training.loop import LoopState
+from scripts.training.loop_state import LoopState, copied
 from scripts.training.train_process import save_adapter
+from scripts.training.validation import ValidationHistory
 from tests.dryfit.decoders import DECODERS
 
 # Large enough for tensors to outweigh their names.
@@ -51,7 +52,8 @@ def test_the_sizes_are_those_of_the_files(tmp_path: Path) -> None:
     )
     save_adapter(model, tmp_path / "adapter", "base")
     checkpoint = LoopState(tmp_path / "checkpoint")
-    checkpoint.save(1, model, optimizer, [], 1.0)
+    progress = ValidationHistory(best_step=1, best_loss=0.5, best_tensors=copied(model))
+    checkpoint.save(1, model, optimizer, [], 1.0, progress=progress)
     model.unload().save_pretrained(tmp_path / "merged")
     found = disk.written(sizes)
     adapter, checkpoints = size(tmp_path / "adapter"), size(tmp_path / "checkpoint")
@@ -67,8 +69,8 @@ def test_each_stage_is_set_against_what_the_others_leave() -> None:
     left = [row.has_bytes for row in rows.values()]
     assert left == sorted(left, reverse=True) and left[1] == 5_000_000_000
     assert (
-        rows["training"].needs_bytes == 2 * 120_000_000
-    )  # two checkpoints, each of weights and two states
+        rows["training"].needs_bytes == 2 * 160_000_000
+    )  # two checkpoints, each of weights, the best ones so far and two states
     assert rows["export"].needs_bytes == 1_062_500_000
     assert [row.verdict for row in rows.values()] == [FITS, FITS, FITS, FITS, TOO_SMALL]
     small = {row.stage: row for row in disk.stages(SIZES, 3_000_000_000, there=["base model"])}
@@ -90,7 +92,7 @@ def test_a_full_disk_is_refused_before_any_job(
         disk.refuse_full(planned, tmp_path / "results")
     assert "0.09 GiB free" in caught.value.found
     # 80 MB of the first run's adapters, 4 GB merged, then the checkpoints of the second: of that 0.1 GB are there.
-    assert caught.value.allowed.startswith("3.93 GiB more")
+    assert caught.value.allowed.startswith("4.01 GiB more")
     assert "merged model of tiny-r4" in str(caught.value) and "no job was started" in str(
         caught.value
     )
@@ -104,7 +106,7 @@ def test_eight_bits_and_sixteen() -> None:
     step = {"adapter_precision": "base", "optimizer": "paged_adamw_8bit", "precision": "bf16"}
     sizes = disk.ParameterCounts.of(step, "bfloat16", "float32", 1000, 100)
     assert (sizes.adapter_width, sizes.base_width, sizes.merged_width) == (2, 2, 4)
-    assert disk.written(sizes)["training"][1] == 2 * (200 + int(100 * 2 * (1 + 4 / 256)))
+    assert disk.written(sizes)["training"][1] == 2 * (2 * 200 + int(100 * 2 * (1 + 4 / 256)))
     over_int8 = disk.ParameterCounts.of(
         step | {"quantization": {"type": "int8"}}, "bfloat16", "float32", 1000, 100
     )

@@ -207,8 +207,10 @@ TRAINING = {
     "epochs": 0.36,
     "final_loss": 0.3125,
     "first_loss": 3.875,
+    "kept_step": None,
     "loop": {"max_steps": 150, "save_every_steps": 50, "validation_rows": 410},
     "steps": 150,
+    "stopped_early": None,
     "times": {"rows_per_second": 21.3, "tokens_per_second": 987.0, "train_wall_seconds": 61.0},
     "token_shares": {
         "answers": {"count": 12_345, "share": 0.227},
@@ -221,6 +223,7 @@ TRAINING = {
     "validation_answer_tokens": 3690,
     "validation_loss": 0.4375,
     "validation_rows": 410,
+    "validations": 3,
 }
 DATA = {
     "acquire": {"reasons": {"no request": 4}, "rejected": 4, "rows": 4796},

@@ -43,3 +43,17 @@ def test_the_evaluation_has_a_panel_for_each_test_and_a_line_for_each_rival() ->
     assert "61 of 90" in [text.get_text() for text in figure.axes[0].texts]
     one = inputs.extreme()
     assert len(draw.draw_evaluation(one).axes) == 1
+
+
+def test_the_curve_shows_each_validation_and_the_step_that_is_kept() -> None:
+    content = inputs.files()
+    content["curve"] = [{"loss": 3 / step, "step": step} for step in range(1, 10)]
+    for step, loss in ((3, 1.5), (6, 1.25), (9, 1.75)):
+        content["curve"][step - 1]["validation_loss"] = loss
+    content["training"] |= {"kept_step": 6, "steps": 9, "validation_loss": 1.25}
+    (axes,) = draw.draw_training_curve(content).axes
+    *_, validated, kept = axes.get_lines()
+    assert list(validated.get_xdata()) == [3, 6, 9]
+    assert list(validated.get_ydata()) == [1.5, 1.25, 1.75]
+    assert (list(kept.get_xdata()), list(kept.get_ydata())) == ([6], [1.25])
+    assert kept.get_label() == "the adapter, step 6: 1.250"

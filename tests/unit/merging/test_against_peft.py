@@ -55,6 +55,7 @@ CASES = {
     "embedding": ("qwen2", {"target_modules": ["q_proj", "embed_tokens"]}),
     "embedding, dora": ("qwen2", {"target_modules": ["embed_tokens"], "use_dora": True}),
     "another plain start": ("qwen2", {"init_lora_weights": "orthogonal"}),
+    "mica": ("qwen2", {"init_lora_weights": "mica"}),
     "all layers but one": (
         "qwen2",
         {"target_modules": ["q_proj"], "exclude_modules": ["layers.0.self_attn.q_proj"]},
@@ -63,8 +64,9 @@ CASES = {
 }
 # Where PEFT's merge adds one layer's difference to both ends of tied weights, so that it is not base plus adapter.
 PEFT_IS_WRONG = {"transposed and not, so that the flag is wrong"}
-# PEFT rounds the difference itself to the base's dtype before adding it to an embedding; here it is rounded once.
-ROUNDED_TWICE = {"embedding"}
+# PEFT rounds the difference itself to the base's dtype before adding it to an embedding, and of MiCA always; here it is
+# rounded once.
+ROUNDED_TWICE = {"embedding", "mica"}
 
 
 @pytest.mark.few(5, 12)

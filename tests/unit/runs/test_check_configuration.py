@@ -1,6 +1,7 @@
 """The scenarios of a configuration, and those that stop before any job starts."""
 
 import copy
+import json
 
 import pytest
 import yaml
@@ -9,8 +10,10 @@ from snakemake.utils import update_config
 from dryfit.common.errors import UserError
 from dryfit.scenario.scenario import Scenario, rows_in_a_step
 from scripts.common.code_digests import ROOT
-from scripts.runs import check_configuration, run_scenarios
+from scripts.runs import check_configuration, run_scenarios, training_backends
 from scripts.runs.runs import Runs
+from scripts.runs.training_backends import refuse_missing_trl
+from tests.dryfit.decoders import DECODERS
 
 
 def run(**differences):
@@ -227,6 +230,14 @@ PLAIN = {"loss": "full", "packing": "none", "rows_per_step": None, "method": "lo
             {"device": "cpu", "optimizer": "paged_adamw_8bit"},
             ["no kernel", "training.optimizer", "optimizer: adamw"],
         ),
+        (
+            {"validate_every_steps": None},
+            ["training.keep", "the last step is all", "allowed: last", "validate_every_steps: 50"],
+        ),
+        (
+            {"validate_every_steps": None, "keep": "last", "early_stopping_patience": 3},
+            ["training.early_stopping_patience", "when to stop", "validate_every_steps: 50"],
+        ),
     ],
 )
 def test_what_no_training_can_do_stops_at_the_start(training, words):
@@ -308,3 +319,122 @@ def test_precision_auto_is_bf16_where_the_processor_is_faster_in_it(
     monkeypatch.setattr(run_scenarios, "multiplies_bf16", lambda: faster)
     step = run_scenarios.training_scenario(run(training=training))
     assert (step["precision"], step.get("autocast")) == made
+
+
+DENSE = {"method": "lora"}
+WRONG_ADAPTERS = {
+    "PiSSA on 4 bits": ({"initialization": "pissa"}, {}, "floating point alone", "olora"),
+    "DoRA on 8 bits": (
+        {"dora": True},
+        {"quantization": {"type": "int8"}},
+        "`lora.dora` and `quantization.type: int8`",
+        "nf4",
+    ),
+    "OLoRA and DoRA": (
+        {"initialization": "olora", "dora": True},
+        {},
+        "drops DoRA's lengths",
+        "initialization: default",
+    ),
+    "PiSSA and a whole head": (
+        {"initialization": "pissa", "modules_to_save": ["lm_head"]},
+        DENSE,
+        "`lora.modules_to_save` don't go together",
+        "initialization: default",
+    ),
+    "scales that can't be converted": (
+        {"initialization": "olora", "rslora": True, "alpha_pattern": {"q_proj": 4}},
+        {},
+        "`lora.rslora with alpha_pattern`",
+        "initialization: default",
+    ),
+    "PiSSA on two GPUs": (
+        {"initialization": "pissa"},
+        {**DENSE, "parallel": {"strategy": "ddp", "gpus": 2}},
+        "on one GPU alone",
+        "initialization: default",
+    ),
+    "an unknown start": (
+        {"initialization": "pizza"},
+        DENSE,
+        "no `lora.initialization: pizza`",
+        "pissa",
+    ),
+    "no layer of that name": ({"rank_pattern": {"q_prj": 4}}, {}, "matches no layer", "q_proj: 4"),
+    "no module of that name": ({"modules_to_save": ["lm_haed"]}, {}, "no such module", "lm_head"),
+}
+
+
+@pytest.mark.parametrize(
+    ("lora", "training", "says", "write"), WRONG_ADAPTERS.values(), ids=WRONG_ADAPTERS
+)
+def test_an_adapter_that_can_not_be_trained_stops_before_any_job(
+    lora, training, says, write, tmp_path, monkeypatch
+):
+    """The model's layers are known here, as after a first run."""
+    settings = run(lora=lora, training=training, model={"name": "small"})
+    config = tmp_path / "results" / "models" / "small" / "config.json"
+    config.parent.mkdir(parents=True)
+    config.write_text(json.dumps(DECODERS["qwen2"]))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError) as caught:
+        check_configuration.check(settings)
+    assert says in str(caught.value) and write in str(caught.value)
+
+
+def test_an_adapter_s_parameters_are_counted_for_the_disk():
+    def counted(**lora):
+        step = {"model": DECODERS["qwen2"], "method": "lora", "lora": {"rank": 8, **lora}}
+        scenario = Scenario.from_mapping(step)
+        return check_configuration.trained_parameters(scenario.model, scenario.lora)
+
+    model = DECODERS["qwen2"]
+    assert counted(rank_pattern={"q_proj": 16}) == 2 * counted()
+    assert counted(initialization="pissa") == 2 * counted()
+    table = model["hidden_size"] * model["vocab_size"]
+    assert counted(modules_to_save=["lm_head"]) == counted() + table
+
+
+FOR_TRL = {
+    "backend": "trl",
+    "packing": "none",
+    "rows_per_step": None,
+    "attention_mask": "padding",
+    "loss": "chunked",
+    "adapter_precision": "bf16",
+}
+PACKED = {"packing": "rows", "attention_mask": "none"}
+NOT_WITH_TRL = {
+    "packing": ({**PACKED, "rows_per_step": 8}, "TRL packs with flash attention", "none"),
+    "rows of a step": ({**PACKED, "rows_per_step": 8}, "micro_batch x", "rows_per_step:"),
+    "no mask": ({"attention_mask": "none"}, "a mask", "attention_mask: padding"),
+    "another loss": ({"loss": "full"}, "a few tokens at a time", "loss: chunked"),
+    "a loop by hand": ({"loop": "manual"}, "TRL's trainer is the loop", "loop: trainer"),
+    "adapters in fp32": ({"adapter_precision": "fp32"}, "in bf16", "adapter_precision: bf16"),
+    "two GPUs": ({"parallel": {"strategy": "ddp", "gpus": 2}}, "one process", "gpus: 1"),
+    "half a batch": ({"on_out_of_memory": "halve"}, "smaller parts", "on_out_of_memory: stop"),
+}
+
+
+@pytest.mark.parametrize(("changes", "says", "write"), NOT_WITH_TRL.values(), ids=NOT_WITH_TRL)
+def test_what_trl_can_not_do_stops_before_any_job(changes, says, write):
+    check_configuration.check(run(training=FOR_TRL))
+    with pytest.raises(UserError) as caught:
+        check_configuration.check(run(training={**FOR_TRL, **changes}))
+    assert says in str(caught.value) and write in str(caught.value)
+
+
+def test_trl_s_lengths_in_fp32_are_not_promised():
+    with pytest.raises(UserError, match="lengths in fp32"):
+        check_configuration.check(run(training=FOR_TRL, lora={"dora": True}))
+
+
+def test_trl_has_to_be_where_the_training_runs(monkeypatch):
+    refuse_missing_trl({"backend": "ours"}, own_packages=False)
+    refuse_missing_trl({"backend": "trl"}, own_packages=True)
+    with pytest.raises(UserError, match="conda environments of the rules have none"):
+        refuse_missing_trl({"backend": "trl"}, own_packages=False)
+    monkeypatch.setattr(training_backends.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match="which is not installed") as caught:
+        refuse_missing_trl({"backend": "trl"}, own_packages=True)
+    assert caught.value.write == "python3 envs/install.py .venv --extra trl"

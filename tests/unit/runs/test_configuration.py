@@ -87,7 +87,7 @@ def test_the_other_configurations_are_valid_over_the_default(config, name):
         (
             "lora.rnak",
             8,
-            ["Unknown key: lora.rnak", "alpha, dropout, rank, target_modules", "rank: 8"],
+            ["Unknown key: lora.rnak", "dropout, initialization, modules_to_save, rank", "rank: 8"],
         ),
         ("lora.dropout", 1.0, ["lora.dropout", "less than 1"]),
         (
@@ -113,6 +113,14 @@ def test_the_other_configurations_are_valid_over_the_default(config, name):
             ["gradient_checkpointing", "true, false, reentrant"],
         ),
         ("training.max_steps", 0, ["training.max_steps", "at least 1"]),
+        (
+            "training.schedule",
+            "cosine_with_restarts",
+            ["training.schedule", "cosine, linear, constant, wsd", "schedule: cosine"],
+        ),
+        ("training.keep", "beast", ["training.keep", "best, last", "keep: best"]),
+        ("training.decay_ratio", 0, ["training.decay_ratio", "more than 0"]),
+        ("training.early_stopping_patience", 0, ["early_stopping_patience", "at least 1"]),
         ("model.name", "My Model", ["model.name", "My Model", "of the form"]),
         (
             "run.name",

@@ -19,13 +19,19 @@ PAIRS = [
     (f"Show the first {n} lines of log{n}.txt", f"head -n {n} log{n}.txt") for n in range(1, 25)
 ]
 LOOP = {
+    "backend": "ours",
+    "decay_ratio": 0.2,
     "device": "cpu",
+    "early_stopping_patience": None,
     "epochs": 1,
+    "keep": "last",
     "learning_rate": 0.01,
     "max_grad_norm": 1.0,
     "max_steps": 4,
     "rows_per_step": None,
     "save_every_steps": 2,
+    "schedule": "cosine",
+    "validate_every_steps": None,
     "validation_rows": None,
     "warmup_ratio": 0.1,
     "weight_decay": 0.0,

@@ -11,7 +11,9 @@ from dryfit.step.batches import IGNORED, Row, answer_tokens
 from dryfit.step.model import build_model
 from dryfit.step.optimizers import build_optimizer
 from scripts.training import loop as training_loop
+from scripts.training.loop_state import LoopState, Resumed
 from scripts.training.train_process import save_adapter
+from scripts.training.validation import ValidationHistory, ValidationRows, is_due, validation_loss
 
 LLAMA = {
     "model_type": "llama",
@@ -27,8 +29,13 @@ LOOP = {
     "epochs": 2,
     "max_steps": None,
     "learning_rate": 0.02,
+    "schedule": "cosine",
     "warmup_ratio": 0.1,
+    "decay_ratio": 0.2,
     "max_grad_norm": 1.0,
+    "validate_every_steps": None,
+    "keep": "last",
+    "early_stopping_patience": None,
 }
 
 
@@ -57,8 +64,8 @@ def rows(count=40, longest=1):
     return made
 
 
-def fit(tmp_path, step=None, loop=LOOP, save_every=3, stop_after=None, data=None):
-    """Train from the same start; returns the adapter, the curve and the step it was resumed from."""
+def fitted(tmp_path, step=None, loop=LOOP, save_every=3, stop_after=None, data=None, held_out=None):
+    """Train from the same start; returns the adapter and what the loop leaves behind."""
     step = step or scenario()
     torch.use_deterministic_algorithms(True)
     model = build_model(step, "cpu", seed=0)
@@ -75,13 +82,20 @@ def fit(tmp_path, step=None, loop=LOOP, save_every=3, stop_after=None, data=None
             return update(*args, **kwargs)
 
         optimizer.step = killed_step
-    checkpoint = training_loop.LoopState(tmp_path / "checkpoint")
+    checkpoint = LoopState(tmp_path / "checkpoint")
     settings = {**loop, "save_every_steps": save_every}
-    curve, start, _ = training_loop.Fit(
-        model, optimizer, data or rows(), step, settings, 7, 0, checkpoint
+    chosen = ValidationRows.of(held_out, step, 0) if held_out else None
+    found = training_loop.Fit(
+        model, optimizer, data or rows(), step, settings, 7, 0, checkpoint, held_out=chosen
     ).run()
     adapter = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
-    return adapter, curve, start
+    return adapter, found
+
+
+def fit(tmp_path, *settings, **more):
+    """The adapter, the curve and the step that the training was resumed from."""
+    adapter, found = fitted(tmp_path, *settings, **more)
+    return adapter, found.curve, found.start
 
 
 def test_it_learns(tmp_path):
@@ -117,12 +131,12 @@ def test_a_killed_run_ends_like_one_that_was_not(tmp_path, step):
 def test_a_damaged_checkpoint_is_not_gone_on_from(tmp_path, caplog):
     with pytest.raises(KeyboardInterrupt):
         fit(tmp_path, stop_after=4)
-    checkpoint = training_loop.LoopState(tmp_path / "checkpoint")
+    checkpoint = LoopState(tmp_path / "checkpoint")
     for name in ("state.pt", "curve.jsonl", "checkpoint.json"):
         path = checkpoint.folder / name
         whole = path.read_bytes()
         path.write_bytes(whole[:-9] + b"8" + whole[-8:])
-        assert checkpoint.load(None, None) == (0, [], 0.0), "training begins anew"
+        assert checkpoint.load(None, None) == Resumed(), "training begins anew"
         assert f"{name} is not what the step that made it has written" in caplog.text
         path.write_bytes(whole)
     assert fit(tmp_path)[2] == 3
@@ -133,12 +147,12 @@ def test_a_checkpoint_keeps_the_scale_of_fp16_gradients(tmp_path):
     optimizer = torch.optim.AdamW(model.parameters())
     found, kept = (
         torch.amp.GradScaler("cpu", init_scale=512.0),
-        training_loop.LoopState(tmp_path / "checkpoint"),
+        LoopState(tmp_path / "checkpoint"),
     )
     found.scale(model(torch.ones(1, 2)).sum()).backward()
     kept.save(1, model, optimizer, [], 0.0, found)
     fresh = torch.amp.GradScaler("cpu")
-    assert kept.load(model, optimizer, fresh)[0] == 1 and fresh.get_scale() == 512.0
+    assert kept.load(model, optimizer, fresh).step == 1 and fresh.get_scale() == 512.0
 
 
 def test_a_checkpoint_appears_whole_or_not_at_all(tmp_path):
@@ -255,9 +269,13 @@ def test_a_loss_that_is_no_number_keeps_the_last_good_checkpoint(tmp_path, monke
     assert all(torch.equal(adapter[name], whole[name]) for name in whole)
 
 
-def test_validation_loss_is_the_mean_over_answer_tokens(tmp_path):
-    model, data = build_model(scenario(), "cpu", seed=0), rows(10, longest=9)
-    loss = training_loop.validation_loss(model, data, 4, 0)
+@pytest.mark.parametrize(
+    "form", [{}, {"loss": "chunked"}, {"packing": "rows", "micro_batch": 2}, {"micro_batch": 1}]
+)
+def test_validation_loss_is_the_mean_over_answer_tokens(form):
+    step = scenario(**form)
+    model, data = build_model(step, "cpu", seed=0), rows(10, longest=9)
+    loss = validation_loss(model, ValidationRows.of(data, step, 0), step)
     with torch.no_grad():
         tokens = [answer_tokens([row]) for row in data]
         sums = [
@@ -295,3 +313,110 @@ def test_computed_tokens_are_answers_requests_prefix_and_padding():
         "requests": 17,
     }
     assert sum(part["share"] for part in shares.values()) == pytest.approx(1)
+
+
+# --- validation ------------------------------------------------------------------------------------
+
+
+def other_answers(count=8):
+    """Rows with other answers than the training's: soon, the better it learns the worse it is on them."""
+    made = []
+    for number, row in enumerate(rows(count)):
+        end = 5 if number % 4 else 2
+        answer = [(row.input_ids[2] + 7) % 60, end]
+        made.append(Row([*row.input_ids[:2], *answer], [IGNORED, IGNORED, *answer]))
+    return made
+
+
+WATCHED = {
+    **LOOP,
+    "schedule": "constant",
+    "warmup_ratio": 0.0,
+    "validate_every_steps": 2,
+    "keep": "best",
+}
+# The lowest validation loss comes early, so three validations without a better one end the training.
+STOPPING = {**WATCHED, "early_stopping_patience": 3}
+
+
+def validated(found):
+    return {row["step"]: row["validation_loss"] for row in found.curve if "validation_loss" in row}
+
+
+@pytest.mark.parametrize(
+    ("every", "expected"), [(None, [7]), (3, [3, 6, 7]), (7, [7]), (9, [7]), (1, [*range(1, 8)])]
+)
+def test_a_validation_is_due_every_so_many_steps_and_after_the_last(every, expected):
+    due = [step for step in range(1, 8) if is_due(step, 7, {"validate_every_steps": every})]
+    assert due == expected
+
+
+def test_progress_keeps_the_first_of_equal_losses_and_counts_those_that_were_no_better():
+    progress, loop = ValidationHistory(), {"early_stopping_patience": 2}
+    assert [progress.note(step, loss) for step, loss in ((2, 1.0), (4, 0.5), (6, 0.5))] == [
+        True,
+        True,
+        False,
+    ]
+    assert (progress.best_step, progress.best_loss, progress.since_best) == (4, 0.5, 1)
+    assert not progress.is_over(loop)
+    progress.note(8, 0.6)
+    assert progress.is_over(loop) and not progress.is_over({"early_stopping_patience": None})
+    assert ValidationHistory(**progress.to_mapping()) == progress
+
+
+def test_validation_changes_no_step(tmp_path):
+    noisy = scenario(lora=NOISY)
+    quiet, unwatched = fitted(tmp_path / "a", noisy)
+    loop = {**LOOP, "validate_every_steps": 1}
+    watched, found = fitted(tmp_path / "b", noisy, loop, held_out=other_answers())
+    assert [row.pop("validation_loss") > 0 for row in found.curve] == [True] * 20
+    assert found.curve == unwatched.curve
+    assert all(torch.equal(watched[name], quiet[name]) for name in quiet)
+
+
+def test_the_best_adapter_is_the_one_that_is_kept(tmp_path):
+    kept, found = fitted(tmp_path / "best", loop=WATCHED, held_out=other_answers())
+    losses = validated(found)
+    best = min(losses, key=losses.get)
+    assert best == found.progress.best_step < 20 and len(found.curve) == 20
+    assert losses[best] < losses[20]
+    until_then = {**WATCHED, "max_steps": best}
+    there, _ = fitted(tmp_path / "until then", loop=until_then, held_out=other_answers())
+    assert all(torch.equal(kept[name], there[name]) for name in there)
+    last, _ = fitted(tmp_path / "last", loop={**WATCHED, "keep": "last"}, held_out=other_answers())
+    assert not all(torch.equal(kept[name], last[name]) for name in last)
+
+
+def test_training_stops_after_validations_that_were_no_better(tmp_path):
+    _, found = fitted(tmp_path, loop=STOPPING, held_out=other_answers())
+    best = found.progress.best_step
+    assert found.stopped_early and len(found.curve) == best + 3 * 2 < 20
+    again = fitted(tmp_path, loop=STOPPING, held_out=other_answers())[1]
+    assert again.start == len(found.curve) and again.curve == found.curve and again.stopped_early
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("stop_after", [5, 8])
+def test_a_killed_run_ends_with_the_same_best_adapter_and_stops_at_the_same_step(
+    tmp_path, stop_after
+):
+    """Killed between the best validation and the end: the checkpoint holds the best adapter and the count."""
+    settings = {"loop": STOPPING, "held_out": other_answers(), "save_every": 3}
+    step = scenario(lora=NOISY)
+    whole, expected = fitted(tmp_path / "whole", step, **settings)
+    assert expected.stopped_early and len(expected.curve) > stop_after
+    with pytest.raises(KeyboardInterrupt):
+        fitted(tmp_path / "killed", step, stop_after=stop_after, **settings)
+    adapter, found = fitted(tmp_path / "killed", step, **settings)
+    assert found.start == 3 * (stop_after // 3)
+    assert found.curve == expected.curve
+    assert found.progress.best_step == expected.progress.best_step
+    assert all(torch.equal(adapter[name], whole[name]) for name in whole)
+
+
+@pytest.mark.few(1)
+def test_a_validation_loss_that_is_no_number_is_an_error(tmp_path, monkeypatch):
+    monkeypatch.setattr(training_loop, "validation_loss", lambda *given: float("nan"))
+    with pytest.raises(UserError, match="validation loss is nan at step 2"):
+        fitted(tmp_path, loop=WATCHED, held_out=other_answers())

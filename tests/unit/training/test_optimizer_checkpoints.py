@@ -6,7 +6,7 @@ import torch
 from dryfit.step.model import build_model
 from dryfit.step.optimizers import build_optimizer, set_learning_rate
 from dryfit.step.step import random_step
-from scripts.training.loop import LoopState
+from scripts.training.loop_state import LoopState
 from tests.dryfit.step.test_optimizers import known, scenario
 
 

@@ -19,7 +19,8 @@ from dryfit.scenario.scenario import Scenario
 from dryfit.tracing.trace import trace
 from scripts.training import processes, train
 from scripts.training import train_process as worker
-from scripts.training.loop import Fit, LoopState
+from scripts.training.loop import Fit
+from scripts.training.loop_state import LoopState
 from tests.unit.training.prepared import LOOP, STEP, describe, encode, save_model
 
 TWENTY = {**LOOP, "epochs": 7, "max_steps": 20, "save_every_steps": 7}

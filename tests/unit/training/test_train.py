@@ -6,8 +6,10 @@ import pytest
 import torch
 
 from dryfit.step.batches import IGNORED, Row, answer_tokens, collate, epoch_batches
+from scripts.runs.configuration import read_schema
 from scripts.training import train_process as worker
-from scripts.training.loop import learning_rate_at, plan_steps
+from scripts.training.loop import plan_steps
+from scripts.training.schedules import SCHEDULES, learning_rate_at
 
 
 def make_rows(count):
@@ -68,12 +70,36 @@ def test_the_number_of_steps(rows, batch, epochs, max_steps, expected):
     assert plan_steps(rows, batch, epochs, max_steps) == expected
 
 
-def test_the_learning_rate_rises_then_falls_to_zero():
-    rates = [learning_rate_at(step, 100, 1e-3, 0.1) for step in range(100)]
+def rates_of(schedule, total=100, warmup=0.1):
+    loop = {"learning_rate": 1e-3, "warmup_ratio": warmup, "decay_ratio": 0.2, "schedule": schedule}
+    return [learning_rate_at(step, total, loop) for step in range(total)]
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_each_schedule_rises_to_the_peak_and_never_above_it(schedule):
+    rates = rates_of(schedule)
     assert rates[0] == pytest.approx(1e-4) and rates[9] == pytest.approx(1e-3)
     assert rates[:10] == sorted(rates[:10]) and rates[10:] == sorted(rates[10:], reverse=True)
-    assert 0 <= rates[-1] < 1e-5
-    assert learning_rate_at(0, 1, 1e-3, 0.0) == 1e-3
+    assert max(rates) == pytest.approx(1e-3) and min(rates) > 0
+    assert rates_of(schedule, total=1, warmup=0.0) == [1e-3]
+
+
+def test_the_schedules_fall_as_their_names_say():
+    """After a warm-up of 10 of 100 steps: half of the rest is taken at step 55."""
+    assert rates_of("cosine")[55] == pytest.approx(0.5e-3)
+    assert rates_of("cosine")[-1] < 1e-6
+    assert rates_of("linear")[55] == pytest.approx(0.5e-3)
+    assert rates_of("linear")[-1] == pytest.approx(1e-3 / 90)
+    assert set(rates_of("constant")[9:]) == {1e-3}
+    stable = rates_of("wsd")
+    assert set(stable[9:83]) == {1e-3}  # the last 18 steps, a fifth of 90, fall
+    assert stable[91] == pytest.approx(1e-3 * (1 - 0.5**0.5))
+    assert stable[-1] < 0.05e-3
+
+
+def test_the_configuration_allows_the_schedules_that_there_are():
+    form = read_schema()["properties"]["training"]["properties"]
+    assert form["schedule"]["enum"] == list(SCHEDULES)
 
 
 @pytest.mark.parametrize(

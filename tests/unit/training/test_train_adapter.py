@@ -105,7 +105,7 @@ def test_packs_share_the_prefix_and_compute_less(place):
 
 def test_what_fails_after_the_last_step_costs_no_step(place, steps, monkeypatch):
     with monkeypatch.context() as broken:
-        broken.setattr(worker, "validation_loss", lambda *args: 1 / 0)
+        broken.setattr(worker, "save_adapter", lambda *args: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             run(place)
     assert len(steps) == 4
@@ -251,3 +251,17 @@ def test_the_report_holds_no_time_in_what_is_kept_apart(place):
         report.pop("times")
         report["sha256"].pop("training.json")
     assert json.dumps(first, sort_keys=True) == json.dumps(second, sort_keys=True)
+
+
+def test_the_report_says_which_validation_the_adapter_is_of(place):
+    watched = {**LOOP, "keep": "best", "validate_every_steps": 1, "validation_rows": 2}
+    report = run(place, loop=watched)
+    curve = [
+        json.loads(line) for line in (place["run"] / "training.jsonl").read_text().splitlines()
+    ]
+    losses = {row["step"]: row["validation_loss"] for row in curve}
+    assert report["validations"] == len(losses) == 4 and report["validation_rows"] == 2
+    assert report["validation_loss"] == min(losses.values())
+    assert losses[report["kept_step"] or 4] == min(losses.values())
+    assert report["stopped_early"] is None
+    assert report["times"]["validation_wall_seconds"] > 0
