@@ -39,8 +39,8 @@ def training_scenario(settings: Mapping[str, Any]) -> dict[str, Any]:
 def for_memory(scenario: dict[str, Any]) -> dict[str, Any]:
     """The same step for jobs about memory: theirs has an alpha of twice the rank, whatever the run's is.
 
-    Alpha, with rsLoRA or by pattern too, scales the update and takes neither memory nor time, so another one is to trace
-    and measure nothing again. Nor is a Gaussian start, which takes as much as the default's.
+    Alpha, with rsLoRA or by pattern too, scales the update and takes neither memory nor time. So another one is to
+    trace and measure nothing again. Nor is a Gaussian start, which takes as much as the default's.
     Where it equals the rank, PyTorch's baddbmm, which adapts experts, leaves the factor of 1 out: the step with the
     factor is the one that needs more.
     """
