@@ -93,7 +93,9 @@ def check(settings: Mapping[str, Any]) -> None:
         model = read_json(Path("results", "models", settings["model"]["name"], "config.json"))
     except UserError:  # not there yet; or broken, which the rule that reads it explains
         model = _ANY_MODEL
-    step = {**training_step_as_gated(settings), "model": model}
+    # The gate's step leaves out what moves no memory. What can't be trained or converted may be in just that.
+    lora = training_scenario(settings)["lora"]
+    step = {**training_step_as_gated(settings), "lora": lora, "model": model}
     scenario = _check_scenario(step, "training (and scenario_defaults, lora) in the configuration")
     rows_in_a_step(scenario, training_loop(settings))
     wrong = list(contradictions(scenario, "training", TRAINING, training_loop(settings)))

@@ -409,7 +409,8 @@ READY_MADE = sorted(
 def test_ready_made_entries_are_valid(path):
     config = yaml.safe_load((ROOT / "config/config.yaml").read_text())
     entry = yaml.safe_load(path.read_text())
-    assert set(entry) == {"dataset"}
+    assert set(entry) == {"dataset", "run"}
+    assert entry["run"] == {"name": path.stem}
     checked = configuration.check({**config, "dataset": {**config["dataset"], **entry["dataset"]}})
     assert checked["dataset"]["name"] == path.stem
     for source in checked["dataset"]["sources"] + checked["dataset"]["external_test"]:

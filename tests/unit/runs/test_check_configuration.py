@@ -240,7 +240,9 @@ PLAIN = {"loss": "full", "packing": "none", "rows_per_step": None, "method": "lo
         ),
     ],
 )
-def test_what_no_training_can_do_stops_at_the_start(training, words):
+def test_what_no_training_can_do_stops_at_the_start(training, words, tmp_path, monkeypatch):
+    """No earlier run's model is known here."""
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError) as error:
         check_configuration.check(run(training=training))
     for word in words:

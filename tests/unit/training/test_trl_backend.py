@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from dryfit.common.files import read_jsonl
+from dryfit.common.files import read_json, read_jsonl
 from scripts.merging.merge import merge
 from scripts.merging.verify import verify
 from scripts.training import train_process
@@ -85,7 +85,8 @@ def test_what_it_wrote_is_merged(place, tmp_path):  # noqa: F811
     run(place, QUANTIZED, TRL)
     adapter = place["run"] / "adapter"
     config = json.loads((adapter / "adapter_config.json").read_text())
-    assert config["base_model_name_or_path"] == "Small"
+    description = read_json(place["base"] / "description.json")
+    assert config["base_model_name_or_path"] == train_process.base_name(description)
     merge(place["base"], adapter, tmp_path / "merged")
     assert verify(place["base"], adapter, tmp_path / "merged")["passed"]
     assert not list((place["run"] / "checkpoints").iterdir())
