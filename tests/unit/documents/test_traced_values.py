@@ -211,8 +211,8 @@ def test_a_changed_value_changes_the_numbers_that_name_it_and_no_others(original
             continue
         if numbers := listed_at(original, place):
             named[place] = numbers
-        else:
-            unnamed += [place] if value else []
+        elif value and place not in TOGETHER:
+            unnamed.append(place)
 
     left = {place: set(numbers) for place, numbers in named.items()}
 
