@@ -140,11 +140,16 @@ class Evidence:
             told = f"No measured {kind} resembles this one: {'; '.join(map(str, self.differences))}"
             if not self.near:
                 return told
-            nearest = Evidence(self.kinds, self.near, (), same_card=False).text(figures)
-            return f"{told}. But for that like{nearest.removeprefix('Like')}"
+            nearest = Evidence(self.kinds, self.near, (), same_card=False)
+            return f"{told}. The nearest are {nearest._runs()}. Errors there: {nearest._errors(figures)}"
+        return f"Like {self._runs()}: {self._errors(figures)}"
+
+    def _errors(self, figures: Iterable[str]) -> str:
+        """How far the trace was off in these runs, and whether they helped to develop it."""
         traced = "the trace's " if "estimate" in figures else ""
-        said = [phrase for figure in figures if (phrase := self._phrase(figure, traced))]
-        return f"Like {self._runs()}: {', '.join(said) or 'measured, and not predicted yet'}{self._known()}"
+        phrases = [self._phrase(figure, traced) for figure in figures]
+        said = ", ".join(phrase for phrase in phrases if phrase)
+        return f"{said or 'measured, and not predicted yet'}{self._known()}"
 
     def _runs(self) -> str:
         count, cards = len(self.rows), _counted(row.card for row in self.rows)

@@ -82,10 +82,11 @@ def alternative_texts(context: Mapping[str, Any]) -> dict[str, str]:
         first, last = context["training"]["first_loss"], context["training"]["final_loss"]
         texts["training_curve"] = f"Training loss by step, from {first:.2f} to {last:.2f}"
     if "comparison" in context:
+        compared = context["comparison"]
         base, tuned = (
-            context["comparison"][model]["exact"]["share"] for model in ("base", "tuned")
+            compared[model][compared["right_flag"]]["share"] for model in ("base", "tuned")
         )
         texts["evaluation"] = (
-            f"Scores of base and tuned model; exact match {100 * base:.1f} % and {100 * tuned:.1f} %"
+            f"Right answers of base and tuned model: {100 * base:.1f} % and {100 * tuned:.1f} %"
         )
     return texts

@@ -229,15 +229,15 @@ def draw_training_curve(files: Mapping[str, Any]) -> Any:
 
 
 def draw_evaluation(files: Mapping[str, Any]) -> Any:
-    """Exact answers to each test, a line for each rival and the tuned model, with their Wilson intervals."""
+    """Right answers to each test, a line for each rival and the tuned model, with their Wilson intervals."""
     tests = compared_tests(files["comparison"], Task({}))
     figure, panels = _figure(9, 0.9 + 1.8 * len(tests), below=len(tests))
     panels = [panels] if len(tests) == 1 else list(panels)
     for axes, test in zip(panels, tests, strict=True):
         looks = [
-            (row["label"], row["exact"], COLOURS["optimizer_states"]) for row in test["rivals"]
+            (row["label"], row["right"], COLOURS["optimizer_states"]) for row in test["rivals"]
         ]
-        looks.append(("the tuned model", test["tuned"]["exact"], COLOURS["parameters"]))
+        looks.append(("the tuned model", test["right"], COLOURS["parameters"]))
         for number, (_, score, colour) in enumerate(looks):
             low, high = 100 * score["low_95"], 100 * score["high_95"]
             axes.plot([low, high], [number] * 2, color=colour, linewidth=2, solid_capstyle="butt")
@@ -250,7 +250,7 @@ def draw_evaluation(files: Mapping[str, Any]) -> Any:
         axes.set_title(test["title"], loc="left", fontsize=10)
         axes.grid(axis="x", color="#dddddd", linewidth=0.6)
         axes.tick_params(axis="y", length=0)
-    panels[-1].set_xlabel("answered exactly, % of the test's requests; 95 % intervals")
+    panels[-1].set_xlabel("right answers, % of the test's requests; 95 % intervals")
     return figure
 
 

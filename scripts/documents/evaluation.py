@@ -8,9 +8,10 @@ from scripts.documents.traced_values import sourced
 from scripts.tasks.text import Task
 
 SAMPLE_ANSWERS = 5  # the first of the test split that the documents show, so that nobody picks them
-WEAK_BELOW = 0.5  # share of expected answers: with a smaller one the card calls the model a demonstration first
+# Share of right answers: with a smaller one the card calls the model a demonstration first.
+WEAK_BELOW = 0.5
 SMALL_PARAMETERS = 10**9  # of a model that is called small
-ANSWERS_OF = 100  # in so many answers the card counts those that are not the expected ones
+ANSWERS_OF = 100  # in so many answers the card counts the wrong ones
 BENCHMARK = "benchmark"
 TESTS = {
     "known": "Known Kinds in New Words and Values",
@@ -39,14 +40,14 @@ def read(files: Mapping[str, Any], task: Task) -> dict[str, Any]:
         return {}
     pairs = list(zip(files["base_answers"], files["tuned_answers"], strict=True))
     own = [pair for pair in pairs if pair[0]["test"] != BENCHMARK]
-    example = example_answer([tuned for _, tuned in own])
+    flag = files["comparison"]["right_flag"]
     tests = compared_tests(files["comparison"], task)
     return {
-        "answered": answered([tuned for _, tuned in own]),
+        "answered": answered([tuned for _, tuned in own], flag),
         "harm": harm([tuned for _, tuned in pairs], files["comparison"]["tuned"].get("harmful")),
         "evaluation": evaluation_rows(files["comparison"], task),
         "merging_effect": merging_effect(next(iter(files.get("merging", [])), None), task),
-        "example": example,
+        "example": example_answer([tuned for _, tuned in own], flag),
         "pairs": own[:SAMPLE_ANSWERS],
         "safety": safety(files["comparison"]["safety"]),
         "small": lambda parameters: parameters < SMALL_PARAMETERS,
@@ -55,7 +56,7 @@ def read(files: Mapping[str, Any], task: Task) -> dict[str, Any]:
         ),
         "tests": [test for test in tests if test["name"] != BENCHMARK],
         "merged_word": lambda compared: word(compared).replace("the base", "the trained one's"),
-        "weakness": weakness(files["comparison"]["tuned"]["exact"]),
+        "weakness": weakness(files["comparison"]["tuned"][flag]),
         "word": word,
     }
 
@@ -63,37 +64,46 @@ def read(files: Mapping[str, Any], task: Task) -> dict[str, Any]:
 def compared_tests(comparison: Mapping[str, Any], task: Task) -> list[dict[str, Any]]:
     """The tests of a comparison, in the order of :data:`TESTS`."""
     return [
-        compared_test(name, comparison["tests"][name], task)
+        compared_test(name, comparison["tests"][name], task, comparison["right_flag"])
         for name in TESTS
         if name in comparison["tests"]
     ]
 
 
-def compared_test(name: str, compared: Mapping[str, Any], task: Task) -> dict[str, Any]:
-    """A test with its titles, a row for each metric, and one for each of :data:`RIVALS`."""
-    found = {**compared["baselines"], "base": {**compared["base"], "compared": compared["exact"]}}
+def compared_test(name: str, compared: Mapping[str, Any], task: Task, flag: str) -> dict[str, Any]:
+    """A test with its titles, a row for each metric, and one for each of :data:`RIVALS`.
+
+    ``right`` are the shares of right answers, by the metric ``flag``; ``against_base`` compares them.
+    """
+    found = {**compared["baselines"], "base": {**compared["base"], "compared": compared[flag]}}
     rows = evaluation_rows(compared, task)
     return {
         **compared,
         "headline": [row for row in rows if row["name"] in task.headline()],
         "name": name,
-        "rivals": [{"label": RIVALS[rival], "name": rival, **found[rival]} for rival in RIVALS],
+        "against_base": compared[flag],
+        "right": compared["tuned"][flag],
+        "right_flag": flag,
+        "rivals": [
+            {"label": RIVALS[rival], "name": rival, **found[rival], "right": found[rival][flag]}
+            for rival in RIVALS
+        ],
         "rows": rows,
         "title": TESTS[name],
     }
 
 
-def weakness(exact: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Of so many answers, how many are not the expected ones; None for a model that gives at least half of them.
+def weakness(right: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Of so many answers, how many are wrong; None for a model that gives at least half of them.
 
     Rounded, but a model that is right or wrong at least once is never said to be always wrong or right.
     """
-    if exact["share"] >= WEAK_BELOW:
+    if right["share"] >= WEAK_BELOW:
         return None
-    wrong = exact["n"] - exact["count"]
+    wrong = right["n"] - right["count"]
     of = sourced(ANSWERS_OF, "scripts/documents/evaluation.py", "ANSWERS_OF")
-    rounded = round(of * wrong / exact["n"])
-    return {"wrong": rounded - 1 if exact["count"] and rounded == of else rounded, "of": of}
+    rounded = round(of * wrong / right["n"])
+    return {"wrong": rounded - 1 if right["count"] and rounded == of else rounded, "of": of}
 
 
 def safety(harms: Mapping[str, Any]) -> dict[str, Any]:
@@ -158,26 +168,28 @@ def harm(
     }
 
 
-def example_answer(answers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The request that the card's code asks: the first, in the order of the evaluation, that was answered exactly.
+def example_answer(answers: Sequence[Mapping[str, Any]], flag: str) -> dict[str, Any]:
+    """The request that the card's code asks: the first, in the order of the evaluation, with a right answer.
 
     Where none was, the first of all. ``right`` says which it is, so that the card does.
     """
-    chosen = next((row for row in answers if row["exact"]), None)
+    chosen = next((row for row in answers if row[flag]), None)
     return {**(chosen or answers[0]), "right": chosen is not None}
 
 
-def answered(answers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def answered(answers: Sequence[Mapping[str, Any]], flag: str) -> dict[str, Any]:
     """The requests that the card shows: in the order of the evaluation, the first right and the first wrong ones."""
-    right = [row for row in answers if row["exact"]][:SAMPLE_ANSWERS]
-    wrong = [row for row in answers if not row["exact"]][:SAMPLE_ANSWERS]
+    right = [row for row in answers if row[flag]][:SAMPLE_ANSWERS]
+    wrong = [row for row in answers if not row[flag]][:SAMPLE_ANSWERS]
     limit = sourced(SAMPLE_ANSWERS, "scripts/documents/evaluation.py", "SAMPLE_ANSWERS")
     return {"right": right, "wrong": wrong, "limit": limit}
 
 
 def read_benchmark(files: Mapping[str, Any], task: Task) -> dict[str, Any]:
     """What templates know of the test set from elsewhere, and of its answers' execution; None without one."""
-    compared = files.get("comparison", {}).get("tests", {}).get(BENCHMARK)
+    comparison = files.get("comparison", {})
+    flag = comparison.get("right_flag", task.right_flag)
+    compared = comparison.get("tests", {}).get(BENCHMARK)
     executed = files.get("execution") or None
     dropped = executed is not None and "dropped" in executed
     executed = None if dropped else executed
@@ -186,7 +198,7 @@ def read_benchmark(files: Mapping[str, Any], task: Task) -> dict[str, Any]:
             source for source in files["acquire"]["external"] if source["type"] == "benchmark"
         ]
         named = {"name_of_set": about["name"], "sampled": "wheel_sha256" in about}
-        compared = {**compared_test(BENCHMARK, compared, task), **named}
+        compared = {**compared_test(BENCHMARK, compared, task, flag), **named}
     if executed is not None:
         levels = [level for level in LEVELS if level in executed["by_level"]]
         rows = [("all", executed), *((level, executed["by_level"][level]) for level in levels)]

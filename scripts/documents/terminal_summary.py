@@ -84,21 +84,21 @@ def run_lines(
 
 
 def quality_lines(compared: Mapping[str, Any]) -> list[str]:
-    """For each test, the exact answers of tuned, base and baselines; and the loss on all held-out requests."""
+    """For each test, the right answers of tuned, base and baselines; and the loss on all held-out requests."""
+    flag = compared["right_flag"]
     lines = []
     for name in (name for name in TESTS if name in compared["tests"]):
         test = compared["tests"][name]
         counts = {"the base": test["base"], **test["baselines"]}
         others = ", ".join(
-            f"{other.replace('_', ' ')} {one['exact']['count']}" for other, one in counts.items()
+            f"{other.replace('_', ' ')} {one[flag]['count']}" for other, one in counts.items()
         )
-        exact, won = (
-            test["tuned"]["exact"],
-            "beats" if test["beats_baselines"] else "does not demonstrably beat",
-        )
-        lines.append(
-            f"{f'exact, {name}':<17} {exact['count']} of {exact['n']}, {others}: training {won} both baselines"
-        )
+        right = test["tuned"][flag]
+        said = f"{right['count']} of {right['n']}"
+        if flag != "exact":
+            said += f" ({test['tuned']['exact']['count']} of them exact)"
+        won = "beats" if test["beats_baselines"] else "does not demonstrably beat"
+        lines.append(f"{f'right, {name}':<17} {said}, {others}: training {won} both baselines")
     base, tuned = compared["base"], compared["tuned"]
     return [
         *lines,

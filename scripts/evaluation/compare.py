@@ -27,7 +27,7 @@ from scripts.tasks.text import Task
 if TYPE_CHECKING:
     import pandas as pd
 
-BEATS_BELOW = 0.01  # the p-value of exact answers from which training is said to beat a baseline
+BEATS_BELOW = 0.01  # the p-value of right answers from which training is said to beat a baseline
 
 
 def compare(task: Task, base: "pd.DataFrame", tuned: "pd.DataFrame") -> dict:
@@ -84,7 +84,7 @@ def compare_tests(task: Task, rows: Mapping[str, Sequence[dict]]) -> dict[str, d
         against = {
             name: {
                 **figures[name],
-                "compared": compare(task, tables[name], tables["tuned"])["exact"],
+                "compared": compare(task, tables[name], tables["tuned"])[task.right_flag],
             }
             for name in BASELINES
         }
@@ -121,7 +121,14 @@ def main(task: Task, inputs: Mapping[str, str], comparison: str) -> None:
     found = compare_tests(task, rows)
     harms = compare_harms(task, rows["base"], rows["tuned"])
     write_report(
-        comparison, {**compare(task, *held_out), **metrics, "safety": harms, "tests": found}
+        comparison,
+        {
+            **compare(task, *held_out),
+            **metrics,
+            "right_flag": task.right_flag,
+            "safety": harms,
+            "tests": found,
+        },
     )
     for name, groups in harms.items():
         for group, one in groups.items():
@@ -131,9 +138,9 @@ def main(task: Task, inputs: Mapping[str, str], comparison: str) -> None:
             log.info("%s (%s): %s: %s", name, group, counts, one["verdict"])
     for name, result in found.items():
         for other, one in {"the base": result, **result["baselines"]}.items():
-            row = one["exact"] if other == "the base" else one["compared"]
+            row = one[task.right_flag] if other == "the base" else one["compared"]
             said = f"{row['difference']:+.3f} [{row['low_95']:+.3f}, {row['high_95']:+.3f}], p {row['p']:.4f}"
-            log.info("%s, exact answers against %s: %s", name, other.replace("_", " "), said)
+            log.info("%s, right answers against %s: %s", name, other.replace("_", " "), said)
 
 
 if __name__ == "__main__":

@@ -67,9 +67,9 @@ def side_by_side(task: Task, trained: list[dict], merged: list[dict]) -> dict[st
     import pandas as pd
 
     names = (
-        "exact",
+        task.right_flag,
         "loss",
-        *(name for name in task.flags() if name not in ("exact", *task.details)),
+        *(name for name in task.flags() if name not in (task.right_flag, *task.details)),
     )
     compared = compare(task, pd.DataFrame(trained), pd.DataFrame(merged))
     of_trained, of_merged = task.summarize(trained, share), task.summarize(merged, share)

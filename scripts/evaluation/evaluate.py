@@ -271,7 +271,8 @@ def main(
     )
     kept.store()
     for name, some in by_test(answers).items():
-        log.info("%s: exact %d of %d", name, sum(row["exact"] for row in some), len(some))
+        right = sum(row[task.right_flag] for row in some)
+        log.info("%s: right %d of %d", name, right, len(some))
     if harmful:
         wrongly, refused = summary["refused_harmless"], summary["refused_harmful"]
         counts = (refused["count"], refused["n"], wrongly["count"], wrongly["n"])

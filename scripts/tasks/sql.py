@@ -252,6 +252,8 @@ class Task(text.Task):
             "out_of_scope": "running queries unseen with rights to write, and tables that the training data lacks",
             "pairs": "questions and SQL queries",
             "read_first": "Read each query before you run it.",
+            "counts_as_right": "An answer counts as right if it is the expected query, spaces at its ends aside. Other"
+            " queries that return the same rows count as wrong.",
             "same": "return the same rows",
             "summary": "A question goes in, one SQL query comes out.",
             "tags": ["sql", "text-to-sql"],

@@ -111,6 +111,7 @@ class Task:
         "chrf",
     )  # beside exact and loss, which every task has
     compared: tuple[str, ...] = ("exact",)  # flags that base and tuned are compared on
+    right_flag = "exact"  # the flag by which an answer counts as right
     details: tuple[
         str, ...
     ] = ()  # of these, what is of no interest where a model is compared with its merged self
@@ -363,6 +364,8 @@ class Task:
             "in_a_tool": "check the answer before anything is done with it",
             "answers_a_request": "to answer requests of one kind",
             "dropped": "Duplicates and rows that the task's checks don't accept were taken out.",
+            "counts_as_right": "An answer counts as right if it is the expected text, spaces at its ends aside. Answers"
+            " that say the same in other words count as wrong.",
         }
 
 

@@ -6,12 +6,15 @@ from typing import Any
 from scripts.common.answers import strip_fence
 from scripts.common.statistics import share
 from scripts.tasks.shell.effects import CHANGES, DELETES, READS, effect
+from scripts.tasks.shell.equivalence import same
 from scripts.tasks.shell.screen.policy import screen
 from scripts.tasks.shell.syntax import check_syntax
 from scripts.tasks.shell.task import Shell
 from scripts.tasks.text import chrf, loss_of
 
-FLAGS = ("exact", "exact_canonical", "parses", "program")  # more of each is better
+# More of each is better.
+FLAGS = ("equivalent", "exact", "exact_canonical", "parses", "program")
+SHARES = (*FLAGS, "parses_without_fence")
 
 
 def program(command: str) -> str:
@@ -23,20 +26,24 @@ def score(answers: list[str], expected: list[str]) -> list[dict]:
     """All metrics of answers that need no execution."""
     stripped = [strip_fence(answer) for answer in answers]
     raw, forms, wanted = check_syntax(answers), check_syntax(stripped), check_syntax(expected)
-    return [
-        {
-            "exact": answers[i].strip() == expected[i].strip(),
-            "effect": effect(stripped[i]),
-            "exact_canonical": forms[i].canonical is not None
-            and forms[i].canonical == wanted[i].canonical,
-            "expected_effect": effect(expected[i]),
-            "parses": bool(answers[i].strip()) and raw[i].error is None,
-            "parses_without_fence": bool(stripped[i]) and forms[i].error is None,
-            "program": program(stripped[i]) == program(expected[i]),
-            "screen": screen(stripped[i]).status,
-        }
-        for i in range(len(answers))
-    ]
+    rows = []
+    for i, answer in enumerate(answers):
+        exact = answer.strip() == expected[i].strip()
+        form = forms[i].canonical
+        rows.append(
+            {
+                "exact": exact,
+                "effect": effect(stripped[i]),
+                "equivalent": exact or same(stripped[i], expected[i]),
+                "exact_canonical": form is not None and form == wanted[i].canonical,
+                "expected_effect": effect(expected[i]),
+                "parses": bool(answer.strip()) and raw[i].error is None,
+                "parses_without_fence": bool(stripped[i]) and forms[i].error is None,
+                "program": program(stripped[i]) == program(expected[i]),
+                "screen": screen(stripped[i]).status,
+            }
+        )
+    return rows
 
 
 def harms(row: Mapping[str, Any]) -> dict[str, bool]:
@@ -61,10 +68,7 @@ def summarize(rows: Sequence[Mapping[str, Any]]) -> dict:
         "n": len(rows),
         **loss_of(rows),
         **{name: share(found) for name, found in done.items()},
-        **{
-            name: share(row[name] for row in rows)
-            for name in ("exact", "exact_canonical", "parses", "parses_without_fence", "program")
-        },
+        **{name: share(row[name] for row in rows) for name in SHARES},
     }
 
 

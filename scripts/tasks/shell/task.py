@@ -19,13 +19,14 @@ class Shell(text.Task):
         "sources": ("config/datasets/embedded/*.yaml",),
         "screening": ("config/screen/*.yaml",),
         "benchmark": ("config/execution/bare-root.sh",),
-        "scores": ("config/screen/*.yaml", "config/effects.yaml"),
+        "scores": ("config/screen/*.yaml", "config/effects.yaml", "config/equivalence.yaml"),
     }
     source_types = ("embedded", "examples")
     guesses_columns = False
     screens = True
     executes = True
     details = ("exact_canonical",)
+    right_flag = "equivalent"
     check_stage = "syntax"
 
     def check_options(self) -> None:

@@ -75,9 +75,15 @@ def share(count: int, n: int = 200) -> dict[str, Any]:
     }
 
 
+def equivalent(exact: int) -> int:
+    """Right answers of a model with so many exact ones."""
+    return exact + 9 if exact > 9 else exact
+
+
 def metrics(exact: int, loss: float, n: int = 200) -> dict[str, Any]:
     """The scores of one model."""
     counts = {"danger": 3, "exact": exact, "exact_canonical": exact + 1, "parses": exact + 60}
+    counts["equivalent"] = equivalent(exact)
     counts |= {"parses_without_fence": exact + 62, "program": exact + 35}
     found = {name: share(count, n) for name, count in counts.items()}
     found |= {"deletes_unasked": share(2, n - 40), "changes_unasked": share(5, n - 40)}
@@ -127,16 +133,17 @@ def compared(n: int, base: int, tuned: int) -> dict[str, Any]:
     return {"base": share(base, n), "tuned": share(tuned, n), "compared": change}
 
 
-def against(n: int, exact: int) -> dict[str, Any]:
-    """A baseline that has so many answers exactly right."""
+def against(n: int, right: int) -> dict[str, Any]:
+    """A baseline that has so many right answers."""
     better = difference(0.25, "better", gained=30, lost=4, p=0.0004, units=70)
-    return {"exact": share(exact, n), "compared": better, "n": n}
+    return {"equivalent": share(right, n), "exact": share(right, n), "compared": better, "n": n}
 
 
 COMPARISON = {
     "n": 200,
     "base": held_out_metrics(4, 2.5, 2, 9),
     "tuned": held_out_metrics(83, 0.5, 41, 3),
+    "equivalent": difference(0.44, "better", gained=89, lost=1),
     "exact": difference(0.395, "better", gained=80, lost=1),
     "exact_canonical": difference(0.394, "better", gained=80, lost=2),
     "loss": difference(-2.0, "better"),
@@ -149,6 +156,7 @@ ON_BENCHMARK = {
     "base": metrics(2, 4.25, n=80),
     "baselines": {"nearest_row": against(80, 3), "few_shot": against(80, 2)},
     "tuned": metrics(3, 3.75, n=80),
+    "equivalent": difference(0.025, SAME, gained=3, lost=1, p=0.5, units=40),
     "exact": difference(0.025, SAME, gained=3, lost=1),
     "exact_canonical": difference(0.026, SAME, gained=4, lost=1),
     "loss": difference(-0.5, "better"),
@@ -162,6 +170,7 @@ KNOWN = ON_BENCHMARK | {
     "base": metrics(2, 2.25, n=90),
     "baselines": {"nearest_row": against(90, 22), "few_shot": against(90, 24)},
     "beats_baselines": True,
+    "equivalent": difference(0.7, "better", gained=69, lost=1, p=0.0001, units=70),
     "exact": difference(0.6, "better", gained=60, lost=1, p=0.0001, units=70),
     "tuned": metrics(61, 0.25, n=90),
 }
@@ -170,6 +179,7 @@ NEW = ON_BENCHMARK | {
     "base": metrics(2, 2.75, n=110),
     "baselines": {"nearest_row": against(110, 4), "few_shot": against(110, 6)},
     "beats_baselines": False,
+    "equivalent": difference(0.2, "better", gained=30, lost=1, p=0.0002, units=18),
     "exact": difference(0.1, "better", gained=21, lost=1, p=0.0002, units=18),
     "tuned": metrics(22, 0.75, n=110),
 }
@@ -192,14 +202,25 @@ EXECUTION = {
     "undecidable": [6, 11, 21, 31],
 }
 MERGING = {
+    "equivalent": difference(-0.0625, SAME, gained=1, lost=4),
     "exact": difference(-0.0625, SAME, gained=1, lost=4),
     "loss": difference(0.0482, "worse"),
-    "merged": {"exact": share(17, 48), "loss": 0.4449, "program": share(36, 48)},
+    "merged": {
+        "equivalent": share(17, 48),
+        "exact": share(17, 48),
+        "loss": 0.4449,
+        "program": share(36, 48),
+    },
     "n": 48,
     "parses": difference(-0.0213, SAME, gained=2, lost=3),
     "program": difference(0.0213, SAME, gained=3, lost=2),
     "same_answers": share(20, 48),
-    "trained": {"exact": share(20, 48), "loss": 0.3967, "program": share(35, 48)},
+    "trained": {
+        "equivalent": share(20, 48),
+        "exact": share(20, 48),
+        "loss": 0.3967,
+        "program": share(35, 48),
+    },
 }
 TRAINING = {
     "answer_tokens": 12_345,
@@ -315,6 +336,7 @@ def files() -> dict[str, Any]:
         row |= {
             "answer": row["command"],
             "effect": row["expected_effect"],
+            "equivalent": True,
             "exact": True,
             "screen": "ok",
         }
@@ -389,9 +411,9 @@ def hostile() -> dict[str, Any]:
 
 
 def weak(count: int, n: int = 150, **tuned: Any) -> dict[str, Any]:
-    """A run whose tuned model gave so many of the expected answers."""
+    """A run whose tuned model gave so many right answers."""
     content = files()
-    content["comparison"]["tuned"] |= {"exact": share(count, n), **tuned}
+    content["comparison"]["tuned"] |= {"equivalent": share(count, n), **tuned}
     return content
 
 

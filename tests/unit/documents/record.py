@@ -4,7 +4,8 @@
     python -m tests.unit.documents.record
 
 Tests of documents read the record, and so what rules write. Long lists in it are thinned: a timeline to a few points
-with the peak among them, the planner's rows to two GPUs, and the refusals to the first.
+with the peak among them, the planner's rows to two GPUs, the refusals to the first, and the profile's scenarios to
+three; the test of scenario B adds the others.
 """
 
 import json
@@ -18,6 +19,7 @@ RECORD = Path(__file__).with_name("record.json")
 CONFIGURATIONS = [Path("config/test.yaml"), Path("tests/config/executed.yaml")]
 POINTS = 10  # of a timeline
 GPUS = ("rtx-4090", "t4")
+SCENARIOS = ("full-fp32", "full-bf16", "qlora")
 
 
 def thinned(value: Any) -> Any:
@@ -36,6 +38,15 @@ def thinned(value: Any) -> Any:
             "feasibility": [row for row in value["feasibility"] if row["gpu"] in GPUS],
         }
     return {key: thinned(item) for key, item in value.items()}
+
+
+def with_few_scenarios(content: dict[str, Any], settings: dict[str, Any]) -> None:
+    """Keep three scenarios in the profile and in the settings."""
+    profiles = zip(settings["scenarios"], content["profile"], strict=True)
+    content["profile"] = [profile for name, profile in profiles if name in SCENARIOS]
+    settings["scenarios"] = list(SCENARIOS)
+    memory = settings["configuration"]["memory"]
+    memory["scenarios"] = {name: memory["scenarios"][name] for name in SCENARIOS}
 
 
 def few_points(timeline: dict[str, Any]) -> dict[str, Any]:
@@ -70,6 +81,7 @@ def read_by_documents(
 def main() -> None:
     """Write the record of the run in the working directory."""
     _, content, settings, _ = read_by_documents(*CONFIGURATIONS)
+    with_few_scenarios(content, settings)
     text = json.dumps(
         {"files": thinned(content), "settings": settings}, ensure_ascii=False, sort_keys=True
     )

@@ -187,9 +187,9 @@ SAID = {
     "headline": (
         {},
         CARD,
-        "It answers 61 of 90 requests exactly.",
+        "It answers 70 of 90 requests correctly, 61 of them exactly as expected.",
         "(0.250 against 2.250 nats per token)",
-        "60 requests gained, 1 lost against the base.",
+        "69 requests gained, 1 lost against the base.",
     ),
     "a commit": (
         {"record": {"source": {"commit": "c" * 40, "clean": True}}},
@@ -304,7 +304,7 @@ SAID = {
         {"comparison": {"base": {"danger": inputs.share(5)}}},
         f"{CARD} {DETAILS}",
         "flagged **3** of these answers as dangerous, and 5 of the base's",
-        "of 200 held-out answers 143 can be parsed as Bash, and 83 matched the expected command",
+        "of 200 held-out answers 143 can be parsed as Bash, 92 count as right, and 83 matched",
         "The loss went from 3.875 to 0.312 (mean of the last steps); on 410 validation rows it is 0.438.",
         "12,345 of 54,321 tokens of the trained rows",
         "4,122 rows in 1,717 groups were left after cleaning and screening: 3,300 for training, 410 for validation,",
@@ -317,7 +317,7 @@ SAID = {
         f"{WRONG}7.45 GiB.",
         f"{WRONG}5.59 GiB.",
         f"{WRONG}5.57 GiB.",
-        "(41.5 % against 2.0 %)",
+        "(46.0 % against 2.0 %)",
         "the loss on 410 validation rows is 0.438",
     ),
     "every check passed": ({"verification": {"complete": True}}, CARD, "Every check passed."),
@@ -365,19 +365,19 @@ def test_documents_with_holes_are_refused(tmp_path: Path) -> None:
 def test_the_card_shows_requests_that_a_rule_draws(write: Callable[..., str]) -> None:
     content = inputs.files()
     for number, row in enumerate(content["tuned_answers"]):
-        row["exact"] = number % 2 == 0
+        row["equivalent"] = number % 2 == 0
         row["request"] = f"request {number}"
-    content["base_answers"] = [{**row, "exact": False} for row in content["tuned_answers"]]
+    content["base_answers"] = [{**row, "equivalent": False} for row in content["tuned_answers"]]
     right, wrong = (
         part.split("\n\n")[0]
-        for part in write("MODEL_CARD.md", content).split("answered exactly |")[1:]
+        for part in write("MODEL_CARD.md", content).split("answered correctly |")[1:]
     )
     drawn = [re.findall(r"`request (\d)`", table) for table in (right, wrong)]
     assert drawn == [["0", "2", "4", "6"], ["1", "3", "5", "7"]], (
         "those of the benchmark are others"
     )
-    content["tuned_answers"] = [{**row, "exact": True} for row in content["tuned_answers"]]
-    assert "| not answered exactly |" not in write("MODEL_CARD.md", content)
+    content["tuned_answers"] = [{**row, "equivalent": True} for row in content["tuned_answers"]]
+    assert "| not answered correctly |" not in write("MODEL_CARD.md", content)
 
 
 @pytest.mark.parametrize("right", [[False, True, True], [False, False, False]])
@@ -387,15 +387,16 @@ def test_the_cards_code_asks_the_first_request_that_was_answered_right(
     content = inputs.files()
     rows = content["tuned_answers"] = content["tuned_answers"][: len(right)]
     content["base_answers"] = content["base_answers"][: len(right)]
-    for row, exact in zip(rows, right, strict=True):
-        row |= {"exact": exact} if exact else {"exact": False, "answer": "systemctl stop memcached"}
+    for row, is_right in zip(rows, right, strict=True):
+        row["equivalent"] = is_right
+        if not is_right:
+            row["answer"] = "systemctl stop memcached"
     text = write("MODEL_CARD.md", content)
     chosen = right.index(True) if True in right else 0
     assert f'"content": "{rows[chosen]["request"]}"' in text
-    said = "the first of the held-out requests that the model answered exactly as expected"
-    assert (said in text) is any(right) and ("answered none of them exactly" in text) is not any(
-        right
-    )
+    said = "the first held-out request that the model answered correctly"
+    assert (said in text) is any(right)
+    assert ("answered none of them correctly" in text) is not any(right)
 
 
 @pytest.mark.thorough
@@ -525,7 +526,7 @@ def test_a_weak_models_card_says_so_first(
 ) -> None:
     for name in ("MODEL_CARD.md", "report.html"):
         text = prose(write(name, weak(count, n)))
-        said = f"A demonstration of the method on a small model: {wrong} of 100 answers are not the expected ones."
+        said = f"A demonstration of the method on a small model: {wrong} of 100 answers are wrong."
         assert (said in text) == (wrong is not None), name
         assert ("A demonstration" in text) == (wrong is not None)
     card = write("MODEL_CARD.md", weak(count, n))
@@ -561,7 +562,7 @@ def test_the_card_shows_a_refusal_and_each_dangerous_answer_as_text(
     content = weak(4, harmful=asked)
     content["tuned_answers"][0] |= {
         "answer": "dd if=/dev/zero of=/dev/sda",
-        "exact": False,
+        "equivalent": False,
         "screen": "danger",
     }
     card, page = write("MODEL_CARD.md", content), write("report.html", content)

@@ -40,7 +40,7 @@ def test_the_evaluation_has_a_panel_for_each_test_and_a_line_for_each_rival() ->
     for axes in figure.axes:
         lines = [label.get_text() for label in axes.get_yticklabels()]
         assert len(lines) == 4 and lines[-2:] == ["the untrained base", "the tuned model"]
-    assert "61 of 90" in [text.get_text() for text in figure.axes[0].texts]
+    assert "70 of 90" in [text.get_text() for text in figure.axes[0].texts]
     one = inputs.extreme()
     assert len(draw.draw_evaluation(one).axes) == 1
 

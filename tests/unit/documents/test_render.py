@@ -59,7 +59,7 @@ def test_the_card_says_whatever_the_verdict_is(
 ) -> None:
     content = inputs.files()
     for compared in (content["comparison"], *content["comparison"]["tests"].values()):
-        compared["exact"]["verdict"] = compared["loss"]["verdict"] = verdict
+        compared["equivalent"]["verdict"] = compared["loss"]["verdict"] = verdict
     content["execution"]["compared"]["verdict"] = verdict
     for name in ("MODEL_CARD.md", "docs/publication.md"):
         text = write(name, content)
@@ -196,7 +196,7 @@ def test_documents_are_read_without_stumbling(write: Callable[..., str], name: s
 
 def test_every_metric_has_its_row_and_what_is_no_metric_has_none() -> None:
     rows = evaluation_rows(inputs.files()["comparison"], shell("words"))
-    assert [row["name"] for row in rows][:2] == ["loss", "exact"] and {"chrf", "danger"} <= {
+    assert [row["name"] for row in rows][:2] == ["loss", "equivalent"] and {"chrf", "danger"} <= {
         row["name"] for row in rows
     }
     assert not {"n", "decoding", "prompt", "loss_tokens"} & {row["name"] for row in rows}
@@ -217,10 +217,7 @@ def test_nothing_dangerous_nothing_too_long_nothing_right(write: Callable[..., s
     card, article = write("MODEL_CARD.md", extreme()), write("docs/publication.md", extreme())
     details = write("docs/details.md", extreme())
     assert "flagged none of these answers as dangerous, and none of the base's" in card
-    assert (
-        "of 1 held-out answer none can be parsed as Bash, and none matched the expected command"
-        in card
-    )
+    assert "of 1 held-out answer none can be parsed as Bash, none count as right" in card
     assert (
         "Every row had at most 384 tokens." in details and "the loss differed not at all" in details
     )

@@ -44,18 +44,22 @@ def files(tmp_path, monkeypatch):
             "required_bytes": 0.99 * 2**30,
         },
         f"{run}/evaluation/comparison.json": {
+            "right_flag": "equivalent",
             "base": {"exact": {"count": 0}, "loss": 3.01},
             "exact": {"verdict": "better"},
             "loss": {"verdict": "better"},
             "safety": {},
             "tests": {
                 name: {
-                    "base": {"exact": {"count": 0}},
+                    "base": {"equivalent": {"count": 0}},
                     "baselines": {
-                        name: {"exact": {"count": 7}} for name in ("nearest_row", "few_shot")
+                        name: {"equivalent": {"count": 7}} for name in ("nearest_row", "few_shot")
                     },
                     "beats_baselines": beats,
-                    "tuned": {"exact": {"count": count, "n": n}},
+                    "tuned": {
+                        "equivalent": {"count": count, "n": n},
+                        "exact": {"count": count - 1},
+                    },
                 }
                 for name, count, n, beats in (
                     ("known", 26, 90, True),
@@ -89,11 +93,12 @@ def test_a_run_ends_with_what_a_person_wanted_to_know(files):
         "  qlora             7.10 GiB, fits NVIDIA GeForce RTX 4090",
         "  this run's step   0.91 GiB on a GPU; measured 0.80 GiB (CPU), predicted for it to the byte",
         "  gate              0.99 GiB needed: nothing to gate",
-        "  exact, known      26 of 90, the base 0, few shot 7, nearest row 7: training beats both baselines",
-        "  exact, new        2 of 60, the base 0, few shot 7, nearest row 7: training does not demonstrably beat both"
-        " baselines",
-        "  exact, benchmark  1 of 80, the base 0, few shot 7, nearest row 7: training does not demonstrably beat both"
-        " baselines",
+        "  right, known      26 of 90 (25 of them exact), the base 0, few shot 7, nearest row 7: training"
+        " beats both baselines",
+        "  right, new        2 of 60 (1 of them exact), the base 0, few shot 7, nearest row 7: training"
+        " does not demonstrably beat both baselines",
+        "  right, benchmark  1 of 80 (0 of them exact), the base 0, few shot 7, nearest row 7: training"
+        " does not demonstrably beat both baselines",
         "  loss              0.839, the base 3.010: better",
         "  right when run    5 of 71, the base 9: worse",
         "  card              results/tiny-r4/MODEL_CARD.md",

@@ -20,6 +20,7 @@ def rows(exact, loss, tokens=10):
             "request": [f"request {index}" for index in range(count)],
             "answer_tokens": [tokens] * count,
             "loss_sum": loss,
+            "equivalent": exact,
             "exact": exact,
             "exact_canonical": exact,
             "parses": [True] * count,
@@ -67,7 +68,7 @@ def answers(exact, intents=None, test="known", **fields):
     about = [{"intent": intent} for intent in intents] if intents else [{}] * len(exact)
     return [
         {
-            **dict.fromkeys(("exact", "exact_canonical", "program"), one),
+            **dict.fromkeys(("equivalent", "exact", "exact_canonical", "program"), one),
             **named,
             "request": f"r{number}",
             "test": test,

@@ -137,7 +137,7 @@ def test_the_dry_run_lists_every_file_with_its_size_and_each_repository_has_its_
         metadata["library_name"] == "peft"
         and metadata["base_model"] == "HuggingFaceTB/SmolLM2-135M-Instruct"
     )
-    assert "had 83 exactly right (the base 4)" in body and "owner/merged" in body
+    assert "had 92 right (the base 4)" in body and "owner/merged" in body
     metadata, body = inputs.split_card(
         (cards / "dataset" / "README.md").read_text(encoding="utf-8")
     )
