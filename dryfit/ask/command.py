@@ -416,7 +416,7 @@ class _Progress:
 
 
 def _print_answer(asked: Any, options: argparse.Namespace, words: Sequence[str]) -> int:
-    from dryfit.ask import answer, text
+    from dryfit.ask import answer, short, text
 
     if not options.quick and not options.json:
         return _print_as_it_comes(asked, options, words)
@@ -432,11 +432,14 @@ def _print_answer(asked: Any, options: argparse.Namespace, words: Sequence[str])
         with working("tracing the step"):
             answered = answer.traced(asked, watch=_Progress(), suggested=bool(options.suggest))
         answered |= _tensors(asked, options)
-    print(
-        json_line(answered, asked.read_as)
-        if options.json
-        else text.full_text(asked, answered, words)
-    )
+    if options.json:
+        print(json_line(answered, asked.read_as))
+    elif options.command == "explain":
+        print(text.full_text(asked, answered, words))
+        print("\n".join(text.explanation(answered)))
+    else:
+        print(short.first_lines(asked, answered))
+        print(short.last_lines(asked, answered, words))
     return answer.exit_status(answered)
 
 
@@ -451,8 +454,9 @@ def _tensors(asked: Any, options: argparse.Namespace) -> dict[str, Any]:
 
 def _print_as_it_comes(asked: Any, options: argparse.Namespace, words: Sequence[str]) -> int:
     """The verdict as soon as it stands, then what is found after it; Ctrl-C ends the searches, not the verdict."""
-    from dryfit.ask import answer, text
+    from dryfit.ask import answer, short, text
 
+    is_short = options.command != "explain"
     if sys.stderr.isatty():
         first = answer.quick(replace(asked, run=None), others=False)
         line = (
@@ -470,10 +474,10 @@ def _print_as_it_comes(asked: Any, options: argparse.Namespace, words: Sequence[
     def shown(stands: Mapping[str, Any]) -> None:
         now_doing("")
         verdict.update(stands)
-        lines = [
-            text.first_text(asked, stands),
-            *(text.explanation(stands) if options.command == "explain" else ()),
-        ]
+        if is_short:
+            print(short.first_lines(asked, stands), flush=True)
+            return
+        lines = [text.first_text(asked, stands), *text.explanation(stands)]
         if tensors := _tensors(asked, options):
             from dryfit.ask.explain import table
 
@@ -489,8 +493,9 @@ def _print_as_it_comes(asked: Any, options: argparse.Namespace, words: Sequence[
         print("stopped: what is shown was found until now", file=sys.stderr)
         stopped, asked = True, replace(asked, run=None)
         answered = verdict | {"suggestions": [asdict(item) for item in progress.found]}
-    if rest := text.rest_text(asked, answered, words):
-        print(rest)
+    rest = short.last_lines if is_short else text.rest_text
+    if lines := rest(asked, answered, words):
+        print(lines)
     if stopped:
         raise _Stopped(answer.exit_status(answered))
     return answer.exit_status(answered)

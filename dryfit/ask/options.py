@@ -385,7 +385,7 @@ COMMANDS: dict[str, Subcommand] = {
     ),
     "explain": Subcommand(
         "which tensors are alive at the peak",
-        [*_STEP, "--count", "--layers", "--json", "--fresh"],
+        [*_STEP, "--count", "--layers", "--json", "--quick", "--fresh"],
         ("explain qwen2.5-coder-7b --gpu 4090 --count 30 --layers",),
     ),
     "serve": Subcommand(

@@ -184,6 +184,10 @@ class _Tee(io.StringIO):
     def isatty(self) -> bool:
         return self._to.isatty()
 
+    @property
+    def encoding(self) -> str | None:
+        return getattr(self._to, "encoding", None)
+
 
 def _surroundings() -> list[Any]:
     variables = {name: value for name, value in os.environ.items() if name.startswith(VARIABLES)}

@@ -848,7 +848,7 @@ TRAINING = (
         "keep",
         f"`keep: best` and `validate_every_steps: null` {_APART}: without a validation in between, the last step is all"
         " that there is to choose from.",
-        "last; or a number of steps for validate_every_steps",
+        "last, averaged; or a number of steps for validate_every_steps",
         "validate_every_steps: 50",
     ),
     Contradiction(
@@ -858,6 +858,14 @@ TRAINING = (
         " validation in between, nothing says when to stop.",
         "null; or a number of steps for validate_every_steps",
         "validate_every_steps: 50",
+    ),
+    Contradiction(
+        lambda s: s.early_stopping_patience is not None and s.keep == "averaged",
+        "early_stopping_patience",
+        f"`early_stopping_patience: {{early_stopping_patience}}` and `keep: averaged` {_APART}: a training that stops"
+        " early never comes to the last steps, whose mean is kept.",
+        "null; or keep: best",
+        "early_stopping_patience: null",
     ),
 )
 

@@ -68,6 +68,8 @@ def _refused(scenario: Scenario, loop: Mapping[str, Any]) -> Iterator[_Refused]:
     if loop["on_out_of_memory"] == "halve":
         reason = "TRL's step can't be taken again in smaller parts"
         yield _Refused("on_out_of_memory", "halve", reason, "stop")
+    if loop["keep"] == "averaged":
+        yield _Refused("keep", "averaged", "TRL's trainer takes no mean of the weights", "best")
 
 
 def refuse_missing_trl(loop: Mapping[str, Any], own_packages: bool) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from dryfit.common.errors import UserError
 from dryfit.common.terminal import log
 from dryfit.scenario.scenario import Scenario, rows_in_a_step
+from scripts.training.averaging import AVERAGED, WeightAverage, first_averaged_step
 from scripts.training.loop_state import LoopState, copied, put_back
 from scripts.training.schedules import learning_rate_at
 from scripts.training.validation import ValidationHistory, ValidationRows, is_due, validation_loss
@@ -171,7 +172,8 @@ class Fit:
     ) -> Fitted:
         """Take the steps, from the last checkpoint on; ``report`` is told each step's row of the curve.
 
-        Afterwards the model is the one to keep: with ``keep: best`` that of the best validation.
+        Afterwards the model is the one to keep: with ``keep: best`` that of the best validation, with
+        ``keep: averaged`` the mean of the last steps, which the last validation is about.
         """
         loop = self.loop
         per_step = rows_in_a_step(self.scenario, loop)
@@ -184,6 +186,7 @@ class Fit:
         )
         if start:
             log.info("Resuming from the checkpoint after step %d", start)
+        average = WeightAverage(**resumed.average)
         messages = _Messages(start, total)
         for step, shares in enumerate(
             planned_steps(self.rows, self.scenario, loop, self.seed, self.prefix)
@@ -193,6 +196,7 @@ class Fit:
             if step < start:
                 continue
             row = self._step(step, total, shares)
+            self._average(step + 1, total, average)
             if self.held_out is not None and is_due(step + 1, total, loop):
                 row["validation_loss"] = self._validate(step + 1, progress)
             curve.append(row)
@@ -207,6 +211,7 @@ class Fit:
                     resumed.seconds + messages.seconds,
                     self.scaler,
                     progress,
+                    average.to_mapping(),
                 )
             messages.step(row, last=last)
         if progress.best_tensors and progress.best_step != len(curve):
@@ -236,6 +241,15 @@ class Fit:
             "micro_batch": self.half or self.scenario.micro_batch,
             "step": step + 1,
         }
+
+    def _average(self, step: int, total: int, average: WeightAverage) -> None:
+        """With ``keep: averaged``: note the weights of one of the last steps; after the last one keep their mean."""
+        if self.loop["keep"] != AVERAGED or step < first_averaged_step(total, self.loop):
+            return
+        average.add(self.model)
+        if step == total:
+            average.put_into(self.model)
+            log.info("keeping the mean of the adapters after the last %d steps", average.steps)
 
     def _validate(self, step: int, progress: ValidationHistory) -> float:
         """The validation loss after a step, noted in ``progress``."""

@@ -21,6 +21,7 @@ class Resumed(NamedTuple):
     curve: tuple[dict[str, Any], ...] = ()
     seconds: float = 0.0  # that they took
     progress: Mapping[str, Any] = {}  # of the validations, as ValidationHistory.to_mapping gives it
+    average: Mapping[str, Any] = {}  # of the weights, as WeightAverage.to_mapping gives it
 
 
 class LoopState:
@@ -38,6 +39,7 @@ class LoopState:
         seconds: float,
         scaler: Any = None,
         progress: ValidationHistory | None = None,
+        average: Mapping[str, Any] | None = None,
     ) -> None:
         """``step``: how many have been taken, in ``seconds``. Tensors are saved whole, random states one a process."""
         import torch
@@ -49,6 +51,7 @@ class LoopState:
         if torch.cuda.is_initialized():  # a training on the CPU makes no CUDA context for it
             random["cuda"] = torch.cuda.get_rng_state()
         state = {
+            "average": average or {},
             "optimizer": tree_map(full_tensor, optimizer.state_dict()),
             "progress": progress.to_mapping() if progress else {},
             "random": self.group.collected(random),
@@ -101,7 +104,13 @@ class LoopState:
         torch.set_rng_state(random["cpu"])
         if "cuda" in random and torch.cuda.is_initialized():
             torch.cuda.set_rng_state(random["cuda"])
-        return Resumed(state["step"], tuple(read_jsonl(curve)), state["seconds"], state["progress"])
+        return Resumed(
+            state["step"],
+            tuple(read_jsonl(curve)),
+            state["seconds"],
+            state["progress"],
+            state["average"],
+        )
 
     def remove(self) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)

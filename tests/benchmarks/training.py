@@ -85,6 +85,7 @@ def ours(form: str, base: Path, encoded: Path, count: int) -> dict:
         "max_grad_norm": 1.0,
         "validate_every_steps": None,
         "keep": "last",
+        "average_ratio": 0.33,
         "early_stopping_patience": None,
     }
     loop |= {

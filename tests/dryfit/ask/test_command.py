@@ -43,6 +43,11 @@ def run(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str]:
 
 def test_the_verdict_comes_first_with_the_two_numbers_that_decide_it(model, capsys) -> None:
     status, text = run(capsys, model, "--gpu", "t4", "-s", "64")
+    assert status == 0
+    assert re.match(
+        r"FITS  Tesla T4: needs [\d.]+ of 14\.42 GiB, [\d.]+ to spare$", text.splitlines()[0]
+    )
+    status, text = run(capsys, "explain", model, "--gpu", "t4", "-s", "64")
     first = text.splitlines()[0]
     assert status == 0
     assert re.match(
@@ -66,13 +71,13 @@ def test_the_verdict_comes_first_with_the_two_numbers_that_decide_it(model, caps
 
 
 def test_defaults_that_nobody_named_stand_in_a_line_of_their_own(model, tmp_path, capsys) -> None:
-    _, text = run(capsys, model, "--gpu", "t4", "--quick")
+    _, text = run(capsys, "explain", model, "--gpu", "t4", "--quick")
     (defaults,) = (line for line in text.splitlines() if line.startswith("defaults used"))
     assert defaults.startswith("defaults used: 512 tokens a row, 1 row a micro-batch, method qlora")
     assert "lora {rank: 16" in defaults and "none" not in defaults.partition("lora")[0]
     path = tmp_path / "axolotl.yaml"
     path.write_text(f"base_model: {model}\nadapter: lora\nlora_r: 8\n", encoding="utf-8")
-    _, text = run(capsys, str(path), "--gpu", "t4", "-b", "2")
+    _, text = run(capsys, "explain", str(path), "--gpu", "t4", "-b", "2")
     (defaults,) = (line for line in text.splitlines() if line.startswith("defaults "))
     assert (
         defaults.startswith("defaults of axolotl used: 512 tokens a row, ")
@@ -106,11 +111,14 @@ def test_suggestions_are_command_lines_that_fit(model, capsys) -> None:
         "lora",
     )
     status, text = run(capsys, *words)
-    assert status == 1 and text.startswith("DOES NOT FIT: the step needs ")
-    lines = [line.strip() for line in text.splitlines() if line.startswith("  dryfit")]
-    assert lines
-    status, _ = run(capsys, *shlex.split(lines[0])[1:])
+    assert status == 1 and text.startswith("DOES NOT FIT  a GPU of 0.66 GiB: needs ")
+    (line,) = re.findall(r"^fits with: (dryfit .*)$", text, re.MULTILINE)
+    status, _ = run(capsys, *shlex.split(line)[1:])
     assert status == 0
+    _, text = run(capsys, "explain", *words)
+    assert text.startswith("DOES NOT FIT: the step needs ")
+    lines = [found.strip() for found in text.splitlines() if found.startswith("  dryfit")]
+    assert len(lines) > 1 and lines[0].replace("explain ", "") == line, "the cheapest first"
 
 
 def _asked(*words: str, kept: Path | None = None, python: str = sys.executable) -> subprocess.Popen:
@@ -134,7 +142,7 @@ def test_the_verdict_is_there_before_the_suggestions_and_survives_being_stopped(
     asked.send_signal(signal.SIGINT)
     out, err = asked.stdout.read(), asked.stderr.read()
     assert asked.wait(60) == 1 and "Traceback" not in err and "stopped" in err
-    assert "for: tiny; LoRA" in out
+    assert "tiny" in out and "LoRA r16" in out
     assert not (tmp_path / "kept").exists()  # half an answer is no answer to show again
 
 
@@ -199,7 +207,7 @@ def test_quick_needs_no_torch_and_no_module_of_another_question() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("FITS: ")
+    assert done.stdout.startswith("FITS  ")
 
 
 @pytest.mark.parametrize("method", ["full", "lora", "qlora"])
@@ -511,9 +519,11 @@ def test_a_deadline_that_a_card_does_not_meet_fails(model, capsys) -> None:
 
 
 def test_a_card_of_unknown_speed_answers_memory_and_says_what_to_add(model, capsys) -> None:
-    status, text = run(capsys, model, "--gpu", "10GiB", "-s", "64", "--rows", "50000")
-    assert status == 0 and text.startswith("FITS")
-    assert "add under `speeds`" in text and "hours and cost: not known" in text
+    words = (model, "--gpu", "10GiB", "-s", "64")
+    status, text = run(capsys, *words, "--rows", "50000")
+    assert status == 0 and text.startswith("FITS") and "hours and cost: not known" in text
+    _, text = run(capsys, "explain", *words)
+    assert "add under `speeds`" in text
 
 
 @pytest.mark.thorough

@@ -149,7 +149,7 @@ def test_the_file_that_is_printed_has_the_verdict_that_is_printed(
         f"start: {writers()[tool]['start'].split()[0]}" in text
         and "No speed of this GPU is known" in text
     )
-    assert main([str(path), "--gpu", "2GiB", "--fresh"]) == 0
+    assert main(["explain", str(path), "--gpu", "2GiB", "--fresh"]) == 0
     assert capsys.readouterr().out.splitlines()[0] == text.splitlines()[0].removeprefix("# ")
     with pytest.raises(UserError, match="there already"):
         main([*words, "--output", str(path)])

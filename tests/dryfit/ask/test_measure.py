@@ -141,7 +141,7 @@ def test_what_the_card_held_beside_the_allocator_is_counted_when_it_is_written(c
     assert "`gpu: {name: rtx-4080, context_mib: 382}`" in line
     setting = line.partition('--gpu "')[2].partition('"')[0]
     assert main([*STEP, "--gpu", setting]) == 0
-    assert "has 15.23 GiB usable" in capsys.readouterr().out and "15.23 GiB are usable then" in line
+    assert " of 15.23 GiB, " in capsys.readouterr().out and "15.23 GiB are usable then" in line
 
 
 @pytest.mark.thorough

@@ -29,7 +29,7 @@ print(json.dumps(sorted(entered)), file=sys.stderr)
 
 @pytest.mark.thorough
 @pytest.mark.parametrize(
-    ("options", "most"), [(("--quick",), 54), ((), 104)], ids=["quick", "traced"]
+    ("options", "most"), [(("--quick",), 55), ((), 105)], ids=["quick", "traced"]
 )
 def test_a_question_about_a_file_enters_few_modules(tmp_path, options, most) -> None:
     file = tmp_path / "step.yaml"

@@ -155,6 +155,8 @@ def test_escape_sequences_of_a_file_do_not_reach_the_terminal(tmp_path, capsys) 
         )
     )
     assert main([str(path), "--quick"]) == 0
+    assert "  a\\x1b[2Jb\\u202ec FITS: all" in capsys.readouterr().out
+    assert main(["explain", str(path), "--quick"]) == 0
     out = capsys.readouterr().out
     assert (
         "\x1b" not in out
@@ -201,12 +203,12 @@ def test_a_vision_model_without_images_says_what_the_answer_covers_and_mrope_loa
     path = tmp_path / "config.json"
     path.write_text(json.dumps(VISION), encoding="utf-8")
     assert main([str(path), "--gpu", "t4"]) == 0
-    text = capsys.readouterr().out
+    text = " ".join(capsys.readouterr().out.split())
     options = re.search(
         r"the answer covers the language model alone, .+ \((--set '[^']+')\)", text
     )[1]
     assert main([str(path), "--gpu", "t4", *shlex.split(options)]) == 0
-    text = capsys.readouterr().out
+    text = " ".join(capsys.readouterr().out.split())
     assert "language model alone" not in text and "1 image of 448 x 448 in a row" in text
     main(["gemma-3-4b", "--gpu", "t4", "--quick"])
     assert "the answer covers the language model alone" in capsys.readouterr().out

@@ -238,6 +238,10 @@ PLAIN = {"loss": "full", "packing": "none", "rows_per_step": None, "method": "lo
             {"validate_every_steps": None, "keep": "last", "early_stopping_patience": 3},
             ["training.early_stopping_patience", "when to stop", "validate_every_steps: 50"],
         ),
+        (
+            {"keep": "averaged", "early_stopping_patience": 3},
+            ["training.early_stopping_patience", "whose mean is kept", "keep: best"],
+        ),
     ],
 )
 def test_what_no_training_can_do_stops_at_the_start(training, words, tmp_path, monkeypatch):
@@ -414,6 +418,7 @@ NOT_WITH_TRL = {
     "a loop by hand": ({"loop": "manual"}, "TRL's trainer is the loop", "loop: trainer"),
     "adapters in fp32": ({"adapter_precision": "fp32"}, "in bf16", "adapter_precision: bf16"),
     "two GPUs": ({"parallel": {"strategy": "ddp", "gpus": 2}}, "one process", "gpus: 1"),
+    "a mean": ({"keep": "averaged"}, "no mean of the weights", "keep: best"),
     "half a batch": ({"on_out_of_memory": "halve"}, "smaller parts", "on_out_of_memory: stop"),
 }
 

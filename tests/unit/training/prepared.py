@@ -25,6 +25,7 @@ LOOP = {
     "early_stopping_patience": None,
     "epochs": 1,
     "keep": "last",
+    "average_ratio": 0.33,
     "learning_rate": 0.01,
     "max_grad_norm": 1.0,
     "max_steps": 4,

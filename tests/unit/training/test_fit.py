@@ -11,6 +11,7 @@ from dryfit.step.batches import IGNORED, Row, answer_tokens
 from dryfit.step.model import build_model
 from dryfit.step.optimizers import build_optimizer
 from scripts.training import loop as training_loop
+from scripts.training.averaging import first_averaged_step
 from scripts.training.loop_state import LoopState, Resumed
 from scripts.training.train_process import save_adapter
 from scripts.training.validation import ValidationHistory, ValidationRows, is_due, validation_loss
@@ -35,6 +36,7 @@ LOOP = {
     "max_grad_norm": 1.0,
     "validate_every_steps": None,
     "keep": "last",
+    "average_ratio": 0.33,
     "early_stopping_patience": None,
 }
 
@@ -386,6 +388,43 @@ def test_the_best_adapter_is_the_one_that_is_kept(tmp_path):
     assert all(torch.equal(kept[name], there[name]) for name in there)
     last, _ = fitted(tmp_path / "last", loop={**WATCHED, "keep": "last"}, held_out=other_answers())
     assert not all(torch.equal(kept[name], last[name]) for name in last)
+
+
+AVERAGED = {**LOOP, "keep": "averaged", "average_ratio": 0.25, "validate_every_steps": None}
+
+
+def test_the_kept_adapter_is_the_mean_of_the_last_steps(tmp_path):
+    """Of 20 steps the last five: each run until then ends with that step's adapter, at a constant rate."""
+    steady = {"schedule": "constant", "warmup_ratio": 0.0}
+    mean, found = fitted(tmp_path / "mean", loop={**AVERAGED, **steady}, held_out=other_answers())
+    steps = []
+    for last in range(16, 21):
+        loop = {**LOOP, **steady, "max_steps": last}
+        adapter, alone = fitted(tmp_path / f"until {last}", loop=loop, held_out=other_answers())
+        steps.append(adapter)
+    for name, tensor in mean.items():
+        expected = torch.stack([adapter[name] for adapter in steps]).double().mean(0)
+        torch.testing.assert_close(tensor.double(), expected, rtol=1e-5, atol=1e-7)
+    assert validated(found)[20] != validated(alone)[20], "the last validation is the mean's"
+
+
+@pytest.mark.parametrize("stop_after", [8, 18])
+def test_a_killed_run_ends_with_the_same_mean(tmp_path, stop_after):
+    """Killed before the steps that count, and between them."""
+    whole, expected = fitted(tmp_path / "whole", loop=AVERAGED, held_out=other_answers())
+    with pytest.raises(KeyboardInterrupt):
+        fitted(tmp_path / "killed", loop=AVERAGED, stop_after=stop_after, held_out=other_answers())
+    adapter, found = fitted(tmp_path / "killed", loop=AVERAGED, held_out=other_answers())
+    assert found.start == 3 * (stop_after // 3) and found.curve == expected.curve
+    assert all(torch.equal(adapter[name], whole[name]) for name in whole)
+
+
+@pytest.mark.parametrize(
+    ("total", "ratio", "first"), [(124, 0.33, 84), (20, 0.25, 16), (3, 0.33, 3), (5, 1, 1)]
+)
+def test_the_steps_that_count_are_the_last_ones(total, ratio, first):
+    assert first_averaged_step(total, {"average_ratio": ratio}) == first
+    assert first <= total, "there is always one"
 
 
 def test_training_stops_after_validations_that_were_no_better(tmp_path):
