@@ -77,7 +77,7 @@ def first_lines(asked: Question, answer: Mapping[str, Any]) -> str:
         *_certainty(answer),
         *_remarks(asked, answer),
     ]
-    return printable("\n".join(_coloured(lines, answer["verdict"])))
+    return _coloured(printable("\n".join(lines)), answer["verdict"])
 
 
 def last_lines(asked: Question, answer: Mapping[str, Any], command: Sequence[str]) -> str:
@@ -327,9 +327,9 @@ def _more(command: Sequence[str]) -> str:
     return f"more: {shlex.join(['dryfit', 'explain', *words])}  (or --json)"
 
 
-def _coloured(lines: Sequence[str], verdict: str | None) -> list[str]:
+def _coloured(text: str, verdict: str | None) -> str:
     """The verdict in its colour, where a terminal shows it."""
     if verdict not in COLOURS or not sys.stdout.isatty() or "NO_COLOR" in os.environ:
-        return list(lines)
+        return text
     word = title(verdict)
-    return [lines[0].replace(word, f"\x1b[1;{COLOURS[verdict]}m{word}\x1b[0m", 1), *lines[1:]]
+    return text.replace(word, f"\x1b[1;{COLOURS[verdict]}m{word}\x1b[0m", 1)
