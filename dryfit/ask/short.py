@@ -102,31 +102,37 @@ def _wrapped(text: str) -> list[str]:
 
 def _verdict(answer: Mapping[str, Any]) -> list[str]:
     """The verdict with what is needed and what there is; other cases as their sentence says them."""
-    peak, gpu = answer["trace"] or answer["analytic"] or {}, answer["gpu"]
-    spare = answer["headroom_bytes"]
-    needed = peak.get("required_bytes")
-    plain = (
-        gpu
-        and needed
-        and answer["verdict"] in COLOURS
-        and gpu["is_modelled"]
-        and answer["scenario"]["parallel"]["gpus"] == gpu["count"] == 1
-        and gpu["usable_bytes"] - needed == spare
-        and not answer.get("phases_of_cycle")
-        and (answer["trace"] or "recorded_with" in peak)
-    )
-    if not plain:
-        return wrap(_without_tools(answer), WIDTH, subsequent_indent="  ", break_on_hyphens=False)
-    usable = gpu["usable_bytes"] / GIB
-    room = f"{spare / GIB:.2f} to spare" if spare >= 0 else f"short by {-spare / GIB:.2f}"
+    gpu, spare = answer["gpu"], answer["headroom_bytes"]
+    if gpu is None or not _is_of_one_card(answer):
+        return _sentence(answer)
+    usable = f"{gpu['usable_bytes'] / GIB:.2f} GiB"
     name = card(gpu).removeprefix("the ").removeprefix("NVIDIA ").removeprefix("GeForce ")
-    line = (
-        f"{title(answer['verdict'])}  {name}: needs {needed / GIB:.2f} of {usable:.2f} GiB, {room}"
-    )
+    begin = f"{title(answer['verdict'])}  {name}:"
+    estimated = answer["analytic"] or {}
+    if answer["trace"] is None and "recorded_with" not in estimated:
+        about = estimated.get("required_bytes") or estimated["peak_allocated_bytes"]
+        return [f"{begin} about {about / GIB:.2f} of {usable}"]
+    needed = (answer["trace"] or estimated)["required_bytes"]
+    if gpu["usable_bytes"] - needed != spare:  # loading decides, or how blocks pack on this card
+        return _sentence(answer)
+    room = f"{spare / GIB:.2f} to spare" if spare >= 0 else f"short by {-spare / GIB:.2f}"
+    line = f"{begin} needs {needed / GIB:.2f} of {usable}, {room}"
     if answer["verdict"] != "too_close":
         return [line]
-    reason = _without_tools(answer).rpartition("; ")[2]
-    return [line, *_wrapped(reason)]
+    return [line, *_wrapped(_without_tools(answer).rpartition("; ")[2])]
+
+
+def _is_of_one_card(answer: Mapping[str, Any]) -> bool:
+    """Whether the verdict compares one step with one card, whose allocator is known."""
+    one = answer["scenario"]["parallel"]["gpus"] == answer["gpu"]["count"] == 1
+    known = answer["gpu"]["is_modelled"] and answer["verdict"] in COLOURS
+    compared = answer["trace"] or answer["analytic"]
+    return bool(one and known and compared and not answer.get("phases_of_cycle"))
+
+
+def _sentence(answer: Mapping[str, Any]) -> list[str]:
+    text = _without_tools(answer)
+    return wrap(text, WIDTH, subsequent_indent="  ", break_on_hyphens=False)
 
 
 def _without_tools(answer: Mapping[str, Any]) -> str:

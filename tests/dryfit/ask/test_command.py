@@ -228,7 +228,7 @@ def test_quick_answers_the_steps_that_tools_take_by_default(model, like, method,
         method,
     ]
     status, text = run(capsys, *words)
-    assert status == 0 and text.startswith("FITS: about ")
+    assert status == 0 and text.startswith("FITS  RTX 4090: about ")
 
 
 @pytest.mark.few(1)
@@ -250,7 +250,7 @@ def test_without_torch_the_estimate_answers_and_names_what_to_install(
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == status and "Traceback" not in done.stderr
     assert said in done.stderr and "dryfit[trace]" in done.stderr
-    assert done.stdout.startswith({0: "{" if words else "FITS: about "}.get(status, ""))
+    assert done.stdout.startswith({0: "{" if words else "FITS  "}.get(status, ""))
 
 
 @pytest.mark.parametrize(
