@@ -82,6 +82,19 @@ class _Wanted(Exception):
         self.hub = hub
 
 
+# What the calculator asks first, and so what the start page names.
+CHOSEN = {
+    "model": "qwen2.5-coder-7b",
+    "gpu": "rtx-4090",
+    "gpus": 1,
+    "method": "",
+    "strategy": "",
+    "sequence_length": 2048,
+    "micro_batch": 1,
+    "settings": {},
+}
+
+
 def reply(request: str) -> str:
     """Answer a question.
 

@@ -24,21 +24,11 @@ from dryfit.scenario.description import Field
 from dryfit.scenario.fields import FIELDS, scenario_defaults
 from dryfit.scenario.hub import MODELS
 from dryfit.scenario.strategies import STRATEGIES
-from dryfit.site.answer import reply
+from dryfit.site.answer import CHOSEN, reply
 from dryfit.site.documents import documents, installation, with_address
 from dryfit.site.python import ROOT, archive, pyodide
 
 SOURCES = data_path("site")
-CHOSEN = {
-    "model": "qwen2.5-coder-7b",
-    "gpu": "rtx-4090",
-    "gpus": 1,
-    "method": "",
-    "strategy": "",
-    "sequence_length": 2048,
-    "micro_batch": 1,
-    "settings": {},
-}
 SWEEP = ROOT / "results" / "tiny-sweep"  # of tests/config/sweep.yaml
 PICKS = (
     "t4",

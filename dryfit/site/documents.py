@@ -12,8 +12,10 @@ from tempfile import TemporaryDirectory
 
 from dryfit.common.errors import UserError
 from dryfit.common.files import read_json, read_yaml
+from dryfit.common.text import gib
 from dryfit.data import data_path
 from dryfit.site import reference
+from dryfit.site.answer import CHOSEN, reply
 from dryfit.site.python import ROOT
 
 SOURCES = data_path("site")
@@ -144,8 +146,11 @@ def start_page() -> str:
     page = (
         (SOURCES / "index.md").read_text(encoding="utf-8").replace("INSTALLATION", installation())
     )
-    peak = re.search(r"^  analytic estimate +([\d.]+ GiB)", answer, re.MULTILINE)[1]
-    return page.replace("PEAK", peak).replace("TERMINAL", f"$ {command}\n{answer.rstrip()}")
+    estimated = json.loads(reply(json.dumps({**CHOSEN, "ask": "answer"})))["answer"]
+    peak_bytes = estimated["analytic"]["peak_allocated_bytes"]
+    return page.replace("PEAK", gib(peak_bytes)).replace(
+        "TERMINAL", f"$ {command}\n{answer.rstrip()}"
+    )
 
 
 def _pipes(text: str) -> str:

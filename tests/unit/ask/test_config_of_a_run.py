@@ -65,7 +65,7 @@ def test_what_is_printed_is_what_the_written_file_has(
     assert main([*words, "--output", str(path)]) == 0
     text = capsys.readouterr().out
     assert "start: snakemake --cores 4 --configfile pipeline.yaml" in text
-    assert main([str(path), "--gpu", "2GiB", "--fresh"]) == 0
+    assert main(["explain", str(path), "--gpu", "2GiB", "--fresh"]) == 0
     assert capsys.readouterr().out.splitlines()[0] == text.splitlines()[0].removeprefix("# ")
 
 
